@@ -1,0 +1,182 @@
+"""Model sizes as frozen dataclasses, read from a Hugging Face `config.json`.
+
+Both generations of the file are understood: the flat one (decoder sizes at the top level,
+`rope_theta` and `rope_scaling`) and the nested one (`text_config`, `rope_parameters`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A `config.json` that this package cannot run; the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of one head.
+
+    `sections` counts the planes that turn with (time, height, width); None is 1-D rotary.
+    `frequency_mask`, one bool per plane, stops the planes marked False (an ablation: their
+    wavelength becomes infinite).
+    """
+
+    head_dim: int
+    theta: float
+    sections: tuple[int, int, int] | None = None
+    frequency_mask: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        planes = self.head_dim // 2
+        if self.head_dim % 2 or self.head_dim < 2:
+            raise ConfigError(f"head_dim must be even and positive, got {self.head_dim}")
+        if self.sections is not None and sum(self.sections) != planes:
+            raise ConfigError(f"mrope_section {self.sections} must sum to head_dim / 2 = {planes}")
+        if self.frequency_mask is not None and len(self.frequency_mask) != planes:
+            raise ConfigError(
+                f"frequency_mask has {len(self.frequency_mask)} entries for {planes} planes"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    mlp_dim: int
+    out_dim: int
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    in_channels: int = 3
+    activation: str = "quick_gelu"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def merge_area(self) -> int:
+        """Patches that become one visual token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one flattened patch."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the language decoder."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    rope: RopeConfig
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    max_positions: int = 32768
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A vision-language model: both halves and the ids of its marks."""
+
+    family: str
+    vision: VisionConfig
+    decoder: DecoderConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_id: int
+    vision_end_id: int
+
+
+FAMILIES = ("qwen2_vl",)
+_ACTIVATIONS = ("quick_gelu", "gelu", "silu")
+
+
+def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """Read the sizes of a model from a parsed Hugging Face `config.json`.
+
+    Raises:
+        ConfigError: unknown architecture, missing or inconsistent field.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"unknown architecture model_type={family!r}; supported: {', '.join(FAMILIES)}"
+        )
+    try:
+        text = {**config, **config.get("text_config", {})}
+        return ModelConfig(
+            family=family,
+            vision=_vision(config["vision_config"]),
+            decoder=_decoder(text, tied=bool(config.get("tie_word_embeddings", False))),
+            image_token_id=int(config["image_token_id"]),
+            video_token_id=int(config["video_token_id"]),
+            vision_start_id=int(config["vision_start_token_id"]),
+            vision_end_id=int(config["vision_end_token_id"]),
+        )
+    except KeyError as error:
+        raise ConfigError(f"config.json lacks the field {error.args[0]!r}") from None
+
+
+def _vision(vision: Mapping[str, Any]) -> VisionConfig:
+    sizes = VisionConfig(
+        depth=int(vision["depth"]),
+        embed_dim=int(vision["embed_dim"]),
+        num_heads=int(vision["num_heads"]),
+        mlp_dim=int(vision["embed_dim"] * vision["mlp_ratio"]),
+        out_dim=int(vision["hidden_size"]),
+        patch_size=int(vision["patch_size"]),
+        temporal_patch_size=int(vision["temporal_patch_size"]),
+        spatial_merge_size=int(vision["spatial_merge_size"]),
+        in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
+        activation=vision.get("hidden_act", "quick_gelu"),
+    )
+    if sizes.activation not in _ACTIVATIONS:
+        raise ConfigError(f"vision hidden_act {sizes.activation!r} is not one of {_ACTIVATIONS}")
+    if sizes.embed_dim % sizes.num_heads or sizes.head_dim % 4:
+        raise ConfigError(
+            f"vision embed_dim {sizes.embed_dim} / num_heads {sizes.num_heads} must be a multiple"
+            " of 4 for its 2-D rotary embedding"
+        )
+    return sizes
+
+
+def _decoder(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
+    if text.get("use_sliding_window"):
+        raise ConfigError("use_sliding_window=true is not supported; set it to false")
+    if text.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"decoder hidden_act {text['hidden_act']!r} is not supported, only silu")
+    num_heads = int(text["num_attention_heads"])
+    head_dim = int(text.get("head_dim") or text["hidden_size"] // num_heads)
+    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
+    sections = rope.get("mrope_section")
+    return DecoderConfig(
+        num_layers=int(text["num_hidden_layers"]),
+        hidden_size=int(text["hidden_size"]),
+        intermediate_size=int(text["intermediate_size"]),
+        num_heads=num_heads,
+        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
+        vocab_size=int(text["vocab_size"]),
+        rope=RopeConfig(
+            head_dim=head_dim,
+            theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
+            sections=tuple(int(s) for s in sections) if sections else None,
+        ),
+        norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=tied,
+        max_positions=int(text.get("max_position_embeddings", 32768)),
+    )

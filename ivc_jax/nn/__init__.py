@@ -1,0 +1,1 @@
+"""Model parts: pure functions and linen modules; state is passed in and returned."""

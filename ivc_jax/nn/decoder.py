@@ -1,0 +1,153 @@
+"""Qwen2-VL language decoder: one block, and loops over stacked blocks.
+
+Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; every leaf of `layers` has a
+leading L axis. Loops index that stack inside the scan: slicing it into spans beforehand would hold
+a second copy of the weights.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from typing import Any
+
+from ivc_jax.config import DecoderConfig, ModelConfig
+from ivc_jax.nn import rope
+from ivc_jax.nn.attention import attend
+from ivc_jax.nn.layers import GatedMLP
+from ivc_jax.nn.vision import VisionTower
+from ivc_jax.types import typed
+
+Params = dict[str, Any]
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block in two halves, so that a cache can be written between them."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        config = self.config
+        heads, groups, width = config.num_heads, config.num_kv_heads, config.rope.head_dim
+        self.input_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
+        self.q_proj = nn.Dense(heads * width)
+        self.k_proj = nn.Dense(groups * width)
+        self.v_proj = nn.Dense(groups * width)
+        self.o_proj = nn.Dense(config.hidden_size, use_bias=False)
+        self.post_attention_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
+        self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
+
+    def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Project [B, N, D] to rotated queries [B, N, H, C], rotated keys and values [B, N, G, C]."""
+        B, N, _ = x.shape
+        x = self.input_layernorm(x)
+        queries, keys, values = (
+            projection(x).reshape(B, N, -1, self.config.rope.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rope.rotate(queries, angles), rope.rotate(keys, angles), values
+
+    def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """Add the projected attention output [B, N, H, C] and the feed-forward part to x."""
+        B, N, _ = x.shape
+        x = x + self.o_proj(mixed.reshape(B, N, -1))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
+        """Run the block causally over a full batch; used to initialise the parameters."""
+        queries, keys, values = self.qkv(x, angles)
+        return self.mix(x, attend(queries, keys, values, causal=True))
+
+
+def layer_params(layers: Params, index: jax.Array | int) -> Params:
+    """Take one block's parameters out of the stack."""
+    return jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+
+
+@typed
+def run_layer(
+    config: DecoderConfig,
+    layers: Params,
+    hidden: Float[Array, "B N D"],
+    angles: Float[Array, "B N F"],
+    index: Any,
+    *,
+    mask: Bool[Array, "#B 1 N N"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Run block `index` over a whole sequence.
+
+    Args:
+        mask: which slots see which; without it attention is causal over `lengths` valid slots.
+
+    Returns:
+        Hidden states [B, N, D] and the block's (queries, keys, values).
+    """
+    block, params = DecoderBlock(config), {"params": layer_params(layers, index)}
+    with jax.named_scope("decoder_layer"):
+        queries, keys, values = block.apply(params, hidden, angles, method="qkv")
+        mixed = attend(queries, keys, values, mask=mask, lengths=lengths, causal=mask is None)
+        return block.apply(params, hidden, mixed, method="mix"), (queries, keys, values)
+
+
+@typed
+def run_span(
+    config: DecoderConfig,
+    layers: Params,
+    hidden: Float[Array, "B N D"],
+    angles: Float[Array, "B N F"],
+    start: int,
+    stop: int,
+    *,
+    mask: Bool[Array, "#B 1 N N"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scan blocks start..stop-1; return hidden states and stacked keys, values [L, B, N, G, C]."""
+
+    def body(carry: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        carry, (_, keys, values) = run_layer(
+            config, layers, carry, angles, index, mask=mask, lengths=lengths
+        )
+        return carry, (keys, values)
+
+    hidden, (keys, values) = jax.lax.scan(body, hidden, jnp.arange(start, stop))
+    return hidden, keys, values
+
+
+def embed(params: Params, tokens: jax.Array) -> jax.Array:
+    """Look up token embeddings: [B, N] to [B, N, D]."""
+    return params["embed_tokens"]["embedding"][tokens]
+
+
+def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Map hidden states [..., D] to float32 logits [..., vocab]."""
+    hidden = nn.RMSNorm(epsilon=config.norm_eps).apply({"params": params["norm"]}, hidden)
+    if config.tie_embeddings:
+        kernel = params["embed_tokens"]["embedding"].T
+    else:
+        kernel = params["lm_head"]["kernel"]
+    return (hidden @ kernel).astype(jnp.float32)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Draw random float32 parameters of a whole model: {"vision", "decoder"}.
+
+    Under `jax.eval_shape` this states the shape of every parameter without making one.
+    """
+    sizes = config.decoder
+    embed_key, layer_key, head_key, vision_key = jax.random.split(key, 4)
+    normal = nn.initializers.normal(0.02)
+    hidden = jnp.zeros((1, 1, sizes.hidden_size))
+    angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
+    init_block = lambda k: DecoderBlock(sizes).init(k, hidden, angles)["params"]  # noqa: E731
+    decoder: Params = {
+        "embed_tokens": {"embedding": normal(embed_key, (sizes.vocab_size, sizes.hidden_size))},
+        "layers": jax.vmap(init_block)(jax.random.split(layer_key, sizes.num_layers)),
+        "norm": {"scale": jnp.ones(sizes.hidden_size)},
+    }
+    if not sizes.tie_embeddings:
+        decoder["lm_head"] = {"kernel": normal(head_key, (sizes.hidden_size, sizes.vocab_size))}
+    patches = jnp.zeros((1, config.vision.merge_area, config.vision.patch_values))
+    positions = jnp.zeros((1, config.vision.merge_area, 2), jnp.int32)
+    vision = VisionTower(config.vision).init(vision_key, patches, positions)["params"]
+    return {"vision": vision, "decoder": decoder}

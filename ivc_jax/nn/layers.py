@@ -1,0 +1,43 @@
+"""Projections, norms and feed-forward parts shared by the tower and the decoder."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+# LayerNorm variance is taken from the centred values: the fast E[x²]-E[x]² form loses digits.
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+class GatedMLP(nn.Module):
+    """Gated feed-forward layer of the decoder: down(silu(gate(x)) * up(x))."""
+
+    hidden_dim: int
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., D] to [..., out_dim]."""
+        gate = nn.Dense(self.hidden_dim, use_bias=False, name="gate_proj")(x)
+        up = nn.Dense(self.hidden_dim, use_bias=False, name="up_proj")(x)
+        return nn.Dense(self.out_dim, use_bias=False, name="down_proj")(jax.nn.silu(gate) * up)
+
+
+class MLP(nn.Module):
+    """Plain two-layer feed-forward part of the vision tower."""
+
+    hidden_dim: int
+    out_dim: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., D] to [..., out_dim]."""
+        x = nn.Dense(self.hidden_dim, name="fc1")(x)
+        return nn.Dense(self.out_dim, name="fc2")(ACTIVATIONS[self.activation](x))

@@ -1,0 +1,64 @@
+"""Rotary position embedding: frequencies, M-RoPE mixing, rotation.
+
+Every change to the frequencies enters here (inside the model) or in `ivc_jax.ivc` (inside the
+score), nowhere else.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ivc_jax.config import RopeConfig
+from ivc_jax.types import typed
+
+
+def frequencies(config: RopeConfig) -> np.ndarray:
+    """Return the F = head_dim / 2 angular frequencies in radians per position, float64.
+
+    Plane i turns by theta^(-2i / head_dim); planes masked by the config do not turn
+    (RoFormer, arXiv 2104.09864, section 3.2.2).
+    """
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    result = config.theta**-exponent
+    if config.frequency_mask is not None:
+        result = np.where(config.frequency_mask, result, 0.0)
+    return result
+
+
+def axis_of_plane(config: RopeConfig) -> np.ndarray:
+    """Return for each rotary plane the position axis that turns it: 0 time, 1 height, 2 width."""
+    planes = config.head_dim // 2
+    if config.sections is None:
+        return np.zeros(planes, np.int32)
+    return np.repeat(np.arange(3, dtype=np.int32), config.sections)
+
+
+@typed
+def angles(config: RopeConfig, positions: Int[Array, "3 B N"]) -> Float[Array, "B N F"]:
+    """Return the float32 angle of each rotary plane at each position (Qwen2-VL's M-RoPE)."""
+    axis_positions = positions[axis_of_plane(config)]  # [F, B, N]
+    # float32 products, as the reference implementation forms them
+    turn = frequencies(config).astype(np.float32)
+    return jnp.moveaxis(axis_positions.astype(jnp.float32), 0, -1) * turn
+
+
+@typed
+def vision_angles(
+    head_dim: int, patch_positions: Int[Array, "R P 2"], theta: float = 10000.0
+) -> Float[Array, "R P F"]:
+    """Return angles of the tower's 2-D rotary: half of the planes turn with the row, half with the
+    column."""
+    exponent = np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2)
+    turn = (1.0 / theta**exponent).astype(np.float32)  # [head_dim / 4]
+    per_axis = patch_positions[..., None].astype(jnp.float32) * turn  # [R, P, 2, head_dim / 4]
+    return per_axis.reshape(*patch_positions.shape[:2], head_dim // 2)
+
+
+@typed
+def rotate(x: Float[Array, "B N H C"], angle: Float[Array, "B N F"]) -> Float[Array, "B N H C"]:
+    """Turn plane i, made of channels (i, i + C/2), by angle i. Computed in float32."""
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,92 @@
+"""Shared pytrees and the letters that name their dimensions.
+
+B batch, N sequence slots, T text slots, V visual slots, K kept visual slots, R patch rows
+(one row per video frame pair or image), P patches in a row, H query heads, G key/value heads,
+C head width, D model width, F rotary planes, L layers, M images in a sample.
+
+A sample sits at the left of its row and padding follows it:
+
+    slot       0   1   2   3   4   5   6   7
+    token     <s> <v>  i   i   i  </v> Q   -      i: image placeholder, -: padding
+    visual             0   1   2                  index in visual space, 0..V-1
+"""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import flax.struct
+import jax
+from jaxtyping import jaxtyped
+
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def typed(function: _Function) -> _Function:
+    """Check jaxtyping annotations of `function` while tracing if IVC_JAX_TYPECHECK=1.
+
+    The tests set the variable; without it the function is returned untouched.
+    """
+    if os.environ.get("IVC_JAX_TYPECHECK") != "1":
+        return function
+    from beartype import beartype
+
+    return jaxtyped(function, typechecker=beartype)
+
+
+@flax.struct.dataclass
+class Layout:
+    """Where the visual tokens of each sample sit in the current sequence.
+
+    `visual_index`, `visual_valid`, `image_id` and `grid` describe visual space; the rest describes
+    the sequence. An image or a whole video is one segment, numbered from 0 within its sample.
+    Padding has index 0, segment -1, grid -1 and count 0. Counts are those of the unpruned prompt
+    and stay as they are when an earlier stage has already dropped tokens.
+    """
+
+    visual_index: jax.Array  # [B, V] int32, slot in the sequence, ascending over the valid ones
+    visual_valid: jax.Array  # [B, V] bool
+    image_id: jax.Array  # [B, V] int32
+    grid: jax.Array  # [B, V, 3] int32, (frame, row, column) of the merged cell
+    image_count: jax.Array  # [B, V] int32, unpruned token count of this token's image
+    visual_count: jax.Array  # [B] int32, unpruned visual tokens of the sample
+    text_index: jax.Array  # [B, T] int32, slot in the sequence
+    text_valid: jax.Array  # [B, T] bool
+    positions: jax.Array  # [3, B, N] int32, M-RoPE position ids (time, height, width)
+    lengths: jax.Array  # [B] int32, valid slots of each row
+    num_images: int = flax.struct.field(pytree_node=False)  # M, bound on segments of a sample
+    num_positions: int = flax.struct.field(pytree_node=False)  # bound on position ids, exclusive
+
+
+@flax.struct.dataclass
+class Inputs:
+    """A padded batch on device, everything that the compiled prefill reads."""
+
+    tokens: jax.Array  # [B, N] int32
+    layout: Layout
+    next_position: jax.Array  # [B] int32, position id of the first generated token
+    patches: jax.Array  # [R, P, patch values] float32, merge-block order within a row
+    patch_positions: jax.Array  # [R, P, 2] int32, (row, column) of a patch; -1 is padding
+    visual_source: jax.Array  # [B, V] int32, row in the merged tower output [R * P / merge², D]
+
+
+@flax.struct.dataclass
+class Selection:
+    """Kept visual tokens: ascending indices in visual space, valid ones first."""
+
+    index: jax.Array  # [B, K] int32, 0 where not valid
+    valid: jax.Array  # [B, K] bool
+
+
+@flax.struct.dataclass
+class KVSpan:
+    """Keys (already rotated) and values of consecutive layers that share one cache length."""
+
+    keys: jax.Array  # [L, B, S, G, C]
+    values: jax.Array  # [L, B, S, G, C]
+    lengths: jax.Array  # [B] int32, valid slots; they come first
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the key and value arrays."""
+        return self.keys.nbytes + self.values.nbytes
