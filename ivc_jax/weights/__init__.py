@@ -1,0 +1,1 @@
+"""Weights in and out: Hugging Face names, streamed safetensors, Orbax checkpoints."""
