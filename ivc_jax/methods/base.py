@@ -110,6 +110,9 @@ class Method:
         raise NotImplementedError
 
 
+DENSE = Method()
+
+
 def check_keep_ratio(keep_ratio: float) -> None:
     """Raise MethodError unless 0 < keep_ratio <= 1."""
     if not 0 < keep_ratio <= 1:

@@ -5,11 +5,12 @@ leading L axis. Loops index that stack inside the scan: slicing it into spans be
 a second copy of the weights.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from typing import Any
 
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope
@@ -27,6 +28,7 @@ class DecoderBlock(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
+        """Declare the projections under the names that checkpoints use."""
         config = self.config
         heads, groups, width = config.num_heads, config.num_kv_heads, config.rope.head_dim
         self.input_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
@@ -38,7 +40,7 @@ class DecoderBlock(nn.Module):
         self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
 
     def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Project [B, N, D] to rotated queries [B, N, H, C], rotated keys and values [B, N, G, C]."""
+        """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, C]."""
         B, N, _ = x.shape
         x = self.input_layernorm(x)
         queries, keys, values = (
@@ -139,7 +141,10 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     normal = nn.initializers.normal(0.02)
     hidden = jnp.zeros((1, 1, sizes.hidden_size))
     angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
-    init_block = lambda k: DecoderBlock(sizes).init(k, hidden, angles)["params"]  # noqa: E731
+
+    def init_block(block_key: jax.Array) -> Params:
+        return DecoderBlock(sizes).init(block_key, hidden, angles)["params"]
+
     decoder: Params = {
         "embed_tokens": {"embedding": normal(embed_key, (sizes.vocab_size, sizes.hidden_size))},
         "layers": jax.vmap(init_block)(jax.random.split(layer_key, sizes.num_layers)),

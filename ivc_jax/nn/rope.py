@@ -4,7 +4,6 @@ Every change to the frequencies enters here (inside the model) or in `ivc_jax.iv
 score), nowhere else.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int

@@ -1,0 +1,1 @@
+"""Prefill with pruning and greedy decode, both compiled with static shapes."""

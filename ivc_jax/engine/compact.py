@@ -1,0 +1,95 @@
+"""Shorten a sequence to its kept tokens: one stable sort, then gathers.
+
+slot           0    1    2    3    4    5    6    7
+token         <v>   a    b    c    d   </v>  Q    -       - : padding
+keep           1    0    1    0    1    1    1    0
+order          0    2    4    5    6  | 1    3    7       stable sort, kept slots first
+result        <v>   b    d   </v>  Q                      cut to N - V + K slots
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from ivc_jax.types import KVSpan, Layout, Selection, typed
+
+
+@flax.struct.dataclass
+class Sequence:
+    """Hidden states of the current tokens and where they came from."""
+
+    hidden: jax.Array  # [B, N, D]
+    layout: Layout
+    origin: jax.Array  # [B, N] int32, slot in the unpruned prompt
+    visual_origin: jax.Array  # [B, V] int32, index in the unpruned visual space
+
+
+@typed
+def keep_mask(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
+    """Mark the slots that stay: every valid text slot and the selected visual slots."""
+    B, N = layout.positions.shape[1:]
+    rows = jnp.arange(B)[:, None]
+    slots = jnp.arange(N)
+    # Padding entries are sent to slot N, which `drop` discards.
+    visual = jnp.where(layout.visual_valid, layout.visual_index, N)
+    chosen = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)
+    chosen = jnp.where(selection.valid, chosen, N)
+    keep = slots < layout.lengths[:, None]
+    keep = keep.at[rows, visual].set(False, mode="drop")
+    return keep.at[rows, chosen].set(True, mode="drop")
+
+
+@typed
+def compact(sequence: Sequence, selection: Selection) -> tuple[Sequence, Int[Array, "B S"]]:
+    """Gather the kept tokens to the left.
+
+    Returns:
+        The sequence of static length S = N - V + K, and the old slot of each new slot.
+    """
+    layout = sequence.layout
+    keep = keep_mask(layout, selection)
+    N, V = keep.shape[1], layout.visual_index.shape[1]
+    length = N - V + selection.index.shape[1]
+    order = jnp.argsort(~keep, axis=1, stable=True)[:, :length].astype(jnp.int32)
+    new_slot = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
+    valid = selection.valid
+
+    def take(array: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(array, selection.index, axis=1)
+
+    shorter = layout.replace(
+        visual_index=jnp.where(
+            valid, jnp.take_along_axis(new_slot, take(layout.visual_index), axis=1), 0
+        ),
+        visual_valid=valid,
+        image_id=jnp.where(valid, take(layout.image_id), -1),
+        grid=jnp.where(
+            valid[..., None],
+            jnp.take_along_axis(layout.grid, selection.index[..., None], axis=1),
+            -1,
+        ),
+        image_count=jnp.where(valid, take(layout.image_count), 0),
+        text_index=jnp.where(
+            layout.text_valid, jnp.take_along_axis(new_slot, layout.text_index, axis=1), 0
+        ),
+        positions=jnp.take_along_axis(layout.positions, order[None], axis=2),
+        lengths=keep.sum(axis=1, dtype=jnp.int32),
+    )
+    return Sequence(
+        hidden=jnp.take_along_axis(sequence.hidden, order[..., None], axis=1),
+        layout=shorter,
+        origin=jnp.take_along_axis(sequence.origin, order, axis=1),
+        visual_origin=take(sequence.visual_origin),
+    ), order
+
+
+@typed
+def compact_cache(span: KVSpan, order: Int[Array, "B S"], lengths: Int[Array, "B"]) -> KVSpan:
+    """Drop the same tokens from the caches of earlier layers."""
+    index = order[None, :, :, None, None]
+    return KVSpan(
+        keys=jnp.take_along_axis(span.keys, index, axis=2),
+        values=jnp.take_along_axis(span.values, index, axis=2),
+        lengths=lengths,
+    )

@@ -1,0 +1,96 @@
+"""Turn (number of layers, method) into a static tuple of steps.
+
+    ivc:layer=16 on 28 layers       Span(0, 16)  Cut(16)  Span(16, 28)
+    fastv:layer=2 on 28 layers      Span(0, 1)  Span(1, 2, alone)  Cut(2)  Span(2, 28)
+
+Blocks whose queries are asked for run alone; keys and values come out of any span, so asking for
+them costs nothing.
+"""
+
+import dataclasses
+
+from ivc_jax.methods.base import (
+    AttentionRows,
+    Method,
+    MethodError,
+    Request,
+    RopeSettings,
+    Stage,
+    check_keep_ratio,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Run blocks start..stop-1; `alone` marks a single block that also returns its queries."""
+
+    start: int
+    stop: int
+    alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Select and compact with the method's `stage`."""
+
+    stage: Stage
+
+
+Plan = tuple[Span | Cut, ...]
+
+
+def make_plan(num_layers: int, method: Method) -> Plan:
+    """Lay out the steps of a prefill.
+
+    Args:
+        method: already resolved against the model.
+
+    Raises:
+        MethodError: a stage or a request outside the model or in the wrong order.
+    """
+    steps: list[Span | Cut] = []
+    done = 0
+    for stage in method.stages:
+        _check_stage(stage, done, num_layers)
+        requests = method.requests(stage)
+        _check_requests(requests, done, stage)
+        alone = {request.layer for request in requests if isinstance(request, AttentionRows)}
+        steps += _spans(done, stage.layer, alone)
+        steps.append(Cut(stage))
+        done = stage.layer
+    return tuple(steps + _spans(done, num_layers, set()))
+
+
+def _spans(start: int, stop: int, alone: set[int]) -> list[Span]:
+    spans = []
+    for layer in sorted(alone):
+        if start < layer:
+            spans.append(Span(start, layer))
+        spans.append(Span(layer, layer + 1, alone=True))
+        start = layer + 1
+    if start < stop:
+        spans.append(Span(start, stop))
+    return spans
+
+
+def _check_stage(stage: Stage, done: int, num_layers: int) -> None:
+    check_keep_ratio(stage.keep_ratio)
+    if not 0 <= stage.layer < num_layers:
+        raise MethodError(
+            f"layer={stage.layer} is outside the model: it has layers 0 to {num_layers - 1}"
+        )
+    if stage.layer < done:
+        raise MethodError(f"stages must not go back: layer {stage.layer} follows layer {done}")
+
+
+def _check_requests(requests: tuple[Request, ...], done: int, stage: Stage) -> None:
+    # Signals must describe the sequence as it stands at the cut: a block before the last cut saw
+    # other tokens.
+    for request in requests:
+        if isinstance(request, RopeSettings):
+            continue
+        if not done <= request.layer < stage.layer:
+            raise MethodError(
+                f"{request} cannot be had for a cut before layer {stage.layer}: "
+                f"blocks {done} to {stage.layer - 1} have run on the present tokens"
+            )

@@ -1,0 +1,74 @@
+"""Imports point one way; the package never reaches for torch, transformers or its own users."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ivc_jax"
+
+# What each part of the package may import from the package.
+ALLOWED = {
+    "types": set(),
+    "config": set(),
+    "version": set(),
+    "ivc": {"types", "config"},
+    "parallel": {"types", "config"},
+    "nn": {"types", "config", "nn"},
+    "inputs": {"types", "config", "inputs"},
+    "methods": {"types", "config", "ivc", "methods"},
+    "weights": {"types", "config", "nn", "parallel", "weights"},
+    "model": {"types", "config", "nn", "inputs", "parallel", "weights"},
+    "engine": {"types", "config", "nn", "inputs", "methods.base", "model", "parallel", "engine"},
+    "evals": {"types", "config", "inputs", "methods", "model", "engine", "ivc", "evals", ""},
+}
+FORBIDDEN = {"torch", "checkpoints_convert", "experiments", "digit_scenes", "matplotlib"}
+LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub"}
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "ivc_jax":
+                found |= {f"ivc_jax.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_imports_point_one_way(path):
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports(path):
+        if not name.startswith("ivc_jax"):
+            continue
+        target = name.removeprefix("ivc_jax").removeprefix(".")
+        prefixes = {target, target.split(".")[0], ".".join(target.split(".")[:2])}
+        assert prefixes & ALLOWED[room], f"{relative} must not import {name}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_package_never_imports_its_users_or_torch(path):
+    assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_heavy_libraries_are_imported_lazily(path):
+    assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & LAZY
+
+
+def test_no_file_is_longer_than_350_lines():
+    folders = ("ivc_jax", "checkpoints_convert", "experiments", "digit_scenes", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert files
+    assert {str(path): n for path in files if (n := len(path.read_text().splitlines())) > 350} == {}
