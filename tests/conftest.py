@@ -6,19 +6,19 @@ os.environ["IVC_JAX_TYPECHECK"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The two variables above are read while these modules are imported.
-import json  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
 
-from ivc_jax import config as ivc_config  # noqa: E402
-from ivc_jax.nn.decoder import init_params  # noqa: E402
-from ivc_jax.weights import keymap  # noqa: E402
+from ivc_jax import config as ivc_config
+from ivc_jax.nn.decoder import init_params
+from ivc_jax.weights import keymap
 
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -128,7 +128,7 @@ def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shards: int = 1)
 
 
 def write_processor_files(folder: Path) -> None:
-    """Write a byte-level tokenizer with the Qwen2-VL marks, and image settings for 4-pixel patches."""
+    """Write a byte-level tokenizer with the Qwen2-VL marks, and settings for 4-pixel patches."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
