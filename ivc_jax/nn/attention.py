@@ -58,5 +58,5 @@ def attention_rows(
     grouped = queries.reshape(B, Q, G, H // G, C).astype(jnp.float32)
     logits = jnp.einsum("bqgrc,bsgc->bgrqs", grouped, keys.astype(jnp.float32)) * C**-0.5
     visible = mask[:, None, None]
-    rows = jax.nn.softmax(logits, axis=-1, where=visible, initial=jnp.finfo(jnp.float32).min)
+    rows = jax.nn.softmax(logits, axis=-1, where=visible)
     return jnp.where(visible, rows, 0.0).reshape(B, H, Q, -1)

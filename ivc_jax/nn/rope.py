@@ -1,7 +1,6 @@
-"""Rotary position embedding: frequencies, M-RoPE mixing, rotation.
+"""Rotary position embedding: M-RoPE mixing of the axes, angles, rotation.
 
-Every change to the frequencies enters here (inside the model) or in `ivc_jax.ivc` (inside the
-score), nowhere else.
+The frequencies themselves are a property of `RopeConfig`, which `ivc_jax.ivc` reads as well.
 """
 
 import jax.numpy as jnp
@@ -12,33 +11,12 @@ from ivc_jax.config import RopeConfig
 from ivc_jax.types import typed
 
 
-def frequencies(config: RopeConfig) -> np.ndarray:
-    """Return the F = head_dim / 2 angular frequencies in radians per position, float64.
-
-    Plane i turns by theta^(-2i / head_dim); planes masked by the config do not turn
-    (RoFormer, arXiv 2104.09864, section 3.2.2).
-    """
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    result = config.theta**-exponent
-    if config.frequency_mask is not None:
-        result = np.where(config.frequency_mask, result, 0.0)
-    return result
-
-
-def axis_of_plane(config: RopeConfig) -> np.ndarray:
-    """Return for each rotary plane the position axis that turns it: 0 time, 1 height, 2 width."""
-    planes = config.head_dim // 2
-    if config.sections is None:
-        return np.zeros(planes, np.int32)
-    return np.repeat(np.arange(3, dtype=np.int32), config.sections)
-
-
 @typed
 def angles(config: RopeConfig, positions: Int[Array, "3 B N"]) -> Float[Array, "B N F"]:
     """Return the float32 angle of each rotary plane at each position (Qwen2-VL's M-RoPE)."""
-    axis_positions = positions[axis_of_plane(config)]  # [F, B, N]
+    axis_positions = positions[config.axis_of_plane]  # [F, B, N]
     # float32 products, as the reference implementation forms them
-    turn = frequencies(config).astype(np.float32)
+    turn = config.frequencies.astype(np.float32)
     return jnp.moveaxis(axis_positions.astype(jnp.float32), 0, -1) * turn
 
 
