@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 
 class ConfigError(ValueError):
     """A `config.json` that this package cannot run; the message names the field."""
@@ -37,6 +39,23 @@ class RopeConfig:
             raise ConfigError(
                 f"frequency_mask has {len(self.frequency_mask)} entries for {planes} planes"
             )
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """The F = head_dim / 2 angular frequencies in radians per position, float64.
+
+        Plane i turns by theta^(-2i / head_dim); masked planes do not turn (RoFormer, arXiv
+        2104.09864, section 3.2.2).
+        """
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
+        turns = self.theta**-exponent
+        return turns if self.frequency_mask is None else np.where(self.frequency_mask, turns, 0.0)
+
+    @property
+    def axis_of_plane(self) -> np.ndarray:
+        """The position axis that turns each plane, int32 [F]: 0 time, 1 height, 2 width."""
+        sections = self.sections or (self.head_dim // 2, 0, 0)
+        return np.repeat(np.arange(3, dtype=np.int32), sections)
 
 
 @dataclasses.dataclass(frozen=True)
