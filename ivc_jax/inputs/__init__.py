@@ -1,0 +1,1 @@
+"""From prompts and pictures to the padded arrays of one compiled program, in NumPy on the host."""

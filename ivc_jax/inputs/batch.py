@@ -1,0 +1,121 @@
+"""The unpadded batch: token ids with placeholders expanded, and the visuals they stand for."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Input that cannot be run; one line that names the sample or image and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Visual:
+    """One image or one video, cut into patches.
+
+    `patches` [t * h * w, patch values] float32 is in merge-block order within each temporal
+    slice; `grid` is (t, h, w) in patches, t = 1 for an image.
+    """
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples on the host, before any padding.
+
+    Which visual belongs to which sample is not stored: the placeholder ids in the tokens say so,
+    once a model config gives their meaning (`layout.arrange`).
+
+        tokens   ([<s> i i i i Q], [<s> Q], [<s> i i Q])       i: image placeholder
+        images   (    4 tokens             2 tokens    )       videos ()
+
+    Attributes:
+        tokens: one int32 array [n] a sample, every placeholder repeated for each visual token.
+        images: the images of all samples, in order of occurrence.
+        videos: the videos of all samples, in order of occurrence.
+    """
+
+    tokens: tuple[np.ndarray, ...]
+    images: tuple[Visual, ...] = ()
+    videos: tuple[Visual, ...] = ()
+
+    def __post_init__(self) -> None:
+        for sample, tokens in enumerate(self.tokens):
+            if tokens.ndim != 1 or not tokens.size:
+                raise InputError(f"sample {sample} has no tokens; give it a prompt")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_hf(
+        cls,
+        *,
+        input_ids: Any,
+        attention_mask: Any = None,
+        pixel_values: Any = None,
+        image_grid_thw: Any = None,
+        pixel_values_videos: Any = None,
+        video_grid_thw: Any = None,
+        mm_token_type_ids: Any = None,
+    ) -> "Batch":
+        """Read the arrays that a Hugging Face processor returns (NumPy, or what becomes NumPy).
+
+        Args:
+            input_ids: [B, N], padded on either side.
+            attention_mask: [B, N], 0 at padding; without it every id counts.
+            pixel_values: [patches of all images, patch values].
+            image_grid_thw: [images, 3], (t, h, w) in patches.
+            pixel_values_videos: [patches of all videos, patch values].
+            video_grid_thw: [videos, 3].
+            mm_token_type_ids: ignored; accepted so that a processor's output can be unpacked.
+
+        Raises:
+            InputError: shapes that contradict each other, or a sample without a token.
+        """
+        del mm_token_type_ids
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2:
+            raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
+        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+        if mask.shape != ids.shape:
+            raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
+        mask = mask.astype(bool)
+        return cls(
+            tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
+            images=_split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw"),
+            videos=_split_patches(
+                pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
+            ),
+        )
+
+
+def _split_patches(
+    patches: Any, grids: Any, patches_name: str, grids_name: str
+) -> Sequence[Visual]:
+    """Cut concatenated patches into visuals, as views."""
+    if patches is None and grids is None:
+        return ()
+    if patches is None or grids is None:
+        missing = patches_name if patches is None else grids_name
+        raise InputError(f"{missing} is missing; pass {patches_name} and {grids_name} together")
+    patches, grids = np.asarray(patches, np.float32), np.asarray(grids, np.int64)
+    if grids.ndim != 2 or grids.shape[1] != 3 or (grids < 1).any():
+        raise InputError(f"{grids_name} must be [visuals, 3] and positive, got {grids.tolist()}")
+    counts = grids.prod(axis=1)
+    if patches.ndim != 2 or len(patches) != counts.sum():
+        raise InputError(
+            f"{patches_name} has shape {patches.shape}, but {grids_name} needs {counts.sum()}"
+            " rows of patch values"
+        )
+    if not len(grids):
+        return ()
+    pieces = np.split(patches, np.cumsum(counts)[:-1])
+    return tuple(
+        Visual(piece, tuple(int(size) for size in grid))
+        for piece, grid in zip(pieces, grids, strict=True)
+    )

@@ -1,0 +1,237 @@
+"""Padding to few sizes, so that few programs are compiled, and the arrays the prefill reads.
+
+Two samples, "<s> i i i i Q" with a 4 x 4 patch image (merge 2) and "<s> Q", in the bucket of
+T = 4 text slots, V = 6 visual slots, R = 1 row of P = 16 patches; N = T + V = 10:
+
+    slot            0  1  2  3  4  5  6  7  8  9
+    tokens[0]      <s> i  i  i  i  Q  -  -  -  -     lengths[0] = 6
+    tokens[1]      <s> Q  -  -  -  -  -  -  -  -     lengths[1] = 2
+
+    visual_index[0]   1  2  3  4  -  -      text_index[0]   0  5  -  -
+    visual_source[0]  0  1  2  3  -  -      text_index[1]   0  1  -  -
+                      `- row 0 -'           (-: 0 where not valid)
+
+Padding is masked everywhere downstream and never changes a result.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.batch import Batch, InputError
+from ivc_jax.inputs.layout import Arrangement, Segment, arrange
+from ivc_jax.types import Inputs, Layout
+
+
+def ladder(first: int, last: int) -> tuple[int, ...]:
+    """List first * 2^k and first * 1.5 * 2^k up to `last`: at most half of a bucket is padding."""
+    steps = set()
+    for start in (first, first * 3 // 2):
+        while start <= last:
+            steps.add(start)
+            start *= 2
+    return tuple(sorted(steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Sizes that arrays are padded to, ascending; each count takes the smallest that fits.
+
+    Attributes:
+        text: text slots of a sample; cut to the decoder's max_positions.
+        visual: visual slots of a sample; 0 without visuals is always allowed.
+        patches: patches of a row, rounded up to whole merged tokens.
+        rows: patch rows of a batch.
+        images: visual segments of a sample.
+    """
+
+    text: tuple[int, ...] = ladder(32, 2**17)
+    visual: tuple[int, ...] = ladder(16, 2**17)
+    patches: tuple[int, ...] = ladder(64, 2**16)
+    rows: tuple[int, ...] = ladder(1, 2**14)
+    images: tuple[int, ...] = tuple(2**power for power in range(13))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            sizes = getattr(self, field.name)
+            if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+                raise InputError(f"buckets {field.name}={sizes} must be positive and ascending")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Static sizes of one bucket: what a compiled program depends on."""
+
+    text: int
+    visual: int
+    patches: int
+    rows: int
+    images: int
+
+    @property
+    def slots(self) -> int:
+        """N, the slots of a sequence."""
+        return self.text + self.visual
+
+
+def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> Inputs:
+    """Pad a batch into the smallest bucket.
+
+    One patch row is one image or one temporal slice of a video. A batch without visuals has
+    V = R = P = 0.
+
+    Args:
+        batch: unpadded samples, at least one.
+        config: of the model.
+        buckets: the sizes to choose from.
+
+    Returns:
+        Inputs with NumPy leaves, dtypes as in `ivc_jax.types`.
+
+    Raises:
+        InputError: placeholders that do not match, or a sample larger than the largest bucket.
+    """
+    if not len(batch):
+        raise InputError("the batch is empty; give it at least one prompt")
+    samples = arrange(batch, config)
+    shape = choose_shape(samples, config, buckets)
+    patches, patch_positions = _patch_rows(samples, shape, config)
+    tokens = _stack([sample.tokens for sample in samples], shape.slots)
+    return Inputs(
+        tokens=tokens,
+        layout=_layout(samples, shape),
+        next_position=np.array([sample.next_position for sample in samples], np.int32),
+        patches=patches,
+        patch_positions=patch_positions,
+        visual_source=_visual_source(samples, shape, config),
+    )
+
+
+def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: Buckets) -> Shape:
+    """Find the smallest bucket that holds every sample.
+
+    Raises:
+        InputError: a sample or an image exceeds the largest bucket or the model's positions.
+    """
+    limit = config.decoder.max_positions
+    text = visual = patches = 0
+    images = 1
+    for index, sample in enumerate(samples):
+        name = f"sample {index} ({len(sample.tokens)} tokens)"
+        if sample.next_position > limit:
+            raise InputError(
+                f"{name} reaches position {sample.next_position - 1}, the model's limit is"
+                f" {limit} positions; shorten the prompt or use smaller images"
+            )
+        seen = len(sample.visual_slot)
+        rows = [segment.visual.grid[1] * segment.visual.grid[2] for segment in sample.segments]
+        text = max(text, _fit(len(sample.tokens) - seen, buckets.text, name, "text tokens"))
+        visual = max(visual, _fit(seen, buckets.visual, name, "visual tokens"))
+        patches = max(patches, _fit(max(rows, default=0), buckets.patches, name, "patches a row"))
+        images = max(images, _fit(len(rows), buckets.images, name, "images"))
+    num_rows = sum(segment.cells[0] for sample in samples for segment in sample.segments)
+    area = config.vision.merge_area
+    return Shape(
+        # A bucket above max_positions would hold padding only.
+        text=min(text, max(limit, 1)),
+        visual=visual,
+        patches=-(-patches // area) * area,
+        rows=_fit(num_rows, buckets.rows, f"the batch of {len(samples)} samples", "patch rows"),
+        images=images,
+    )
+
+
+def _fit(count: int, sizes: Sequence[int], name: str, what: str) -> int:
+    """Return the smallest size that holds `count`; 0 for 0."""
+    if not count:
+        return 0
+    for size in sizes:
+        if size >= count:
+            return size
+    raise InputError(
+        f"{name} has {count} {what}, the largest bucket holds {sizes[-1]}; use a shorter prompt,"
+        " smaller or fewer images, or larger Buckets"
+    )
+
+
+def _stack(rows: Sequence[np.ndarray], slots: int, fill: int = 0) -> np.ndarray:
+    """Pad arrays [n, ...] on the right to int32 [B, slots, ...]."""
+    padded = np.full((len(rows), slots, *rows[0].shape[1:]), fill, np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def _valid(counts: Sequence[int], slots: int) -> np.ndarray:
+    return np.arange(slots) < np.asarray(counts)[:, None]
+
+
+def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
+    visual_counts = [len(sample.visual_slot) for sample in samples]
+    text_index = [
+        np.delete(np.arange(len(sample.tokens)), sample.visual_slot) for sample in samples
+    ]
+    image_count = [
+        np.array([segment.count for segment in sample.segments], np.int32)[sample.segment_id]
+        for sample in samples
+    ]
+    positions = _stack([sample.positions.T for sample in samples], shape.slots)
+    # A visual segment of n tokens spans at most n position ids, so ids never exceed slots.
+    assert positions.max(initial=0) < shape.slots
+    return Layout(
+        visual_index=_stack([sample.visual_slot for sample in samples], shape.visual),
+        visual_valid=_valid(visual_counts, shape.visual),
+        image_id=_stack([sample.segment_id for sample in samples], shape.visual, fill=-1),
+        grid=_stack([sample.grid for sample in samples], shape.visual, fill=-1),
+        image_count=_stack(image_count, shape.visual),
+        visual_count=np.array(visual_counts, np.int32),
+        text_index=_stack(text_index, shape.text),
+        text_valid=_valid([len(index) for index in text_index], shape.text),
+        positions=np.ascontiguousarray(positions.transpose(2, 0, 1)),
+        lengths=np.array([len(sample.tokens) for sample in samples], np.int32),
+        num_images=shape.images,
+        num_positions=shape.slots,
+    )
+
+
+def _slices(samples: Sequence[Arrangement]) -> list[tuple[Segment, int]]:
+    """List (segment, frame) in order of patch rows."""
+    return [
+        (segment, frame)
+        for sample in samples
+        for segment in sample.segments
+        for frame in range(segment.cells[0])
+    ]
+
+
+def _patch_rows(
+    samples: Sequence[Arrangement], shape: Shape, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return patches [R, P, E] float32 and their (row, column) [R, P, 2] int32."""
+    merge = config.vision.spatial_merge_size
+    patches = np.zeros((shape.rows, shape.patches, config.vision.patch_values), np.float32)
+    positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)
+    for row, (segment, frame) in enumerate(_slices(samples)):
+        _, h, w = segment.visual.grid
+        patches[row, : h * w] = segment.visual.patches[frame * h * w : (frame + 1) * h * w]
+        raster = np.stack(np.indices((h, w)), axis=-1)
+        blocks = raster.reshape(h // merge, merge, w // merge, merge, 2).swapaxes(1, 2)
+        positions[row, : h * w] = blocks.reshape(h * w, 2)
+    return patches, positions
+
+
+def _visual_source(samples: Sequence[Arrangement], shape: Shape, config: ModelConfig) -> np.ndarray:
+    """Return [B, V] int32: row in the merged tower output flattened to [R * P / merge², D]."""
+    width = shape.patches // config.vision.merge_area
+    sources, row = [], 0
+    for sample in samples:
+        pieces = [np.zeros(0, np.int32)]
+        for segment in sample.segments:
+            frames, h, w = segment.cells
+            starts = (row + np.arange(frames)) * width
+            pieces.append((starts[:, None] + np.arange(h * w)).ravel())
+            row += frames
+        sources.append(np.concatenate(pieces))
+    return _stack(sources, shape.visual)

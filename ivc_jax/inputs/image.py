@@ -1,0 +1,207 @@
+"""Images and videos as patches, bit for bit what Hugging Face's PIL Qwen2-VL processor makes.
+
+An image is resized (PIL, bicubic unless the config says otherwise) so that both sides are
+multiples of patch_size * merge_size and the area lies between min_pixels and max_pixels, then
+normalised and cut into patches. Patches of one merged token are neighbours (merge 2, 4 x 4):
+
+    patch index    0  1 | 4  5
+                   2  3 | 6  7
+                  ------+------
+                   8  9 | 12 13
+                  10 11 | 14 15
+
+EXIF orientation is left alone, as there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ivc_jax.inputs.batch import InputError, Visual
+from ivc_jax.inputs.picture import Picture, load_picture
+
+MAX_ASPECT_RATIO = 200
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """What a `preprocessor_config.json` says; the defaults are Qwen2-VL's.
+
+    `resample` is PIL's number of the filter (3 is bicubic).
+    """
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    image_mean: tuple[float, ...] = _CLIP_MEAN
+    image_std: tuple[float, ...] = _CLIP_STD
+    resample: int = int(Image.Resampling.BICUBIC)
+    rescale_factor: float = 1 / 255
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    do_convert_rgb: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise InputError(
+                f"min_pixels {self.min_pixels} must be in 1..max_pixels = {self.max_pixels};"
+                " correct preprocessor_config.json"
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "ImageConfig":
+        """Read a parsed `preprocessor_config.json`.
+
+        Bounds may be `min_pixels` / `max_pixels`, at the top or in `size`, or `size`'s
+        `shortest_edge` / `longest_edge` (areas too, despite the names); the top level wins.
+
+        Raises:
+            InputError: impossible bounds.
+        """
+        size = config.get("size") or {}
+        fields = {
+            "min_pixels": size.get("shortest_edge", size.get("min_pixels")),
+            "max_pixels": size.get("longest_edge", size.get("max_pixels")),
+        }
+        for field in dataclasses.fields(cls):
+            if config.get(field.name) is not None:
+                value = config[field.name]
+                fields[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Choose the size that an image is resized to: (height, width), multiples of `factor`.
+
+    The area ends in min_pixels..max_pixels and the aspect ratio is kept as closely as the steps
+    allow (a strip thinner than one step may leave the upper bound). Python rounds halves to even.
+
+    Raises:
+        InputError: the aspect ratio exceeds 200.
+    """
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_ASPECT_RATIO:
+        raise InputError(
+            f"aspect ratio {ratio:.0f} exceeds {MAX_ASPECT_RATIO}; crop or pad the image"
+        )
+    rows, columns = round(height / factor), round(width / factor)
+    area = rows * columns * factor * factor
+    if area > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor)
+        columns = math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
+
+
+def process_image(source: Picture, config: ImageConfig, name: str = "image") -> Visual:
+    """Turn one picture into patches, grid (1, h, w).
+
+    Raises:
+        InputError: see `load_picture` and `smart_resize`; the message starts with `name`.
+    """
+    return _process([load_picture(source, name, config.do_convert_rgb)], config, name)
+
+
+def process_video(
+    frames: Sequence[Picture] | np.ndarray, config: ImageConfig, name: str = "video"
+) -> Visual:
+    """Turn the frames of one video into patches, grid (t, h, w).
+
+    The last frame is repeated up to a multiple of temporal_patch_size. Frames are resized by PIL
+    too; Hugging Face resizes videos with torchvision, which rounds a little differently.
+
+    Args:
+        frames: pictures of one size, or a uint8 array [frames, height, width, 3].
+        config: of the video processor.
+        name: what errors call it.
+
+    Raises:
+        InputError: no frame, frames of several sizes, or an unreadable frame.
+    """
+    is_array = isinstance(frames, np.ndarray)
+    if not isinstance(frames, Sequence | np.ndarray) or isinstance(frames, str):
+        raise InputError(f"{name} is no video; pass a list of frames or [frames, height, width, 3]")
+    if is_array and frames.ndim != 4:
+        raise InputError(f"{name} has shape {frames.shape}; pass [frames, height, width, 3]")
+    pictures = [
+        load_picture(frame, f"{name}, frame {index}", config.do_convert_rgb)
+        for index, frame in enumerate(frames)
+    ]
+    if not pictures:
+        raise InputError(f"{name} has no frames; leave it out")
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise InputError(f"{name} has frames of sizes {sorted(sizes)}; resize them to one size")
+    return _process(pictures, config, name)
+
+
+def patchify(frames: np.ndarray, config: ImageConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Cut frames into flat patches.
+
+    Args:
+        frames: uint8 [frames, height, width, channels], sides multiples of patch * merge.
+        config: sizes and normalisation.
+
+    Returns:
+        float32 [t * h * w, channels * temporal_patch * patch * patch] and the grid (t, h, w).
+    """
+    patch, merge, depth = config.patch_size, config.merge_size, config.temporal_patch_size
+    missing = -len(frames) % depth
+    if missing:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    count, height, width, channels = frames.shape
+    t, h, w = count // depth, height // patch, width // patch
+    blocks = frames.reshape(
+        t, depth, h // merge, merge, patch, w // merge, merge, patch, channels
+    ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    # Pixels have 256 values, so normalising is a table; the last four axes are one patch.
+    channel = np.arange(channels)[:, None, None, None]
+    values = _value_table(config, channels)[channel, blocks]
+    return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
+
+
+def _process(pictures: Sequence[Image.Image], config: ImageConfig, name: str) -> Visual:
+    width, height = pictures[0].size
+    factor = config.patch_size * config.merge_size
+    if config.do_resize:
+        try:
+            height, width = smart_resize(
+                height, width, factor, config.min_pixels, config.max_pixels
+            )
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        pictures = [
+            picture.resize((width, height), resample=config.resample) for picture in pictures
+        ]
+    elif height % factor or width % factor:
+        raise InputError(
+            f"{name} is {height} x {width}, not multiples of {factor}; resize it or set do_resize"
+        )
+    return Visual(*patchify(np.stack([np.asarray(picture) for picture in pictures]), config))
+
+
+def _value_table(config: ImageConfig, channels: int) -> np.ndarray:
+    """Map (channel, pixel value) to the normalised float32, with HF's order of roundings."""
+    values = np.arange(256, dtype=np.float64)
+    if config.do_rescale:
+        values = values * config.rescale_factor
+    table = np.tile(values.astype(np.float32), (channels, 1))
+    if config.do_normalize:
+        mean = np.array(config.image_mean, np.float32)[:, None]
+        table = (table - mean) / np.array(config.image_std, np.float32)[:, None]
+    return table

@@ -1,0 +1,87 @@
+"""Opening pictures of any kind as RGB, with errors that name them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ivc_jax.inputs.batch import InputError
+
+Picture = Image.Image | np.ndarray | str | Path
+
+
+def load_picture(source: Picture, name: str = "image", convert: bool = True) -> Image.Image:
+    """Open a picture and bring it to RGB.
+
+    Transparency is laid over white, the current frame of an animation is taken. Grey values of
+    16 bits are scaled to 8 (Hugging Face clips them at 255, which leaves a white page).
+
+    Args:
+        source: PIL image, path, or uint8 array [height, width] or [height, width, 1, 3 or 4].
+        name: what errors call it.
+        convert: without it, a picture that is not RGB is an error.
+
+    Raises:
+        InputError: missing, empty, truncated, too large to decode safely, or no image at all.
+    """
+    try:
+        picture = _open(source, name)
+        if 0 in picture.size:
+            raise InputError(f"{name} is empty ({picture.width} x {picture.height}); leave it out")
+        picture.load()
+        if picture.mode != "RGB" and not convert:
+            raise InputError(f"{name} has mode {picture.mode}; set do_convert_rgb or convert it")
+        return _to_rgb(picture)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: there is no file {source}; correct the path") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: {source} is not an image; use PNG, JPEG or another") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name} is too large to decode safely; shrink it or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f" ({error})"
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        # PIL reports damage in any of these, and unknown modes as ValueError.
+        raise InputError(f"{name} cannot be read ({error}); save it again") from None
+
+
+def _open(source: Picture, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        grey = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 1)
+        colour = source.ndim == 3 and source.shape[2] in (3, 4)
+        if source.dtype != np.uint8 or not (grey or colour):
+            raise InputError(
+                f"{name} is an array {source.dtype} {list(source.shape)}; pass uint8"
+                " [height, width, 3]"
+            )
+        if 0 in source.shape:
+            raise InputError(f"{name} is empty {list(source.shape)}; leave it out")
+        return Image.fromarray(source.reshape(source.shape[:2]) if grey else source)
+    if isinstance(source, str | Path):
+        if Path(source).is_file() and not Path(source).stat().st_size:
+            raise InputError(f"{name}: {source} is an empty file; save it again")
+        return Image.open(source)
+    raise InputError(
+        f"{name} is a {type(source).__name__}, not an image; pass a PIL image, a path or an array"
+    )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and picture.info.get("transparency") is None:
+        return picture
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        # Mode I holds 32 bits: read it as 8-bit grey unless a value does not fit.
+        if picture.mode != "I" or values.max() > 255:
+            values = (values + 128) // 257
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
