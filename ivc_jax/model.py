@@ -1,0 +1,107 @@
+"""A model on its devices, and `load`, which finds one."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.processor import Processor
+from ivc_jax.nn.decoder import Params
+from ivc_jax.weights import checkpoint
+from ivc_jax.weights.load import load_safetensors
+from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
+
+_log = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """Sizes, parameters on devices, and the mesh they are sharded over, if any."""
+
+    config: ModelConfig
+    params: Params
+    mesh: Mesh | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the parameters."""
+        return self.params["decoder"]["embed_tokens"]["embedding"].dtype
+
+
+def load(
+    path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[Model, Processor]:
+    """Load a model and its processor.
+
+    Args:
+        path: a Hugging Face directory, a directory written by `checkpoints_convert`, or a hub id.
+        dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and bfloat16 on
+            accelerators, whatever the checkpoint holds.
+        mesh: from `ivc_jax.parallel.make_mesh`; parameters are sharded while they are read.
+
+    Raises:
+        CheckpointError: no such path, unreadable or unfitting files.
+        ConfigError: an architecture or setting that is not supported.
+        ValueError: unknown dtype.
+    """
+    chosen = _choose_dtype(dtype, mesh)
+    folder = _find_folder(path)
+    config = read_config(folder)
+    # Its files are small: a broken tokenizer shows before the weights are read.
+    processor = Processor.from_pretrained(folder, config)
+    return Model(config, load_params(folder, config, chosen, mesh), mesh), processor
+
+
+def load_params(
+    folder: Path, config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None
+) -> Params:
+    """Load the parameters of a Hugging Face or a converted directory, told apart by content.
+
+    Raises:
+        CheckpointError: unreadable or unfitting files.
+    """
+    if checkpoint.is_converted(folder):
+        return checkpoint.restore_params(folder, config, dtype, mesh)
+    return load_safetensors(folder, config, dtype, mesh)
+
+
+def _choose_dtype(dtype: str | None, mesh: Mesh | None) -> np.dtype:
+    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+    if dtype is None:
+        # XLA's CPU back end multiplies bfloat16 matrices by vectors about 25 times slower.
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+        _log.info("loading in %s, the default on %s", dtype, platform)
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _find_folder(path: str | Path) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
+    if not isinstance(path, str) or not _HUB_ID.fullmatch(path):
+        raise CheckpointError(f"{path} is neither a directory nor a hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{path} is no local directory; to fetch it from the hub, pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # network, access and naming errors share no base class
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is no local directory, and fetching it from the hub failed: {reason}"
+        ) from error

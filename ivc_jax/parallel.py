@@ -1,0 +1,103 @@
+"""Mesh over `data` and `model`, and a table that shards parameters by path.
+
+Attention and feed-forward layers are split in the Megatron way: the first projection by columns,
+the second by rows, so that a block needs one reduction for each. Batches are split over `data`.
+"""
+
+import logging
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ivc_jax.types import Inputs
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = PartitionSpec(None, None, "model")  # [L, in, out]
+_ROWS = PartitionSpec(None, "model", None)
+_COLUMN_BIAS = PartitionSpec(None, "model")  # [L, out]
+
+# The first pattern found in the path wins; what no pattern names is replicated.
+PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"decoder/embed_tokens/embedding$", PartitionSpec("model", None)),  # [vocab, D]
+    (r"decoder/lm_head/kernel$", PartitionSpec(None, "model")),  # [D, vocab]
+    (r"decoder/layers/(q|k|v)_proj/kernel$", _COLUMNS),
+    (r"decoder/layers/(q|k|v)_proj/bias$", _COLUMN_BIAS),
+    (r"decoder/layers/o_proj/kernel$", _ROWS),
+    (r"decoder/layers/mlp/(gate|up)_proj/kernel$", _COLUMNS),
+    (r"decoder/layers/mlp/down_proj/kernel$", _ROWS),
+    # Queries, keys and values are fused here, so a shard does not hold whole heads of each.
+    (r"vision/blocks/(attn/qkv|mlp/fc1)/kernel$", _COLUMNS),
+    (r"vision/blocks/(attn/qkv|mlp/fc1)/bias$", _COLUMN_BIAS),
+    (r"vision/blocks/(attn/proj|mlp/fc2)/kernel$", _ROWS),
+    (r"vision/merger/mlp/fc1/kernel$", PartitionSpec(None, "model")),
+    (r"vision/merger/mlp/fc1/bias$", PartitionSpec("model")),
+    (r"vision/merger/mlp/fc2/kernel$", PartitionSpec("model", None)),
+)
+
+
+def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+    """Arrange `data * model` devices in a mesh with axes `data` and `model`.
+
+    Raises:
+        ValueError: a size is not positive, or there are too few devices.
+    """
+    available = jax.device_count()
+    if data < 1 or model < 1:
+        raise ValueError(f"mesh sizes must be positive, got data={data}, model={model}")
+    if data * model > available:
+        raise ValueError(
+            f"a mesh of data={data} x model={model} needs {data * model} devices;"
+            f" this run has {available}"
+        )
+    # Explicit axes, the default, refuse the gathers with which caches are compacted.
+    kinds = (AxisType.Auto, AxisType.Auto)
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=kinds, devices=devices)
+
+
+def param_spec(path: str) -> PartitionSpec:
+    """Return the partition of the parameter at a slash-separated path."""
+    for pattern, spec in PARAM_RULES:
+        if re.search(pattern, path):
+            return spec
+    return PartitionSpec()
+
+
+def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a parameter; replicated, and logged, if a dimension does not divide.
+
+    Args:
+        path: slash-separated path in the parameter tree.
+        shape: the parameter's whole shape, layer axis included.
+    """
+    spec = param_spec(path)
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            _log.warning(
+                "%s %s is replicated: %d does not divide over %d devices of axis %r",
+                *(path, shape, size, mesh.shape[axis], axis),
+            )
+            return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, spec)
+
+
+def place_inputs(inputs: Inputs, mesh: Mesh | None = None) -> Inputs:
+    """Copy a padded batch to devices: to the default one, or split over `data` of a mesh.
+
+    What does not divide, such as patch rows of fewer images than shards, is replicated.
+    """
+    if mesh is None:
+        return jax.device_put(inputs)
+
+    def sharding(path: tuple, array: Any) -> NamedSharding:
+        # Every array counts samples, or their patch rows, on axis 0; positions are [3, B, N].
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axis = 1 if name == "layout/positions" else 0
+        if array.shape[axis] % mesh.shape["data"]:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+    return jax.device_put(inputs, jax.tree_util.tree_map_with_path(sharding, inputs))

@@ -1,0 +1,131 @@
+"""Reading a checkpoint directory: its `config.json` and its safetensors files.
+
+Nothing but headers is read until a tensor, or a slice of one, is asked for.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ivc_jax import config as ivc_config
+from ivc_jax.weights.keymap import Transform
+
+DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file or tensors and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors header says about one tensor; `dtype` is the format's own name."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return content
+
+
+def read_config(folder: Path) -> ivc_config.ModelConfig:
+    """Read the model sizes from `folder/config.json`.
+
+    Raises:
+        CheckpointError: no readable config.json.
+        ConfigError: an architecture or a setting that is not supported.
+    """
+    return ivc_config.from_hf(read_json(folder / "config.json"))
+
+
+class TensorFiles:
+    """The tensors of a Hugging Face directory, by name, in one file or in indexed shards."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read all headers.
+
+        Raises:
+            CheckpointError: no safetensors file, a missing shard, a truncated or corrupt file, or
+                a name held by two shards.
+        """
+        self.headers: dict[str, TensorHeader] = {}
+        self._handles: dict[Path, Any] = {}
+        for file in _find_files(folder):
+            self._handles[file] = handle = _open(file)
+            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+                if name in self.headers:
+                    raise CheckpointError(
+                        f"tensor {name} is in both {self.headers[name].file.name} and {file.name}"
+                    )
+                view = handle.get_slice(name)
+                self.headers[name] = TensorHeader(file, tuple(view.get_shape()), view.get_dtype())
+
+    def dtype_name(self, name: str) -> str | None:
+        """Return the name of a tensor's dtype in `DTYPES`, None if it is not among them."""
+        return _STORED.get(self.headers[name].dtype)
+
+    def read(self, name: str, transform: Transform, index: tuple[slice, ...]) -> np.ndarray:
+        """Read our layout's `index` out of a tensor, in the stored dtype.
+
+        Raises:
+            CheckpointError: the file broke after its header was read.
+        """
+        header = self.headers[name]
+        # Turn the wanted slice into one of the stored tensor, so that only that much is read.
+        stored = index
+        if transform is not Transform.SAME:
+            rows = slice(None) if transform is Transform.CONVOLUTION else index[0]
+            stored = (index[1], rows)
+        try:
+            view = self._handles[header.file].get_slice(name)
+            values = transform.to_ours(view[stored])
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
+        return values[index[0]] if transform is Transform.CONVOLUTION else values
+
+
+def _find_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        raise CheckpointError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
+    shards = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{folder / _INDEX} has no weight_map")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(f"{folder} lacks shards that {_INDEX} names: {', '.join(missing)}")
+    return files
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="np")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from None
