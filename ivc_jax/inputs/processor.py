@@ -1,0 +1,150 @@
+"""Prompts and pictures to a `Batch`, with the files of one checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.batch import Batch, InputError, Visual
+from ivc_jax.inputs.image import ImageConfig, process_image, process_video
+from ivc_jax.inputs.picture import Picture
+from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
+from ivc_jax.inputs.tokenizer import Tokenizer, read_json, stop_ids
+
+Video = Sequence[Picture] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """Makes batches for a model and reads its answers.
+
+    Attributes:
+        config: of the model.
+        writer: renders, tokenizes and expands prompts.
+        images: settings for images.
+        videos: settings for videos.
+        stop_ids: ids that end an answer.
+    """
+
+    config: ModelConfig
+    writer: PromptWriter
+    images: ImageConfig
+    videos: ImageConfig
+    stop_ids: tuple[int, ...]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, config: ModelConfig) -> "Processor":
+        """Read tokenizer, chat template and image settings from a checkpoint directory.
+
+        Image settings come from `processor_config.json` if it holds them, else from
+        `preprocessor_config.json`; those of videos fall back to those of images.
+
+        Raises:
+            InputError: missing or damaged files, or settings that do not fit the model.
+        """
+        path = Path(path)
+        tokenizer = Tokenizer.from_pretrained(path)
+        template = ChatTemplate.from_pretrained(path, tokenizer.special_tokens)
+        nested = read_json(path / "processor_config.json")
+        images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
+        if not images:
+            raise InputError(f"{path} has no preprocessor_config.json; copy it from the checkpoint")
+        videos = nested.get("video_processor")
+        videos = videos or read_json(path / "video_preprocessor_config.json") or images
+        return cls(
+            config=config,
+            writer=PromptWriter(tokenizer, template, config),
+            images=_checked(ImageConfig.from_hf(images), config, path),
+            videos=_checked(ImageConfig.from_hf(videos), config, path),
+            stop_ids=stop_ids(path, tokenizer),
+        )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Picture] | None] | None = None,
+        videos: Sequence[Sequence[Video] | None] | None = None,
+        chat: bool = True,
+    ) -> Batch:
+        """Make a batch; every list has one entry a sample.
+
+        Args:
+            prompts: may hold `<image>` and `<video>` marks; visuals without marks come first.
+            images: for each sample a list of images (PIL, path or uint8 array), or None.
+            videos: for each sample a list of videos (lists of frames, or uint8 arrays
+                [frames, height, width, 3]), or None.
+            chat: wrap each prompt in the chat template; False leaves it as it is, marks aside.
+
+        Raises:
+            InputError: names the sample, the visual and the remedy.
+        """
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a list of strings, one a sample; got one string")
+        picture_lists = _per_sample(images, len(prompts), "image")
+        video_lists = _per_sample(videos, len(prompts), "video")
+        tokens, flat_images, flat_videos = [], [], []
+        for sample, prompt in enumerate(prompts):
+            pictures = [
+                process_image(picture, self.images, f"sample {sample}, image {index}")
+                for index, picture in enumerate(picture_lists[sample])
+            ]
+            clips = [
+                process_video(frames, self.videos, f"sample {sample}, video {index}")
+                for index, frames in enumerate(video_lists[sample])
+            ]
+            counts = {"image": self._token_counts(pictures), "video": self._token_counts(clips)}
+            tokens.append(self.writer.write(prompt, counts, sample, chat))
+            flat_images += pictures
+            flat_videos += clips
+        return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
+
+    def decode(self, tokens: Any, lengths: Any) -> list[str]:
+        """Return the text of each row of `tokens` [B, T] up to its length; special tokens skipped.
+
+        Args:
+            tokens: ids, NumPy or on device.
+            lengths: [B], valid ids of each row.
+        """
+        rows = zip(np.asarray(tokens), np.asarray(lengths), strict=True)
+        return [self.writer.tokenizer.decode(row[: int(length)]) for row, length in rows]
+
+    def _token_counts(self, visuals: Sequence[Visual]) -> list[int]:
+        area = self.config.vision.merge_area
+        return [len(visual.patches) // area for visual in visuals]
+
+
+def _checked(images: ImageConfig, config: ModelConfig, path: Path) -> ImageConfig:
+    """Return the settings if their patches are those of the vision tower."""
+    vision = config.vision
+    expected = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    for name, value in expected.items():
+        if getattr(images, name) != value:
+            raise InputError(
+                f"{path}: {name} {getattr(images, name)} of the preprocessor differs from the"
+                f" model's {value}; use files of one checkpoint"
+            )
+    return images
+
+
+def _per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
+    """Return one list a sample."""
+    if lists is None:
+        return [[] for _ in range(num_samples)]
+    remedy = f"pass {kind}s=[[first {kind} of sample 0, ...], ...]"
+    if not isinstance(lists, list | tuple):
+        raise InputError(f"{kind}s must be a list with a list for each sample; {remedy}")
+    if len(lists) != num_samples:
+        raise InputError(f"{len(lists)} lists of {kind}s for {num_samples} prompts; {remedy}")
+    for sample, entry in enumerate(lists):
+        if entry is not None and not isinstance(entry, list | tuple):
+            raise InputError(
+                f"sample {sample}: its {kind}s are a {type(entry).__name__}, not a list; {remedy}"
+            )
+    return [list(entry or ()) for entry in lists]

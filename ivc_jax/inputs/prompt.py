@@ -1,0 +1,198 @@
+"""Prompts as token ids: marks, chat template, and one placeholder for each visual token.
+
+    prompt    Is this <image> the same as <image>?
+    rendered  ... Is this <|vision_start|><|image_pad|><|vision_end|> the same as ...
+    ids       ... 7 8 151652 151655 151653 9 ...
+    expanded  ... 7 8 151652 151655 151655 151655 151655 151653 9 ...    4 visual tokens
+
+`<image>` and `<video>` mark where visuals go; the placeholder itself (`<|image_pad|>`), already in
+the prompt, counts as a mark too. A kind without any mark comes first: images, then videos.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.tokenizer import Tokenizer, read_json
+
+MARKS = {"image": "<image>", "video": "<video>"}
+_MARK_PATTERN = re.compile("|".join(MARKS.values()))
+
+
+class ChatTemplate:
+    """A Jinja chat template, rendered as transformers' `apply_chat_template` does."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Compile the template; it may read `special_tokens` by name.
+
+        Raises:
+            InputError: a syntax error.
+        """
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InputError(f"chat template: {error}; correct it or use chat=False") from None
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, special_tokens: Mapping[str, str]
+    ) -> "ChatTemplate | None":
+        """Read the template of a checkpoint directory, None if it has none.
+
+        `chat_template.json` comes before `chat_template.jinja` and `tokenizer_config.json`, as
+        in transformers; of several named templates "default" is taken.
+
+        Raises:
+            InputError: a damaged file.
+        """
+        path = Path(path)
+        source = read_json(path / "chat_template.json").get("chat_template")
+        if source is None and (path / "chat_template.jinja").is_file():
+            source = (path / "chat_template.jinja").read_text(encoding="utf-8")
+        if source is None:
+            source = read_json(path / "tokenizer_config.json").get("chat_template")
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}
+        if isinstance(source, dict):
+            source = source.get("default")
+        return None if source is None else cls(source, special_tokens)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            InputError: the template rejects the messages.
+        """
+        import jinja2
+
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise InputError(f"chat template: {error}; correct it or use chat=False") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptWriter:
+    """Turns a prompt and the visual token counts of its visuals into ids."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    config: ModelConfig
+
+    def write(
+        self, prompt: str, counts: Mapping[str, Sequence[int]], sample: int, chat: bool = True
+    ) -> np.ndarray:
+        """Return the ids [n] int32 of one sample, placeholders repeated.
+
+        Args:
+            prompt: may hold marks.
+            counts: visual tokens of each "image" and each "video", in order.
+            sample: its number, for errors.
+            chat: wrap the prompt as a user message in the chat template.
+
+        Raises:
+            InputError: marks and visuals differ in number, or there is no chat template.
+        """
+        ids = self._placeholder_ids()
+        pieces = self._place(prompt, counts, sample)
+        text = self._render(pieces) if chat else "".join(self._raw(piece) for piece in pieces)
+        # Templates write their own special tokens; a raw prompt gets the tokenizer's.
+        tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not chat), np.int32)
+        repeats = np.ones(len(tokens), np.int64)
+        for kind, number in ids.items():
+            slots = np.flatnonzero(tokens == number)
+            if len(slots) != len(counts[kind]):
+                raise InputError(
+                    f"sample {sample}: the rendered prompt has {len(slots)} {kind} placeholders"
+                    f" for {len(counts[kind])} {kind}s; check the chat template"
+                )
+            repeats[slots] = counts[kind]
+        return np.repeat(tokens, repeats)
+
+    def _placeholder_ids(self) -> dict[str, int]:
+        return {"image": self.config.image_token_id, "video": self.config.video_token_id}
+
+    def _place(
+        self, prompt: str, counts: Mapping[str, Sequence[int]], sample: int
+    ) -> list[tuple[str, str]]:
+        """Cut the prompt into ("text" | "image" | "video", text), unmarked kinds first."""
+        first = []
+        for kind, mark in MARKS.items():
+            placeholder = self.tokenizer.token(self._placeholder_ids()[kind])
+            found, expected = prompt.count(mark) + prompt.count(placeholder), len(counts[kind])
+            if not found:
+                first += [(kind, "")] * expected
+            elif found != expected:
+                raise InputError(
+                    f"sample {sample}: prompt has {found} {mark} marks for {expected} {kind}s;"
+                    f" write one mark for each {kind}, or none"
+                )
+        kinds = {mark: kind for kind, mark in MARKS.items()}
+        pieces = re.split(f"({_MARK_PATTERN.pattern})", prompt)
+        return first + [(kinds.get(piece, "text"), piece) for piece in pieces if piece]
+
+    def _render(self, pieces: Sequence[tuple[str, str]]) -> str:
+        if self.template is None:
+            raise InputError("the checkpoint has no chat template; add one or use chat=False")
+        if all(kind == "text" for kind, _ in pieces):
+            # Templates of text-only tokenizers expect a plain string.
+            content: Any = "".join(text for _, text in pieces)
+        else:
+            content = [
+                {"type": "text", "text": text} if kind == "text" else {"type": kind}
+                for kind, text in pieces
+            ]
+        return self.template.render([{"role": "user", "content": content}])
+
+    def _raw(self, piece: tuple[str, str]) -> str:
+        kind, text = piece
+        if kind == "text":
+            return text
+        config = self.config
+        marks = (config.vision_start_id, self._placeholder_ids()[kind], config.vision_end_id)
+        return "".join(self.tokenizer.token(number) for number in marks)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Serialise without Jinja's HTML escapes."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)

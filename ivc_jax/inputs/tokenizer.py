@@ -1,0 +1,181 @@
+"""The tokenizer of a checkpoint: `tokenizer.json`, or `vocab.json` and `merges.txt`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ivc_jax.inputs.batch import InputError
+
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
+_LISTED = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# How Qwen2 cuts text before merging: contractions, words, single digits, punctuation, blanks.
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON file, {} if there is none.
+
+    Raises:
+        InputError: the file is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object; fetch it again")
+    return content
+
+
+class Tokenizer:
+    """Encodes and decodes text; marks the checkpoint's special tokens as such.
+
+    Attributes:
+        special_tokens: the named ones ("eos_token": "<|im_end|>", ...), which templates may read.
+    """
+
+    def __init__(self, backend: Any, config: Mapping[str, Any]) -> None:
+        """Wrap a `tokenizers.Tokenizer`; `config` is the parsed `tokenizer_config.json`.
+
+        Raises:
+            InputError: an added token's id contradicts the vocabulary.
+        """
+        self._backend = backend
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.special_tokens = {
+            name: _content(config[name]) for name in _NAMED if config.get(name) is not None
+        }
+        self._add_tokens(config)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Tokenizer":
+        """Read the tokenizer files of a checkpoint directory.
+
+        Raises:
+            InputError: no tokenizer files, or damaged ones.
+        """
+        path = Path(path)
+        return cls(_read_backend(path), read_json(path / "tokenizer_config.json"))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`; special tokens written in it are recognised."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`."""
+        numbers = [int(number) for number in ids]
+        return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+
+    def token(self, number: int) -> str:
+        """Return the token with this id.
+
+        Raises:
+            InputError: the tokenizer has no such id.
+        """
+        token = self._backend.id_to_token(number)
+        if token is None:
+            raise InputError(
+                f"the tokenizer has no token {number}, which config.json names; use the"
+                " tokenizer that belongs to the checkpoint"
+            )
+        return token
+
+    def number(self, token: str) -> int | None:
+        """Return the id of a token, None if unknown."""
+        return self._backend.token_to_id(token)
+
+    def _add_tokens(self, config: Mapping[str, Any]) -> None:
+        from tokenizers import AddedToken
+
+        declared = config.get("added_tokens_decoder") or {}
+        for number, entry in sorted((int(number), entry) for number, entry in declared.items()):
+            flags = {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
+            self._backend.add_tokens([AddedToken(entry["content"], **flags)])
+            if self.number(entry["content"]) != number:
+                raise InputError(
+                    f"tokenizer_config.json gives {entry['content']!r} the id {number}, the"
+                    f" vocabulary {self.number(entry['content'])}; use files of one checkpoint"
+                )
+        # Tokens without an id of their own are left out: the model has no embedding for them.
+        special = [token for token in _special(config) if self.number(token) is not None]
+        known = self._backend.get_added_tokens_decoder().values()
+        marked = {added.content for added in known if added.special}
+        self._backend.add_special_tokens([token for token in special if token not in marked])
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _special(config: Mapping[str, Any]) -> list[str]:
+    """List the tokens that tokenizer_config.json calls special."""
+    tokens = [config[name] for name in _NAMED if config.get(name) is not None]
+    for name in _LISTED:
+        listed = config.get(name) or []
+        tokens += listed.values() if isinstance(listed, Mapping) else listed
+    return [_content(token) for token in tokens]
+
+
+def _read_backend(path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    single, vocab, merges = (path / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if single.is_file():
+            return Backend.from_file(str(single))
+        if vocab.is_file() and merges.is_file():
+            return _qwen2_backend(vocab, merges)
+    except Exception as error:  # The library raises bare Exception.
+        raise InputError(f"{path}: damaged tokenizer ({error}); fetch it again") from None
+    raise InputError(
+        f"{path} has neither tokenizer.json nor vocab.json and merges.txt; copy them from the"
+        " checkpoint"
+    )
+
+
+def _qwen2_backend(vocab: Path, merges: Path) -> Any:
+    """Build Qwen2's byte-level BPE from its two older files."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import BPE
+
+    backend = Backend(BPE.from_file(str(vocab), str(merges)))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def stop_ids(path: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids that end an answer.
+
+    `generation_config.json` names one or several; without it the tokenizer's eos_token counts.
+    """
+    named: int | Sequence[int] | None
+    named = read_json(Path(path) / "generation_config.json").get("eos_token_id")
+    if named is None:
+        named = tokenizer.number(tokenizer.special_tokens.get("eos_token", ""))
+    if named is None:
+        return ()
+    return (named,) if isinstance(named, int) else tuple(int(number) for number in named)
