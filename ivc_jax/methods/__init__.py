@@ -1,0 +1,155 @@
+"""Pruning methods and the strings that name them.
+
+ivc:layer=16,keep_ratio=0.5
+fastv+ivc:keep_ratio=0.5,cos_fraction=0.05
+ivc:frequencies=0-15/20                          planes 0 to 15, and 20
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ivc_jax.methods.base import Method, MethodError
+from ivc_jax.methods.baselines import Random, Uniform
+from ivc_jax.methods.fastv import FastV
+from ivc_jax.methods.ivc import IVCPrune
+from ivc_jax.methods.modifiers import WithIVC
+
+__all__ = [
+    "METHODS",
+    "MODIFIERS",
+    "FastV",
+    "IVCPrune",
+    "Method",
+    "MethodError",
+    "Random",
+    "Uniform",
+    "WithIVC",
+    "describe",
+    "parse",
+]
+
+METHODS: dict[str, type[Method]] = {
+    "dense": Method,
+    "random": Random,
+    "uniform": Uniform,
+    "ivc": IVCPrune,
+    "fastv": FastV,
+}
+MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC}
+_BOOLS = {"true": True, "false": False}
+
+
+def parse(spec: str | Method) -> Method:
+    """Build a method from "name[+ivc][:field=value,...]"; a method is returned as it is.
+
+    Raises:
+        MethodError: unknown name or field, or a value that the field cannot take.
+    """
+    if isinstance(spec, Method):
+        return spec
+    if not isinstance(spec, str):
+        raise MethodError(f"a method is named by a string, got {type(spec).__name__}")
+    names, colon, assignments = spec.partition(":")
+    name, *modifiers = (part.strip() for part in names.split("+"))
+    kinds = [_look_up(METHODS, "method", name)]
+    kinds += [_look_up(MODIFIERS, "modifier", modifier) for modifier in modifiers]
+    values: list[dict[str, Any]] = [{} for _ in kinds]
+    known = [_fields(kind) for kind in kinds]
+    for assignment in assignments.split(",") if colon else ():
+        field, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise MethodError(f"{spec!r}: expected field=value, got {assignment!r}")
+        owner = next((i for i, fields in enumerate(known) if field in fields), None)
+        if owner is None:
+            listed = ", ".join(sorted(set().union(*known))) or "none"
+            raise MethodError(f"{names.strip()} has no field {field!r}; known fields: {listed}")
+        if field in values[owner]:
+            raise MethodError(f"{spec!r}: {field} is given twice")
+        values[owner][field] = _read(field, text, known[owner][field].type)
+    method = kinds[0](**values[0])
+    for kind, given in zip(kinds[1:], values[1:], strict=True):
+        method = kind(host=method, **given)
+    return method
+
+
+def describe(method: Method) -> str:
+    """Write a method as the string that `parse` reads back to an equal one.
+
+    It holds keep_ratio and every field that differs from its default, in order of definition:
+    one method has one string, which serves as its key in records.
+    """
+    layers = [method]
+    while isinstance(layers[-1], WithIVC):
+        layers.append(layers[-1].host)
+    parts = []
+    for layer in reversed(layers):
+        for field in _fields(type(layer)).values():
+            value = getattr(layer, field.name)
+            if field.name == "keep_ratio" or value != field.default:
+                parts.append(f"{field.name}={_write(value, field.type)}")
+    return ":".join([method.name, ",".join(parts)]) if parts else method.name
+
+
+def _look_up(table: dict[str, type[Method]], role: str, name: str) -> type[Method]:
+    if name not in table:
+        raise MethodError(f"unknown {role} {name!r}; known {role}s: {', '.join(table)}")
+    return table[name]
+
+
+def _fields(kind: type[Method]) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(kind) if field.name != "host"}
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """List the types that a field takes."""
+    union = isinstance(annotation, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _read(field: str, text: str, annotation: Any) -> Any:
+    """Read a value as the first type of the annotation that it fits; text comes last."""
+    choices = _choices(annotation)
+    for choice in sorted(choices, key=lambda choice: choice is str):
+        try:
+            if choice is types.NoneType and text.lower() == "none":
+                return None
+            if choice is bool and text.lower() in _BOOLS:
+                return _BOOLS[text.lower()]
+            if typing.get_origin(choice) is tuple:
+                return _read_planes(text)
+            if choice in (int, float, str) and text:
+                return choice(text)
+        except ValueError:
+            continue
+    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise MethodError(f"{field}={text!r} is not {names.replace('NoneType', 'none')}")
+
+
+def _read_planes(text: str) -> tuple[int, ...]:
+    """Read "0-3/8" as (0, 1, 2, 3, 8)."""
+    planes: list[int] = []
+    for run in text.split("/"):
+        first, _, last = run.partition("-")
+        planes += range(int(first), int(last or first) + 1)
+    return tuple(planes)
+
+
+def _write(value: Any, annotation: Any) -> str:
+    if isinstance(value, tuple):
+        return _write_planes(value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    # An int in a float field reads back as a float, so it is written as one.
+    return repr(float(value)) if float in _choices(annotation) else str(value)
+
+
+def _write_planes(planes: tuple[int, ...]) -> str:
+    runs: list[list[int]] = []
+    for plane in planes:
+        if runs and plane == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], plane]
+        else:
+            runs.append([plane])
+    return "/".join("-".join(map(str, run)) for run in runs)
