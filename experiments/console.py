@@ -1,0 +1,87 @@
+"""What a run shows in the terminal."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from experiments.labels import short_labels, short_task
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar with rate and time left; yield the callback (task, done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=False),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("compiling", total=None, rate="")
+        first: list[int] = []
+
+        def update(task: str, done: int, total: int) -> None:
+            first.append(done)
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
+            progress.update(
+                bar, description=short_task(task), completed=done, total=total, rate=rate
+            )
+
+        yield update
+
+
+def print_table(console: Console, results: dict[str, Any]) -> None:
+    """Print scores by task, the average and the costs of each method."""
+    rows = results["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
+    labels = short_labels(methods)
+    cells = {(row["task"], row["method"]): row for row in rows}
+    table = Table(title="Score in percent; costs are means over tasks, times per example")
+    for name in ("method", "keep"):
+        table.add_column(name)
+    for name in (*map(short_task, tasks), "retention", "kept tokens", "KV", "prefill"):
+        table.add_column(name, justify="right")
+    for method in methods:
+        here = [cells[task, method] for task in tasks if (task, method) in cells]
+        scores = [
+            f"{100 * cells[task, method]['score']:.1f}" if (task, method) in cells else "-"
+            for task in tasks
+        ]
+        last = here[-1]  # the average where several tasks ran
+        table.add_row(
+            labels[method],
+            f"{last['keep_ratio']:g}",
+            *scores,
+            "-" if last["retention"] is None else f"{100 * last['retention']:.1f} %",
+            f"{last['kept_tokens']:.0f} of {last['visual_tokens']:.0f}",
+            f"{last['kv_bytes'] / 1024:.0f} KiB",
+            f"{last['prefill_ms']:.2f} ms",
+        )
+    console.print(table)
+
+
+def print_failures(console: Console, results: dict[str, Any]) -> None:
+    """Say how many examples failed and show the first few."""
+    failed = results["meta"]["failed_rows"]
+    if failed:
+        console.print(f"{failed} examples failed and are left out of the scores:")
+        for message in results["meta"]["failures"]:
+            console.print(f"  {message}", markup=False)

@@ -1,0 +1,233 @@
+"""Open what a run needs, complain before any long work, and evaluate."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import ivc_jax
+from experiments.settings import RunConfig, SettingsError
+from ivc_jax.engine.plan import make_plan
+from ivc_jax.engine.prefill import compiled_programs
+from ivc_jax.evals import runner, tasks
+from ivc_jax.evals.answerer import ModelAnswerer, fingerprint
+from ivc_jax.evals.records import RunFolder
+from ivc_jax.evals.tsv import TsvFile
+from ivc_jax.inputs.bucket import Buckets
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Session:
+    """Everything open for one run."""
+
+    settings: RunConfig
+    folder: RunFolder
+    plan: runner.RunPlan
+    answerer: ModelAnswerer
+
+    def close(self) -> None:
+        """Close the files."""
+        for entry in self.plan.tasks:
+            entry.file.close()
+        self.folder.close()
+
+
+def use_compile_cache(enabled: bool) -> None:
+    """Keep compiled programs in the user's cache folder, small ones too."""
+    if not enabled:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ivc_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
+    """Check settings, folder, data and model, cheapest first.
+
+    Args:
+        resume: go on with records that the folder holds; otherwise set them aside.
+
+    Raises:
+        ValueError: something cannot be used; the message is one line that names it.
+    """
+    chosen = tasks.find(settings.tasks)
+    methods = _methods(settings)
+    path = settings.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    folder = RunFolder(settings.out)
+    try:
+        entries = [_open_task(settings, task, folder.path) for task in chosen]
+        log(f"loading {_shown(path)}")
+        model, processor = ivc_jax.load(path, dtype=settings.dtype)
+        plan = runner.RunPlan(
+            tasks=entries,
+            methods=_method_entries(methods, model),
+            batch_size=settings.batch_size,
+            model=_shown(path),
+            seed=settings.seed,
+            commit=_commit(),
+            limit=settings.limit,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if not resume and (moved := folder.set_aside()):
+            log(f"earlier records moved to {moved}")
+        folder.claim(
+            _identity(settings, path, model),
+            {entry.task.name: entry.file.fingerprint() for entry in entries},
+        )
+    except BaseException:
+        folder.close()
+        raise
+    log(f"{_device()}, {_dtype(model)}, jax {jax.__version__}")
+    buckets = Buckets(visual=tuple(sorted({*Buckets().visual, *settings.visual_buckets})))
+    return Session(settings, folder, plan, ModelAnswerer(model, processor, buckets))
+
+
+def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
+    """Run what is missing and return the `meta` of the results."""
+    plan, model = session.plan, session.answerer.model
+    runner.run(plan, session.answerer, session.folder, progress)
+    rope = model.config.decoder.rope
+    return {
+        "model": plan.model,
+        "device": _device(),
+        "dtype": _dtype(model),
+        "jax_version": jax.__version__,
+        "commit": plan.commit,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "limit": plan.limit,
+        "compiled_programs": compiled_programs(),
+        "tasks": [entry.task.name for entry in plan.tasks],
+        "methods": [entry.spec for entry in plan.methods],
+        "files": {entry.task.name: str(entry.file.path) for entry in plan.tasks},
+        "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
+        "image_start": _image_start(session),
+    }
+
+
+def _methods(settings: RunConfig) -> list[Any]:
+    """Parse the specifications, give the run's seed to those that name none, drop doubles."""
+    found = []
+    for spec in settings.methods:
+        method = ivc_jax.methods.parse(spec)
+        if "seed=" not in spec:
+            method = _seeded(method, settings.seed)
+        if method not in found:
+            found.append(method)
+    return found
+
+
+def _seeded(method: Any, seed: int) -> Any:
+    if hasattr(method, "host"):
+        return dataclasses.replace(method, host=_seeded(method.host, seed))
+    return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
+
+
+def _method_entries(methods: list[Any], model: Any) -> list[runner.MethodEntry]:
+    """Check the methods against the model; the keep ratio of a method is that of its last cut."""
+    entries = []
+    for method in methods:
+        resolved = method.resolve(model.config)
+        make_plan(model.config.decoder.num_layers, resolved)
+        keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
+        spec = ivc_jax.methods.describe(method)
+        entries.append(runner.MethodEntry(spec, keep_ratio, method))
+    return entries
+
+
+def _open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path) -> runner.TaskEntry:
+    folder = pathlib.Path(settings.data_dir) if settings.data_dir else None
+    path = folder / task.file_name if folder else None
+    if folder and not folder.is_dir():
+        raise SettingsError(f"--data-dir {folder} is not a folder")
+    if task.bundled and not (path and path.exists()):
+        path = _bundled_data(settings, out) / task.file_name
+    if path is None:
+        raise SettingsError(f"task {task.name} needs --data-dir, a folder with {task.file_name}")
+    return runner.TaskEntry(task, TsvFile(path, task.scoring.columns))
+
+
+def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
+    """Draw the bundled benchmark into the result folder unless it is there."""
+    import digit_scenes.tsv
+
+    folder = out / "data" / f"digit_scenes-{settings.num_scenes}-{settings.data_seed}"
+    if not folder.exists():
+        draft = folder.with_name(f".{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        digit_scenes.tsv.write(draft, num_scenes=settings.num_scenes, seed=settings.data_seed)
+        # renamed when complete: an interrupted run must not leave half a benchmark behind
+        draft.rename(folder)
+    return folder
+
+
+def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
+    """List what makes records comparable, scores and times alike."""
+    return {
+        "model": fingerprint(path),
+        "seed": settings.seed,
+        "dtype": _dtype(model),
+        "device": _device(),
+        "batch size": settings.batch_size,
+        "prompts version": tasks.PROMPTS_VERSION,
+        "visual buckets": list(settings.visual_buckets),
+        "processes": jax.process_count(),
+    }
+
+
+def _image_start(session: Session) -> int | None:
+    """Return the position id at which the first image of the first readable example starts."""
+    entry = session.plan.tasks[0]
+    for position in range(len(entry.file.ids(session.plan.limit))):
+        try:
+            row = entry.file.read(position)
+            prompt = entry.task.prompt(row.cells, session.answerer.family)
+            host, _ = session.answerer.prepare([prompt], [row.images])
+        except ValueError:
+            continue
+        return int(host.layout.positions[0, 0, host.layout.visual_index[0, 0]])
+    return None
+
+
+def _dtype(model: Any) -> str:
+    return str(jax.tree.leaves(model.params["decoder"])[0].dtype)
+
+
+def _device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _shown(path: str) -> str:
+    """Name a model in records: relative to the project if it lies there."""
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return path
+    folder = folder.resolve()
+    return str(folder.relative_to(_ROOT) if folder.is_relative_to(_ROOT) else folder)
+
+
+@functools.cache
+def _commit() -> str:
+    """Return the commit of this checkout, marked "-dirty" if files differ from it."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

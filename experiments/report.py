@@ -1,0 +1,154 @@
+"""Records -> results.json, report.md, report.html and figures.
+
+python experiments/report.py runs/default        # again, from the records of a run
+"""
+
+import base64
+import json
+import pathlib
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jinja2
+
+from experiments.labels import short_labels, short_task
+from ivc_jax.evals import summary
+from ivc_jax.evals.records import read_all, write_atomically
+
+_RESULTS = "results.json"
+_SHOWN_FAILURES = 5
+_EXAMPLES = 3  # of each task in the report
+
+
+def summarize(folder: pathlib.Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Aggregate the records of a run, write results.json and return its content."""
+    records = _wanted(folder, meta)
+    failures = {
+        (record["task"], record["example_id"]): record["error"]
+        for record in records
+        if record["failed"]
+    }
+    meta = meta | {
+        "failed_rows": len(failures),
+        "failures": list(failures.values())[:_SHOWN_FAILURES],
+        "commits": sorted({record["commit"] for record in records}),
+    }
+    results = {"meta": meta, "rows": summary.rows(records, meta["tasks"], meta["methods"])}
+    write_atomically(folder / _RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """Draw the figures and write both reports."""
+    from experiments import figures  # matplotlib takes a while to import
+
+    records = [record for record in _wanted(folder, results["meta"]) if not record["failed"]]
+    drawn = figures.draw(folder, results, records)
+    content = _content(results, records)
+    markdown = _render("report.md.jinja", content, escape=False, figures=drawn)
+    write_atomically(folder / "report.md", markdown)
+    inlined = [{**figure, "source": _data_uri(folder / figure["path"])} for figure in drawn]
+    html = _render("report.html.jinja", content, escape=True, figures=inlined)
+    write_atomically(folder / "report.html", html)
+
+
+def _wanted(folder: pathlib.Path, meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the records of this run's tasks, methods and rows; the folder may hold more."""
+    methods, tasks, last = set(meta["methods"]), set(meta["tasks"]), meta["limit"]
+    return [
+        record
+        for record in read_all(folder)
+        if record["method"] in methods
+        and record["task"] in tasks
+        and (last is None or record["row"] <= last)
+    ]
+
+
+def _content(results: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collect what both templates show."""
+    meta, rows = results["meta"], results["rows"]
+    labels = short_labels(meta["methods"])
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    cells = {(row["method"], row["task"]): row for row in rows}
+    return {
+        "meta": meta,
+        "labels": labels,
+        "tasks": names,
+        "columns": [name for name in names if "/" not in name],
+        "short_task": short_task,
+        "cells": cells,
+        "best": _best(meta["methods"], cells),
+        "rows": rows,
+        "examples": _examples(meta, records),
+    }
+
+
+def _best(methods: list[str], cells: dict[tuple[str, str], dict[str, Any]]) -> set[tuple[str, str]]:
+    """Name the best pruned method of each task at each keep ratio."""
+    groups: dict[tuple[str, float], list[tuple[float, str]]] = {}
+    for (method, task), row in cells.items():
+        if method != "dense":
+            groups.setdefault((task, row["keep_ratio"]), []).append((row["score"], method))
+    return {
+        (method, task)
+        for (task, _), scored in groups.items()
+        for score, method in scored
+        if len(scored) > 1 and score == max(scored)[0]
+    }
+
+
+def _examples(meta: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Take the first examples of each task with the answers of all methods."""
+    shown = []
+    for task in meta["tasks"]:
+        answers: dict[str, dict[str, Any]] = {}
+        for record in records:
+            if record["task"] == task:
+                answers.setdefault(record["example_id"], {})[record["method"]] = record
+        for by_method in list(answers.values())[:_EXAMPLES]:
+            first = next(iter(by_method.values()))
+            shown.append({"task": task, "first": first, "answers": by_method})
+    return shown
+
+
+def _render(template: str, content: dict[str, Any], escape: bool, figures: list) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _table_cell
+    return environment.get_template(template).render(**content, figures=figures)
+
+
+def _table_cell(text: str) -> str:
+    """Make text safe for one cell of a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
+
+
+def _data_uri(path: pathlib.Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def main() -> int:
+    """Make the report of a finished run again."""
+    if len(sys.argv) != 2:
+        print("usage: report.py FOLDER", file=sys.stderr)
+        return 2
+    folder = pathlib.Path(sys.argv[1])
+    try:
+        meta = json.loads((folder / _RESULTS).read_text())["meta"]
+        write(folder, summarize(folder, meta))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {folder} holds no finished run: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Evaluate pruning methods on benchmarks: records, tables, figures and a report.
+
+    python experiments/run.py                                 # bundled model and benchmark
+    python experiments/run.py --model DIR --data-dir TSVS --tasks RefCOCO_testA \
+        --methods dense ivc:keep_ratio=0.5 --out runs/refcoco
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Annotated
+
+# Run as a script from any folder: the packages lie beside this one.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+
+from experiments import console as display
+from experiments.settings import RunConfig, load_config
+
+_FAILURE = 2
+_INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Evaluate pruning methods on benchmarks.
+
+    Writes records/*.jsonl, results.json, report.md, report.html and figures/*.png into the result
+    folder. An interrupted run goes on where it stopped when the same command is given again.
+
+    Attributes:
+        config: a name from experiments/configs, or a path to a file like those.
+        model: checkpoint folder or hub name; default: the bundled checkpoint.
+        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
+        tasks: such as grounding or RefCOCO_testA.
+        data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
+        limit: rows of each task.
+        batch_size: examples that run together.
+        seed: of the methods that draw lots.
+        out: result folder.
+        dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
+        no_resume: set earlier records in the result folder aside and start over.
+        no_compile_cache: do not keep compiled programs for later runs.
+        traceback: show where an error came from.
+    """
+
+    config: tyro.conf.Positional[str] = "default"
+    model: str | None = None
+    methods: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    out: str | None = None
+    dtype: str | None = None
+    no_resume: bool = False
+    no_compile_cache: bool = False
+    traceback: bool = False
+
+    def settings(self) -> RunConfig:
+        """Return the named configuration with the fields given on the command line."""
+        config = load_config(self.config)
+        names = {field.name for field in dataclasses.fields(RunConfig)}
+        given = {
+            name: value for name, value in vars(self).items() if name in names and value is not None
+        }
+        return dataclasses.replace(config, **given)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    chosen = tyro.cli(
+        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="run.py"
+    )
+    # Width matters: a log file that is no terminal would wrap the table at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    command = " ".join(["run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        _run(chosen, command, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; give the same command again to go on")
+        return _INTERRUPTED
+    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
+    except (ValueError, OSError) as error:
+        if chosen.traceback:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _FAILURE
+    return 0
+
+
+def _run(arguments: Arguments, command: str, console: Console) -> None:
+    """Evaluate, then write tables, report and figures."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    from experiments import evaluation, report
+
+    start = time.monotonic()
+    settings = arguments.settings()
+    evaluation.use_compile_cache(not arguments.no_compile_cache)
+    session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
+    try:
+        with display.progress_bar(console) as progress:
+            meta = evaluation.evaluate(session, progress)
+        meta |= {"command": command, "wall_seconds": round(time.monotonic() - start, 1)}
+        results = report.summarize(session.folder.path, meta)
+        display.print_table(console, results)
+        display.print_failures(console, results)
+        report.write(session.folder.path, results)
+    finally:
+        session.close()
+    out = session.folder.path
+    seconds = time.monotonic() - start
+    console.print(f"{meta['compiled_programs']} prefill programs compiled; {seconds:.0f} s in all")
+    console.print(f"report: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What a run is made of, and where named configurations live."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+_CONFIGS = pathlib.Path(__file__).with_name("configs")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it and the choices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Settings of one run; the command line overrides single fields.
+
+    Attributes:
+        methods: specifications such as "ivc:layer=3,keep_ratio=0.5".
+        tasks: names from `ivc_jax.evals.tasks.TASKS`.
+        model: checkpoint folder or hub name; None is the bundled checkpoint.
+        data_dir: folder of TSV files; tasks of the bundled benchmark need none.
+        limit: rows of each task, None for all.
+        seed: of the methods that draw lots.
+        out: result folder.
+        num_scenes: size of the bundled benchmark where it has to be drawn.
+        data_seed: the test set of the bundled benchmark, fixed by its release.
+        visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
+    """
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    model: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+    out: str = "runs/default"
+    num_scenes: int = 64
+    data_seed: int = 0
+    dtype: str | None = None
+    visual_buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_scenes"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit must be at least 1, got {self.limit}")
+        for name in ("methods", "tasks"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name} is empty: name at least one")
+
+
+def known_configs() -> list[str]:
+    """List the names of the configurations."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def load_config(name: str) -> RunConfig:
+    """Load a configuration by name, or from a path that ends in .py.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    path = pathlib.Path(name) if name.endswith(".py") else _CONFIGS / f"{name}.py"
+    if not path.is_file():
+        raise SettingsError(f"unknown config {name!r}; known: {', '.join(known_configs())}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONFIG

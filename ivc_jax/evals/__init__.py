@@ -1,0 +1,1 @@
+"""Benchmarks: read, ask, parse, score, record."""

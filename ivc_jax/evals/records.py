@@ -1,0 +1,229 @@
+"""Append-only records of a run, and the settings they belong to.
+
+One JSON line an example and method. A line is flushed as it is written and the file is synced once
+a batch, so a killed run loses at most the line being written; opening the file again cuts such a
+torn line off.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+MANIFEST = "manifest.json"
+RECORDS = "records"
+_FORMAT = 1
+_ROOM = 1 << 20  # bytes that must be writable before work starts
+
+
+class RecordsError(ValueError):
+    """A result folder that cannot be used; the message names it and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The outcome of one example under one method.
+
+    Times are those of the batch divided by its size. `kept` lists the surviving visual tokens,
+    counted from 0 within the sample. A failed row has `error` and no prediction.
+    """
+
+    task: str
+    split: str
+    example_id: str
+    model: str
+    method: str
+    keep_ratio: float
+    prediction: str | None
+    parsed: Any
+    score: float | None
+    target: str | None
+    question: str | None
+    category: str
+    visual_tokens: int
+    kept_tokens: int
+    kept: list[int]
+    grids: list[list[int]]
+    kv_bytes: float
+    prefill_ms: float
+    decode_ms: float
+    decode_steps: int
+    seconds: float
+    seed: int
+    commit: str
+    row: int
+    failed: bool = False
+    error: str | None = None
+
+
+class RunFolder:
+    """A result folder held by one run.
+
+    Raises:
+        RecordsError: the folder cannot be written, or another process uses it.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = pathlib.Path(path)
+        try:
+            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            probe = self.path / ".probe"
+            with probe.open("wb") as file:
+                file.write(bytes(_ROOM))
+                os.fsync(file.fileno())
+            probe.unlink()
+        except OSError as error:
+            raise RecordsError(
+                f"cannot write into {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecordsError(
+                f"another run is writing into {self.path}; wait for it or choose another --out"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+    def set_aside(self) -> pathlib.Path | None:
+        """Move records of an earlier run out of the way; return where they went."""
+        if not any((self.path / RECORDS).glob("*.jsonl")):
+            return None
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        target = self.path / f"{RECORDS}-before-{stamp}-{os.getpid()}"
+        (self.path / RECORDS).rename(target)
+        if (self.path / MANIFEST).exists():
+            (self.path / MANIFEST).rename(target / MANIFEST)
+        (self.path / RECORDS).mkdir()
+        return target
+
+    def claim(self, settings: Mapping[str, Any], task_files: Mapping[str, str]) -> None:
+        """Check that earlier records were made with the same settings, then note these.
+
+        Args:
+            settings: whatever makes records comparable (model, seed, type, batch size, ...).
+            task_files: fingerprint of the file of each task.
+
+        Raises:
+            RecordsError: the folder holds records made with other settings.
+        """
+        path = self.path / MANIFEST
+        wanted = {"format": _FORMAT, "settings": dict(settings), "tasks": dict(task_files)}
+        if path.exists() and any((self.path / RECORDS).glob("*.jsonl")):
+            try:
+                found = json.loads(path.read_text())
+                differences = list(_differences(found, wanted))
+            except (ValueError, KeyError, AttributeError):
+                raise RecordsError(
+                    f"{path} is damaged; use --no-resume to set its records aside"
+                ) from None
+            if differences:
+                raise RecordsError(
+                    f"{self.path} holds records of another run ({'; '.join(differences)}); choose"
+                    " another --out, or --no-resume to set them aside"
+                )
+            wanted["tasks"] = found["tasks"] | wanted["tasks"]
+        write_atomically(path, json.dumps(wanted, indent=1) + "\n")
+
+    def records(self, name: str) -> "RecordFile":
+        """Open the record file of one task (and process)."""
+        return RecordFile(self.path / RECORDS / f"{name}.jsonl")
+
+
+class RecordFile:
+    """One JSON Lines file, open for appending; `done` holds (example_id, method) of its lines."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        _cut_torn_line(path)
+        self.done = {(record["example_id"], record["method"]) for record in read(path)}
+        self._file: BinaryIO = path.open("ab")
+
+    def append(self, record: Record) -> None:
+        """Write one line and hand it to the operating system."""
+        line = json.dumps(vars(record), ensure_ascii=False, separators=(",", ":"))
+        self._file.write(line.encode("utf-8", errors="replace") + b"\n")
+        self._file.flush()
+        self.done.add((record.example_id, record.method))
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of one file.
+
+    Raises:
+        RecordsError: a line is not a record.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                record["example_id"], record["method"]
+            except (ValueError, KeyError, TypeError):
+                raise RecordsError(
+                    f"{path} line {number} is not a record; remove the line, or use --no-resume"
+                ) from None
+            yield record
+
+
+def read_all(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read every record of a run, the files in order of name."""
+    paths = sorted((pathlib.Path(folder) / RECORDS).glob("*.jsonl"))
+    return [record for path in paths for record in read(path)]
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Write a file so that readers see the old content or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _cut_torn_line(path: pathlib.Path) -> None:
+    """Truncate a file after its last newline."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:
+            start = max(0, keep - 4096)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    if found["format"] != wanted["format"]:
+        yield f"record format {found['format']}, now {wanted['format']}"
+    old, new = found["settings"], wanted["settings"]
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{key} was {old.get(key)}, now {new.get(key)}"
+    for task in sorted(found["tasks"].keys() & wanted["tasks"].keys()):
+        if found["tasks"][task] != wanted["tasks"][task]:
+            yield f"the file of task {task} has changed"

@@ -1,0 +1,216 @@
+"""Benchmark files: tab-separated rows with base64 images, read one row at a time.
+
+Files reach gigabytes, so only the byte offset and the index of each row stay in memory. The
+offsets also serve rows whose image cell is the index of another row.
+"""
+
+import ast
+import base64
+import binascii
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import PIL.Image
+
+_LONGEST_CELL = 1 << 28  # characters; a stray quote must not swallow a whole file
+_LONGEST_REFERENCE = 64  # a shorter image cell is the index of another row
+_MOST_REFERENCES = 8
+
+
+class TsvError(ValueError):
+    """A file that cannot be used at all; the message names file and remedy."""
+
+
+class RowError(ValueError):
+    """One broken row; the message names file, row number and column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One example: its cells by column name and its decoded images."""
+
+    number: int
+    example_id: str
+    cells: dict[str, str]
+    images: tuple[PIL.Image.Image, ...]
+
+
+class TsvFile:
+    """A benchmark file, opened once and read by row position.
+
+    Args:
+        path: the file.
+        columns: names that the header must hold and no row may leave empty; an image column is
+            always needed.
+
+    Raises:
+        TsvError: the file cannot be opened, is empty or lacks a column.
+    """
+
+    def __init__(self, path: str | os.PathLike, columns: Sequence[str] = ()) -> None:
+        self.path = pathlib.Path(path)
+        csv.field_size_limit(_LONGEST_CELL)
+        try:
+            self._file: BinaryIO = self.path.open("rb")
+        except OSError as error:
+            raise TsvError(f"cannot open {self.path}: {error.strerror}") from None
+        first = next(self._records(0), None)
+        if first is None:
+            raise TsvError(f"{self.path} is empty: expected a header line")
+        self.header = [name.strip().removeprefix("\ufeff") for name in first[1]]
+        self._columns = tuple(columns)
+        self._check_columns()
+        self._scan = itertools.islice(self._records(0), 1, None)
+        self._offsets: list[int] = []
+        self._ids: list[str] = []
+        self._position: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def ids(self, limit: int | None = None) -> list[str]:
+        """Return the example ids of the first `limit` rows, unique and in file order."""
+        while (limit is None or len(self._ids) < limit) and self._advance():
+            pass
+        return self._ids[:limit]
+
+    def read(self, position: int) -> Row:
+        """Read the row at `position`, counted from 0, and decode its images.
+
+        Raises:
+            RowError: a cell of the row is broken.
+        """
+        while position >= len(self._offsets):
+            if not self._advance():
+                raise IndexError(f"{self.path} has {len(self._offsets)} rows")
+        try:
+            cells = self._cells(position)
+            for name in self._columns:
+                if not cells[name].strip():
+                    raise RowError(f"the {name} cell is empty")
+            return Row(position + 1, self._ids[position], cells, self._images(position, cells))
+        except RowError as error:
+            raise RowError(
+                f"{self.path.name} row {position + 1} (index {self._ids[position]}): {error}"
+            ) from None
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the whole file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _check_columns(self) -> None:
+        missing = [name for name in self._columns if name not in self.header]
+        if not {"image", "image_path"} & set(self.header):
+            missing.append("image")
+        if missing:
+            raise TsvError(
+                f"{self.path} lacks the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, self.header))}"
+            )
+
+    def _records(self, offset: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield (offset, cells) from `offset` on; quoted cells may span lines."""
+        end = offset
+
+        def lines() -> Iterator[str]:
+            nonlocal end
+            while True:
+                # seek each time: the scan and the reads share one file
+                self._file.seek(end)
+                line = self._file.readline()
+                if not line:
+                    return
+                end += len(line)
+                yield line.decode("utf-8", errors="replace")
+
+        start = offset
+        try:
+            for cells in csv.reader(lines(), delimiter="\t"):
+                if any(cells):
+                    yield start, cells
+                start = end
+        except csv.Error as error:
+            raise TsvError(f"{self.path}: unreadable after byte {start}: {error}") from None
+
+    def _advance(self) -> bool:
+        """Take the next row into the index; False at the end of the file."""
+        found = next(self._scan, None)
+        if found is None:
+            return False
+        offset, cells = found
+        column = self.header.index("index") if "index" in self.header else len(cells)
+        index = cells[column].strip() if column < len(cells) else ""
+        number = len(self._offsets) + 1
+        name = index or f"row{number}"
+        if name in self._position:
+            name = f"{name}#{number}"  # resuming needs unique ids
+        self._position[name] = len(self._offsets)
+        self._offsets.append(offset)
+        self._ids.append(name)
+        return True
+
+    def _cells(self, position: int) -> dict[str, str]:
+        _, cells = next(self._records(self._offsets[position]))
+        if len(cells) != len(self.header):
+            raise RowError(f"{len(cells)} cells where the header has {len(self.header)}")
+        return dict(zip(self.header, cells, strict=True))
+
+    def _images(self, position: int, cells: dict[str, str]) -> tuple[PIL.Image.Image, ...]:
+        for _ in range(_MOST_REFERENCES):
+            cell = cells.get("image", "").strip()
+            if not cell and cells.get("image_path", "").strip():
+                return tuple(
+                    _opened(self.path.parent / name) for name in _items(cells["image_path"])
+                )
+            if not cell:
+                raise RowError("the image cell is empty")
+            if len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
+                return tuple(_decoded(item) for item in _items(cell))
+            cells = self._cells(self._referenced(cell))
+        raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
+
+    def _referenced(self, index: str) -> int:
+        while index not in self._position:
+            if not self._advance():
+                raise RowError(f"the image cell names the row {index!r}, which does not exist")
+        return self._position[index]
+
+
+def _items(cell: str) -> list[str]:
+    """Split a cell that may be a literal list."""
+    if not cell.lstrip().startswith("["):
+        return [cell.strip()]
+    try:
+        items = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError):
+        raise RowError("the image cell is not a valid list") from None
+    if not items or not all(isinstance(item, str) for item in items):
+        raise RowError("the image cell must be a list of strings")
+    return items
+
+
+def _decoded(text: str) -> PIL.Image.Image:
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise RowError(f"the image cell is not valid base64 ({error})") from None
+    return _opened(io.BytesIO(content))
+
+
+def _opened(source: pathlib.Path | io.BytesIO) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(source) as image:
+            image.load()  # a truncated file fails here, not in the middle of a batch
+            return image.copy()
+    # the decoders of the many formats raise whatever they like on broken files
+    except Exception as error:
+        raise RowError(f"the image cannot be read ({error})") from None
