@@ -6,8 +6,9 @@ os.environ["IVC_JAX_TYPECHECK"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The two variables above are read while these modules are imported.
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,29 @@ def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_torch() -> Callable[[Path], Any]:
+    """Give a function that loads a directory in transformers: float32, eager attention, eval mode.
+
+    Tests that ask for it skip where torch or transformers is missing.
+    """
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    @functools.cache
+    def load(path: Path) -> Any:
+        model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            path, dtype="float32", attn_implementation="eager"
+        )
+        return model.eval().requires_grad_(False)
+
+    return load
+
+
+@pytest.fixture
+def highest_precision() -> Iterator[None]:
+    """Multiply float32 matrices as float32 on every backend."""
+    with jax.default_matmul_precision("highest"):
+        yield
