@@ -198,10 +198,9 @@ def test_smart_resize_keeps_its_promises(height, width, factor, bounds):
         return
     rows, columns = smart_resize(height, width, factor, *bounds)
     assert rows % factor == columns % factor == 0
-    assert rows >= factor and columns >= factor
-    thin = min(rows, columns) == factor
-    assert rows * columns >= bounds[0] or thin or rows * columns > bounds[1] / 4
-    assert rows * columns <= bounds[1] or thin
+    assert rows * columns >= bounds[0]
+    # A strip of one step may leave the upper bound.
+    assert rows * columns <= bounds[1] or min(rows, columns) == factor
 
 
 def test_smart_resize_equals_hf(hf_images):
@@ -222,7 +221,7 @@ def test_config_reads_every_spelling_of_the_bounds():
     )
     assert ImageConfig.from_hf({**edges, "min_pixels": 150}) == ImageConfig(150, 200)
     assert ImageConfig.from_hf({}) == ImageConfig()
-    with pytest.raises(InputError, match="min_pixels 300 must be in 1..max_pixels = 200"):
+    with pytest.raises(InputError, match=r"min_pixels 300 must be in 1\.\.max_pixels = 200"):
         ImageConfig.from_hf({"min_pixels": 300, "max_pixels": 200})
 
 
@@ -263,7 +262,7 @@ def test_bad_pictures_are_named(tmp_path, source, message):
 def test_decompression_bomb_is_a_clear_error(tmp_path, monkeypatch):
     Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match="too large to decode safely.*MAX_IMAGE_PIXELS"):
+    with pytest.raises(InputError, match=r"too large to decode safely.*MAX_IMAGE_PIXELS"):
         process_image(tmp_path / "a.png", SMALL)
 
 

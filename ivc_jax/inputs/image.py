@@ -169,9 +169,11 @@ def patchify(frames: np.ndarray, config: ImageConfig) -> tuple[np.ndarray, tuple
     blocks = frames.reshape(
         t, depth, h // merge, merge, patch, w // merge, merge, patch, channels
     ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    # Pixels have 256 values, so normalising is a table; the last four axes are one patch.
-    channel = np.arange(channels)[:, None, None, None]
-    values = _value_table(config, channels)[channel, blocks]
+    # Pixels have 256 values, so normalising is a table; one channel at a time, because NumPy
+    # widens the pixels to 64 bits to look them up.
+    values = np.empty(blocks.shape, np.float32)
+    for channel, table in enumerate(_value_table(config, channels)):
+        values[..., channel, :, :, :] = table[blocks[..., channel, :, :, :]]
     return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
 
 

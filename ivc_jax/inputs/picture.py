@@ -25,13 +25,12 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
         InputError: missing, empty, truncated, too large to decode safely, or no image at all.
     """
     try:
-        picture = _open(source, name)
-        if 0 in picture.size:
-            raise InputError(f"{name} is empty ({picture.width} x {picture.height}); leave it out")
-        picture.load()
-        if picture.mode != "RGB" and not convert:
-            raise InputError(f"{name} has mode {picture.mode}; set do_convert_rgb or convert it")
-        return _to_rgb(picture)
+        if isinstance(source, str | Path):
+            if Path(source).is_file() and not Path(source).stat().st_size:
+                raise InputError(f"{name}: {source} is an empty file; save it again")
+            with Image.open(source) as picture:
+                return _load(picture, name, convert)
+        return _load(_from_memory(source, name), name, convert)
     except InputError:
         raise
     except FileNotFoundError:
@@ -48,7 +47,16 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
         raise InputError(f"{name} cannot be read ({error}); save it again") from None
 
 
-def _open(source: Picture, name: str) -> Image.Image:
+def _load(picture: Image.Image, name: str, convert: bool) -> Image.Image:
+    if 0 in picture.size:
+        raise InputError(f"{name} is empty ({picture.width} x {picture.height}); leave it out")
+    picture.load()
+    if picture.mode != "RGB" and not convert:
+        raise InputError(f"{name} has mode {picture.mode}; set do_convert_rgb or convert it")
+    return _to_rgb(picture)
+
+
+def _from_memory(source: Picture, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -62,10 +70,6 @@ def _open(source: Picture, name: str) -> Image.Image:
         if 0 in source.shape:
             raise InputError(f"{name} is empty {list(source.shape)}; leave it out")
         return Image.fromarray(source.reshape(source.shape[:2]) if grey else source)
-    if isinstance(source, str | Path):
-        if Path(source).is_file() and not Path(source).stat().st_size:
-            raise InputError(f"{name}: {source} is an empty file; save it again")
-        return Image.open(source)
     raise InputError(
         f"{name} is a {type(source).__name__}, not an image; pass a PIL image, a path or an array"
     )

@@ -1,0 +1,201 @@
+"""Samples find their visuals, and positions are those of HF's `get_rope_index`."""
+
+import dataclasses
+import functools
+import types
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from ivc_jax import config as ivc_config
+from ivc_jax.inputs.batch import Batch, InputError, Visual
+from ivc_jax.inputs.layout import arrange, rope_positions, take_rows
+
+CONFIG = ivc_config.from_hf(tiny_config())
+I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
+
+
+def visual(t: int, h: int, w: int, value: float = 0) -> Visual:
+    return Visual(
+        np.full((t * h * w, CONFIG.vision.patch_values), value, np.float32),
+        (t, h, w),
+    )
+
+
+def batch(tokens, images=(), videos=()) -> Batch:
+    return Batch(tuple(np.array(row, np.int32) for row in tokens), tuple(images), tuple(videos))
+
+
+# Name -> (tokens of each sample, image grids, video grids); merge 2, so 4 x 6 patches are 6 tokens.
+CASES = {
+    "text": ([[1, 2, 3]], [], []),
+    "one image": ([[1, *[I] * 6, 2]], [(1, 4, 6)], []),
+    "image at both ends": ([[*[I] * 6, 2, *[I] * 4]], [(1, 4, 6), (1, 4, 4)], []),
+    "two unequal images": ([[1, *[I] * 6, 2, *[I] * 5, 3, 4]], [(1, 4, 6), (1, 2, 10)], []),
+    "video": ([[1, *[V] * 12, 2]], [], [(3, 4, 4)]),
+    "long narrow video": ([[1, *[V] * 5, 2, 3]], [], [(5, 2, 2)]),
+    "mixed": (
+        [[1, *[V] * 8, 2, *[I] * 6, 3, *[V] * 2, 4]],
+        [(1, 4, 6)],
+        [(2, 4, 4), (1, 2, 4)],
+    ),
+    "batch": (
+        [[1, *[I] * 6, 2], [5], [1, *[V] * 4, *[I] * 4, 2, 3]],
+        [(1, 4, 6), (1, 4, 4)],
+        [(1, 4, 4)],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def hf_rope_index():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+
+    vision = types.SimpleNamespace(spatial_merge_size=CONFIG.vision.spatial_merge_size)
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(vision_config=vision),
+        get_vision_position_ids=functools.partial(Qwen2VLModel.get_vision_position_ids, None),
+    )
+    return functools.partial(Qwen2VLModel.get_rope_index, model)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", CASES)
+def test_positions_equal_hf(hf_rope_index, case, side):
+    import torch
+
+    tokens, images, videos = CASES[case]
+    width = max(map(len, tokens)) + 2
+    ids, mask = np.zeros((len(tokens), width), np.int64), np.zeros((len(tokens), width), np.int64)
+    for row, sample in enumerate(tokens):
+        where = slice(width - len(sample), None) if side == "left" else slice(0, len(sample))
+        ids[row, where], mask[row, where] = sample, 1
+    expected, deltas = hf_rope_index(
+        torch.from_numpy(ids),
+        torch.from_numpy((ids == I) + 2 * (ids == V)),
+        torch.tensor(images) if images else None,
+        torch.tensor(videos) if videos else None,
+        torch.from_numpy(mask),
+    )
+    flat_images = np.concatenate([np.zeros((0, 96)), *(visual(*g).patches for g in images)])
+    flat_videos = np.concatenate([np.zeros((0, 96)), *(visual(*g).patches for g in videos)])
+    read = Batch.from_hf(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=flat_images if images else None,
+        image_grid_thw=images or None,
+        pixel_values_videos=flat_videos if videos else None,
+        video_grid_thw=videos or None,
+    )
+    for row, sample in enumerate(arrange(read, CONFIG)):
+        assert sample.tokens.tolist() == tokens[row]
+        valid = expected[:, row, mask[row].astype(bool)].numpy()
+        np.testing.assert_array_equal(sample.positions, valid)
+        assert sample.next_position == len(tokens[row]) + int(deltas[row])
+
+
+def test_visual_space_of_a_mixed_sample():
+    tokens, images, videos = CASES["mixed"]
+    mixed = batch(tokens, [visual(*g) for g in images], [visual(*g) for g in videos])
+    (sample,) = arrange(mixed, CONFIG)
+    assert [segment.kind for segment in sample.segments] == ["video", "image", "video"]
+    assert [segment.count for segment in sample.segments] == [8, 6, 2]
+    assert sample.visual_slot.tolist() == [*range(1, 9), *range(10, 16), 17, 18]
+    assert sample.segment_id.tolist() == [0] * 8 + [1] * 6 + [2] * 2
+    assert sample.grid.tolist() == [
+        *([0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]),
+        *([1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]),
+        *([0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]),
+        *([0, 0, 0], [0, 0, 1]),
+    ]
+    assert sample.segments[1].visual is mixed.images[0]
+    assert sample.segments[2].visual is mixed.videos[1]
+
+
+def test_touching_images_are_told_apart():
+    touching = batch([[1, *[I] * 10, 2]], [visual(1, 4, 6), visual(1, 4, 4)])
+    (sample,) = arrange(touching, CONFIG)
+    assert sample.segment_id.tolist() == [0] * 6 + [1] * 4
+    assert sample.positions[2].tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 6]
+    assert sample.next_position == 7
+
+
+def test_text_positions_count_up():
+    positions = rope_positions(4, ())
+    assert positions.dtype == np.int32
+    assert positions.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_rows_are_taken_with_their_visuals():
+    tokens, _, _ = CASES["batch"]
+    images, video = [visual(1, 4, 6, 1), visual(1, 4, 4, 2)], visual(1, 4, 4, 3)
+    whole = batch(tokens, images, [video])
+    part = take_rows(whole, [2, 1], CONFIG)
+    assert [row.tolist() for row in part.tokens] == [tokens[2], tokens[1]]
+    assert part.images == (images[1],)
+    assert part.videos == (video,)
+    twice = take_rows(whole, [0, 0], CONFIG)
+    assert twice.images == (images[0], images[0])
+    assert len(arrange(twice, CONFIG)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "images", "message"),
+    [
+        (
+            [[1], [1, *[I] * 5]],
+            [(1, 4, 6)],
+            r"sample 1: image 0 .* grid \(1, 4, 6\) expected 6 placeholders, found 5",
+        ),
+        ([[1, *[I] * 6]], [], "sample 0: expected 0 more image placeholders .* found 6; pass"),
+        ([[1, *[I] * 7]], [(1, 4, 6)], "sample 0: expected 0 more image .* after 1 images"),
+        ([[1, *[I] * 6]], [(1, 4, 6)] * 2, "expected placeholders for 2 images, found them for 1"),
+        ([[1, V]], [], "sample 0: expected 0 more video placeholders"),
+        ([[1, *[I] * 6]], [(1, 3, 8)], r"image 0: grid \(1, 3, 8\) must be multiples of the merge"),
+    ],
+)
+def test_placeholders_that_do_not_match_are_named(tokens, images, message):
+    with pytest.raises(InputError, match=message) as caught:
+        arrange(batch(tokens, [visual(*g) for g in images]), CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+def test_patches_of_another_model_are_named():
+    wrong = dataclasses.replace(visual(1, 4, 4), patches=np.zeros((16, 5), np.float32))
+    with pytest.raises(InputError, match=r"image 0: patches \(16, 5\) should be \(16, 96\)"):
+        arrange(batch([[I] * 4], [wrong]), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": [1, 2]}, r"input_ids must be \[batch, length\]"),
+        ({"input_ids": [[1]], "attention_mask": [[1, 1]]}, "attention_mask"),
+        ({"input_ids": [[1], [2]], "attention_mask": [[1], [0]]}, "sample 1 has no tokens"),
+        ({"input_ids": [[1]], "pixel_values": [[0.0]]}, "image_grid_thw is missing"),
+        ({"input_ids": [[1]], "video_grid_thw": [[1, 2, 2]]}, "pixel_values_videos is missing"),
+        (
+            {"input_ids": [[1]], "pixel_values": [[0.0]] * 3, "image_grid_thw": [[1, 2, 2]]},
+            r"pixel_values has shape \(3, 1\), but image_grid_thw needs 4 rows",
+        ),
+        (
+            {"input_ids": [[1]], "pixel_values": [[0.0]], "image_grid_thw": [[0, 2, 2]]},
+            "image_grid_thw must be",
+        ),
+    ],
+)
+def test_contradicting_hf_arrays_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Batch.from_hf(**arguments)
+
+
+def test_no_visuals_may_be_empty_arrays():
+    read = Batch.from_hf(
+        input_ids=[[1, 2]], pixel_values=np.zeros((0, 96)), image_grid_thw=np.zeros((0, 3))
+    )
+    assert read.images == ()
+    assert len(read) == 1
+    assert read.tokens[0].dtype == np.int32

@@ -1,0 +1,329 @@
+"""Ids equal those of Hugging Face's tokenizer, chat template and processor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config, write_processor_files
+from PIL import Image
+
+from ivc_jax import config as ivc_config
+from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.processor import Processor
+from ivc_jax.inputs.prompt import ChatTemplate
+from ivc_jax.inputs.tokenizer import Tokenizer, stop_ids
+
+CONFIG = ivc_config.from_hf(tiny_config())
+IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
+START, END = CONFIG.vision_start_id, CONFIG.vision_end_id
+TEXTS = [
+    "",
+    "Locate the red 7.",
+    "\nLocate the red 7.\n\n  Thanks, it's 100 % right!",
+    "naïve café — 漢字 🙂\t\r\n",
+    "<|im_start|>user<|im_end|> <|image_pad|>",
+]
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+    return pixels.astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_processor_files(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def processor(folder: Path) -> Processor:
+    return Processor.from_pretrained(folder, CONFIG)
+
+
+def change(path: Path, **fields) -> None:
+    """Replace fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def write_trained_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE with merges as vocab.json, merges.txt and tokenizer_config.json."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([*TEXTS, "the red seven, the blue 100"] * 9, vocab_size=330)
+    folder.mkdir()
+    trained.save_model(str(folder))
+    size = trained.get_vocab_size()
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<tool>"]
+    added = {
+        str(size + index): {"content": mark, "special": mark != "<tool>", "normalized": False}
+        for index, mark in enumerate(marks)
+    }
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "model_max_length": 9}
+    config |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "added_tokens_decoder": added})
+    )
+
+
+def hf_processor(folder: Path):
+    """Load HF's processor for images and text (its video half cannot load without torchvision)."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+
+    class WithoutVideo(Qwen2VLProcessor):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            return None
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    return WithoutVideo(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def test_chat_prompts_equal_hf(folder, processor):
+    reference = hf_processor(folder)
+    images = [[noise(30, 45), noise(20, 20, 1)], [], [noise(64, 16, 2)]]
+    batch = processor(
+        ["Is <image> the same as <image>?\n", "No picture: 7", "\nLocate the 7."], images
+    )
+    text = lambda value: {"type": "text", "text": value}  # noqa: E731
+    contents = [
+        [text("Is "), {"type": "image"}, text(" the same as "), {"type": "image"}, text("?\n")],
+        [text("No picture: 7")],
+        [{"type": "image"}, text("\nLocate the 7.")],
+    ]
+    rendered = [
+        reference.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        for content in contents
+    ]
+    flat = [Image.fromarray(image) for row in images for image in row]
+    expected = reference(images=flat, text=rendered, padding=True, return_tensors="np")
+    for row, tokens in enumerate(batch.tokens):
+        valid = expected["attention_mask"][row].astype(bool)
+        assert tokens.dtype == np.int32
+        assert tokens.tolist() == expected["input_ids"][row][valid].tolist()
+    patches = np.concatenate([image.patches for image in batch.images])
+    np.testing.assert_array_equal(patches, expected["pixel_values"])
+    assert [image.grid for image in batch.images] == [
+        tuple(grid) for grid in expected["image_grid_thw"].tolist()
+    ]
+
+
+def test_raw_prompts_equal_hf(folder, processor):
+    reference = hf_processor(folder)
+    image = noise(24, 40)
+    marked = "<|vision_start|><|image_pad|><|vision_end|>What is it?"
+    expected = reference(images=[Image.fromarray(image)], text=[marked], return_tensors="np")
+    for prompt in (marked, "<image>What is it?", "What is it?"):
+        batch = processor([prompt], [[image]], chat=False)
+        assert batch.tokens[0].tolist() == expected["input_ids"][0].tolist()
+
+
+def test_a_long_template_equals_hf(folder):
+    source = (
+        "{%- set ns = namespace(n=0) -%}\n"
+        "{% for message in messages %}\n"
+        "    {% if message.role == 'none' %}{{ raise_exception('no') }}{% continue %}{% endif %}\n"
+        "{{ bos_token or 'X' }}{{ eos_token }}{{ message | tojson }}{% set ns.n = ns.n + 1 %}\n"
+        "{% endfor %}\n"
+        "{{ ns.n }}{% if tools %}tools{% endif %}{% if add_generation_prompt %}go{% endif %}\n"
+    )
+    change(folder / "tokenizer_config.json", chat_template=source)
+    template = ChatTemplate.from_pretrained(folder, {"eos_token": "<|im_end|>"})
+    messages = [{"role": "user", "content": "<é>'\""}]
+    found = template.render(messages)
+    assert found == 'X<|im_end|>{"role": "user", "content": "<é>\'\\""}1go'
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for generate in (True, False):
+        expected = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate
+        )
+        assert template.render(messages, add_generation_prompt=generate) == expected
+
+
+def test_templates_are_found_where_hf_finds_them(folder):
+    render = lambda: ChatTemplate.from_pretrained(folder, {}).render([])  # noqa: E731
+    named = [{"name": "other", "template": "O"}, {"name": "default", "template": "D"}]
+    change(folder / "tokenizer_config.json", chat_template=named)
+    assert render() == "D"
+    (folder / "chat_template.jinja").write_text("J")
+    assert render() == "J"
+    (folder / "chat_template.json").write_text('{"chat_template": "N"}')
+    assert render() == "N"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_both_tokenizer_forms_equal_hf(folder, text):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_trained_tokenizer(folder / "bpe")
+    for path in (folder, folder / "bpe"):
+        reference = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = Tokenizer.from_pretrained(path)
+        ids = tokenizer.encode(text)
+        assert ids == reference(text)["input_ids"]
+        for skip in (True, False):
+            assert tokenizer.decode(ids, skip_special_tokens=skip) == reference.decode(
+                ids, skip_special_tokens=skip
+            )
+
+
+def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
+    write_trained_tokenizer(tmp_path / "bpe")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "bpe")
+    assert len(tokenizer.encode("the red the red")) < len("the red the red") // 2
+    assert tokenizer.decode(tokenizer.encode("it's <tool> 漢<|im_end|>")) == "it's <tool> 漢"
+    assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
+    change(
+        tmp_path / "bpe" / "tokenizer_config.json",
+        added_tokens_decoder={"9999": {"content": "<far>", "special": True}},
+    )
+    with pytest.raises(InputError, match="gives '<far>' the id 9999, the vocabulary"):
+        Tokenizer.from_pretrained(tmp_path / "bpe")
+
+
+def test_placeholders_repeat_for_each_visual_token(processor):
+    batch = processor(
+        ["a<video>b<image>c"], [[noise(16, 24)]], [[np.stack([noise(16, 16)] * 4)]], chat=False
+    )
+    letters = {letter: processor.writer.tokenizer.number(letter) for letter in "abc"}
+    assert batch.tokens[0].tolist() == [
+        *(letters["a"], START, *[VIDEO] * 8, END),
+        *(letters["b"], START, *[IMAGE] * 6, END, letters["c"]),
+    ]
+    assert batch.videos[0].grid == (2, 4, 4)
+
+
+def test_visuals_without_marks_come_first(processor):
+    image, video = [noise(16, 16)], [[noise(16, 16)] * 2]
+    unmarked = processor(["Q"], [image], [video])
+    marked = processor(["<image><video>Q"], [image], [video])
+    assert unmarked.tokens[0].tolist() == marked.tokens[0].tolist()
+    half = processor(["Q <video>"], [image], [video])
+    assert (
+        half.tokens[0].tolist()
+        == processor(["<image>Q <video>"], [image], [video]).tokens[0].tolist()
+    )
+
+
+def test_decode_stops_at_the_length_and_skips_marks(processor):
+    number = processor.writer.tokenizer.number
+    rows = np.array([[number("a"), number("<|im_end|>"), number("b")], [number("c")] * 3])
+    assert processor.decode(rows, np.array([2, 1])) == ["a", "c"]
+    assert processor.decode(rows, np.array([3, 0])) == ["ab", ""]
+
+
+def test_stop_ids_come_from_the_generation_config(folder, processor):
+    assert processor.stop_ids == (258, 256)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    change(folder / "generation_config.json", eos_token_id=258)
+    assert stop_ids(folder, tokenizer) == (258,)
+    (folder / "generation_config.json").unlink()
+    assert stop_ids(folder, tokenizer) == (258,)
+    change(folder / "tokenizer_config.json", eos_token=None)
+    assert stop_ids(folder, Tokenizer.from_pretrained(folder)) == ()
+
+
+def test_settings_are_read_from_every_file(folder):
+    (folder / "video_preprocessor_config.json").write_text(
+        json.dumps({"patch_size": 4, "size": {"shortest_edge": 300, "longest_edge": 600}})
+    )
+    read = Processor.from_pretrained(folder, CONFIG)
+    assert (read.images.min_pixels, read.images.max_pixels) == (256, 4096)
+    assert (read.videos.min_pixels, read.videos.max_pixels) == (300, 600)
+    nested = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 128}}
+    (folder / "processor_config.json").write_text(
+        json.dumps({"image_processor": nested, "video_processor": {**nested, "min_pixels": 100}})
+    )
+    read = Processor.from_pretrained(folder, CONFIG)
+    assert (read.images.min_pixels, read.images.max_pixels) == (64, 128)
+    assert (read.videos.min_pixels, read.videos.max_pixels) == (100, 128)
+
+
+ONE = noise(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": "one"}, "prompts must be a list of strings"),
+        ({"prompts": ["a", "b"], "images": [[ONE]]}, "1 lists of images for 2 prompts; pass"),
+        ({"prompts": ["a"], "images": [ONE]}, "sample 0: its images are a ndarray, not a list"),
+        ({"prompts": ["a"], "images": ["a.png"]}, "sample 0: its images are a str, not a list"),
+        ({"prompts": ["a"], "images": ONE}, "images must be a list with a list for each sample"),
+        (
+            {"prompts": ["a", "<image>"], "images": [None, []]},
+            "sample 1: prompt has 1 <image> marks for 0 images",
+        ),
+        (
+            {"prompts": ["<image><image><image>"], "images": [[ONE] * 2]},
+            "sample 0: prompt has 3 <image> marks for 2 images; write one mark",
+        ),
+        ({"prompts": ["<|image_pad|>"]}, "sample 0: prompt has 1 <image> marks for 0 images"),
+        ({"prompts": ["<video>"]}, "sample 0: prompt has 1 <video> marks for 0 videos"),
+        (
+            {"prompts": ["a", "b"], "images": [None, [ONE, "missing.png"]]},
+            "sample 1, image 1: there is no file missing.png",
+        ),
+        ({"prompts": ["a"], "videos": [[[ONE, None]]]}, "sample 0, video 0, frame 1 is a NoneType"),
+        ({"prompts": [""], "chat": False}, "sample 0 has no tokens; give it a prompt"),
+    ],
+)
+def test_bad_calls_are_named(processor, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        processor(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_templates_that_fail_are_named(folder):
+    def load(source):
+        change(folder / "tokenizer_config.json", chat_template=source)
+        return Processor.from_pretrained(folder, CONFIG)
+
+    with pytest.raises(InputError, match="no chat template; add one or use chat=False"):
+        load(None)(["a"])
+    assert load(None)(["a"], chat=False).tokens[0].size == 1
+    with pytest.raises(InputError, match=r"^chat template: .*chat=False"):
+        load("{% if %}")
+    with pytest.raises(InputError, match="chat template: never"):
+        load("{{ raise_exception('never') }}")(["a"])
+    with pytest.raises(InputError, match="chat template: "):
+        load("{{ 'a' + messages[0]['content'] }}")(["a"], [[ONE]])
+    assert load("{{ 'a' + messages[0]['content'] }}")(["b"]).tokens[0].size == 2
+    with pytest.raises(InputError, match="sample 0: the rendered prompt has 0 image placeholders"):
+        load("{{ messages | length }}")(["a"], [[ONE]])
+
+
+def test_missing_and_foreign_files_are_named(folder):
+    load = lambda: Processor.from_pretrained(folder, CONFIG)  # noqa: E731
+    change(folder / "preprocessor_config.json", patch_size=14)
+    with pytest.raises(InputError, match=r"patch_size 14 of the preprocessor differs .* model's 4"):
+        load()
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"preprocessor_config.json is not valid JSON"):
+        load()
+    (folder / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(InputError, match="must hold a JSON object"):
+        load()
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"has no preprocessor_config.json; copy it"):
+        load()
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="damaged tokenizer"):
+        load()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"neither tokenizer.json nor vocab.json and merges.txt"):
+        load()
+
+
+def test_a_tokenizer_of_another_model_is_named(folder):
+    with pytest.raises(InputError, match="the tokenizer has no token 99999"):
+        Tokenizer.from_pretrained(folder).token(99999)
