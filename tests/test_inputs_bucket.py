@@ -96,6 +96,12 @@ def test_text_alone_has_no_visual_space():
     assert (inputs.layout.num_images, inputs.layout.num_positions) == (1, 32)
 
 
+def test_placeholders_alone_still_get_text_slots():
+    inputs = collate(batch([[I] * 4], [visual(1, 4, 4)]), CONFIG)
+    assert inputs.layout.text_index.shape == (1, 32)
+    assert not inputs.layout.text_valid.any()
+
+
 def ragged() -> Batch:
     tokens = [
         [1, *[I] * 6, 2, 3, *[V] * 8, 4],

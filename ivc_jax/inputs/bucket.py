@@ -127,7 +127,9 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
             )
         seen = len(sample.visual_slot)
         rows = [segment.visual.grid[1] * segment.visual.grid[2] for segment in sample.segments]
-        text = max(text, _fit(len(sample.tokens) - seen, buckets.text, name, "text tokens"))
+        # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
+        words = max(len(sample.tokens) - seen, 1)
+        text = max(text, _fit(words, buckets.text, name, "text tokens"))
         visual = max(visual, _fit(seen, buckets.visual, name, "visual tokens"))
         patches = max(patches, _fit(max(rows, default=0), buckets.patches, name, "patches a row"))
         images = max(images, _fit(len(rows), buckets.images, name, "images"))
@@ -135,7 +137,7 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
     area = config.vision.merge_area
     return Shape(
         # A bucket above max_positions would hold padding only.
-        text=min(text, max(limit, 1)),
+        text=min(text, limit),
         visual=visual,
         patches=-(-patches // area) * area,
         rows=_fit(num_rows, buckets.rows, f"the batch of {len(samples)} samples", "patch rows"),
