@@ -195,7 +195,7 @@ def _decoder(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
             theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
             sections=tuple(int(s) for s in sections) if sections else None,
         ),
-        norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(text.get("rms_norm_eps", 1e-5)),
         tie_embeddings=tied,
         max_positions=int(text.get("max_position_embeddings", 32768)),
     )
