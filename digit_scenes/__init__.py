@@ -1,0 +1,1 @@
+"""Digit scenes: a small grounded benchmark of real handwriting, and the model trained on it."""

@@ -1,0 +1,286 @@
+"""Stage two and three: the decoder on cached visual tokens, then both halves together."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from digit_scenes import dense, digits, optimiser, packing, tower
+from digit_scenes.loop import Params, Stage
+from digit_scenes.model import NUM_BINS, STEP, codes
+from digit_scenes.packing import Plan
+from digit_scenes.questions import TASKS
+from digit_scenes.scenes import COLOUR_NAMES, Scene, render
+from ivc_jax.config import DecoderConfig
+from ivc_jax.nn import decoder, rope
+
+Batch = dict[str, Any]
+
+
+def init_embedding(tokenizer: Tokenizer, key: jax.Array, width: int) -> jax.Array:
+    """Draw unit-length word embeddings that share a code where words share a meaning."""
+    table = np.array(jax.random.normal(key, (tokenizer.get_vocab_size(), width)))
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    code = codes(width)
+    named = [(str(n), code["number"][n // STEP]) for n in range(STEP, 1001, STEP)]
+    for index, label in enumerate(code["label"][:10]):
+        named += [(str(index), label), (f"Ġ{index}", label)]
+    for name, colour in zip(COLOUR_NAMES, code["colour"], strict=False):
+        named += [(name, colour), (f"Ġ{name}", colour)]
+    for word, meaning in named:
+        index = tokenizer.token_to_id(word)
+        own = 0.0 if word.isdigit() and int(word) >= STEP else 0.4  # tells 'red' from ' red'
+        mixed = meaning + own * table[index]
+        table[index] = mixed / np.linalg.norm(mixed)
+    return jnp.asarray(table)
+
+
+def init_decoder(tokenizer: Tokenizer, params: Params, key: jax.Array) -> Params:
+    """Prepare freshly drawn decoder parameters for fast learning.
+
+    Residual branches start silent, so that words and visual tokens are heard; queries start equal
+    to keys, so that a word looks at what resembles it.
+    """
+    layers = dict(params["layers"])
+    layers["o_proj"] = jax.tree.map(jnp.zeros_like, layers["o_proj"])
+    layers["mlp"] = {
+        **layers["mlp"],
+        "down_proj": jax.tree.map(jnp.zeros_like, layers["mlp"]["down_proj"]),
+    }
+    layers["k_proj"] = layers["q_proj"]
+    width = params["embed_tokens"]["embedding"].shape[1]
+    embedding = init_embedding(tokenizer, key, width)
+    return {**params, "embed_tokens": {"embedding": embedding}, "layers": layers}
+
+
+def normalise(vision: Params, pixels: jax.Array) -> Params:
+    """Scale the merger's last layer so that visual tokens have about unit length, like words."""
+    tokens = tower.encode(vision, pixels)
+    size = jnp.sqrt(jnp.mean(jnp.sum(tokens**2, axis=-1)))
+    merger = {**vision["merger"]}
+    merger["mlp"] = {
+        **merger["mlp"],
+        "fc2": jax.tree.map(lambda p: p / size, merger["mlp"]["fc2"]),
+    }
+    return {**vision, "merger": merger}
+
+
+def answer_logits(
+    config: DecoderConfig, params: Params, plan: Plan, tokens: jax.Array, visual: jax.Array
+) -> jax.Array:
+    """Run packed sequences [B, N] behind visual tokens [B, W, D]; logits [B, A, vocab]."""
+    hidden = decoder.embed(params, tokens)
+    hidden = hidden.at[:, 1 : 1 + visual.shape[1]].set(visual)
+    positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
+    angles = rope.angles(config.rope, positions)
+    hidden, _, _ = decoder.run_span(
+        config, params["layers"], hidden, angles, 0, config.num_layers, mask=jnp.asarray(plan.mask)
+    )
+    return decoder.logits(config, params, hidden[:, plan.answer_index])
+
+
+class Objective:
+    """Loss and accuracies of packed questions, every task counting alike."""
+
+    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, plan: Plan) -> None:
+        self.config, self.plan = config, plan
+        words = [str(n * STEP) for n in range(NUM_BINS)]
+        self.number_ids = np.array([tokenizer.token_to_id(word) for word in words])
+        value = np.full(config.vocab_size, -1.0, np.float32)
+        value[self.number_ids] = np.arange(NUM_BINS)
+        value[self.number_ids[0]] = -1  # the word 0 is a digit; no box starts at 0
+        self.value = value
+        self.tasks = tuple(TASKS)
+
+    def __call__(
+        self, params: Params, batch: Batch, visual: jax.Array, spread: float
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
+        logits = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
+        return self.score(logits, batch, spread)
+
+    def score(
+        self, logits: jax.Array, batch: Batch, spread: float
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Compare logits [B, A, vocab] with the answers."""
+        answers, plan = batch["answers"], self.plan
+        learnt, safe = answers >= 0, answers.clip(0)
+        log_p = jax.nn.log_softmax(logits)
+        each = -jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
+        place = jnp.asarray(self.value)[safe]
+        numeric = (place >= 0) & learnt
+        bins = jnp.arange(NUM_BINS)
+        soft = jax.nn.softmax(-(((bins - place[..., None]) / spread) ** 2) / 2)
+        smooth = -(soft * log_p[..., self.number_ids]).sum(-1)
+        each = jnp.where(numeric, smooth, each)
+        right = (logits.argmax(-1) == answers) | ~learnt
+
+        owner = jax.nn.one_hot(plan.answer_task, len(plan.tasks))  # [A, Q]
+        asked = (learnt @ owner) > 0  # [B, Q]
+        question_loss = ((each * learnt) @ owner) / (learnt @ owner).clip(1)
+        question_right = (~right @ owner) == 0
+        overlap = self._overlap(logits, batch["box"])
+        metrics, total = {}, 0.0
+        for task in self.tasks:
+            mine = asked & np.array([t == task for t in plan.tasks])
+            mean = lambda x: (x * mine).sum() / mine.sum().clip(1)  # noqa: B023, E731
+            value = mean(question_loss) * (2.0 if task == "grounding" else 1.0)
+            total = total + value
+            metrics[f"{task}_loss"] = value
+            metrics[task] = mean(overlap >= 0.5 if task == "grounding" else question_right)
+            if task == "grounding":
+                metrics["overlap"] = mean(overlap)
+        return total / len(self.tasks), metrics
+
+    def _overlap(self, logits: jax.Array, box: jax.Array) -> jax.Array:
+        """Intersection over union of the best box, [B, Q]; 0 for other tasks."""
+        result = jnp.zeros(box.shape[:2])
+        starts = np.searchsorted(self.plan.answer_task, np.arange(len(self.plan.tasks)))
+        questions = [i for i, task in enumerate(self.plan.tasks) if task == "grounding"]
+        if not questions:
+            return result
+        where = starts[questions][:, None] + np.array([1, 3, 5, 7])  # ( x , y ),( x , y )
+        found = logits[:, where][..., self.number_ids].argmax(-1).astype(jnp.float32)
+        true = box[:, np.array(questions)]
+        low, high = (
+            jnp.maximum(found[..., :2], true[..., :2]),
+            jnp.minimum(found[..., 2:], true[..., 2:]),
+        )
+        inner = (high - low).clip(0).prod(-1)
+        area = lambda b: (b[..., 2:] - b[..., :2]).clip(0).prod(-1)  # noqa: E731
+        overlap = inner / (area(found) + area(true) - inner).clip(1e-6)
+        return result.at[:, np.array(questions)].set(overlap)
+
+
+def make_scenes(
+    random: np.random.Generator, count: int, fewest: int, most: int, split: str
+) -> list[Scene]:
+    """Render scenes with a number of digits drawn evenly between two bounds."""
+    source = digits.load(split)
+    return [render(random, source, int(random.integers(fewest, most + 1))) for _ in range(count)]
+
+
+def plan(
+    grounding: int, reading: int, relations: int, existence: int, colour: int, counting: int
+) -> Plan:
+    """Lay out a packed sequence with that many questions of each task."""
+    counts = dict(
+        zip(TASKS, (grounding, reading, relations, existence, colour, counting), strict=True)
+    )
+    return Plan(tuple(task for task, count in counts.items() for _ in range(count)))
+
+
+DEFAULT_PLAN = plan(6, 5, 4, 4, 3, 2)
+
+
+def pack(
+    random: np.random.Generator, tokenizer: Tokenizer, layout: Plan, scenes: list[Scene]
+) -> Batch:
+    """Ask fresh questions about scenes."""
+    return packing.encode(tokenizer, layout, [packing.draw(random, s, layout) for s in scenes])
+
+
+class Cache:
+    """Scenes with the visual tokens that a frozen tower gives them."""
+
+    def __init__(self, vision: Params, scenes: list[Scene], rows: int = 16) -> None:
+        encode = jax.jit(tower.encode)
+        parts = []
+        for start in range(0, len(scenes), rows):
+            chunk = [s.pixels for s in scenes[start : start + rows]]
+            chunk += [chunk[-1]] * (rows - len(chunk))
+            parts.append(np.asarray(encode(vision, np.stack(chunk))))
+        self.visual = np.concatenate(parts)[: len(scenes)]
+        self.scenes = scenes
+
+    def batch(
+        self, random: np.random.Generator, rows: int, tokenizer: Tokenizer, layout: Plan
+    ) -> Batch:
+        """Draw scenes and ask fresh questions about them."""
+        pick = random.integers(len(self.scenes), size=rows)
+        asked = pack(random, tokenizer, layout, [self.scenes[i] for i in pick])
+        return {**asked, "visual": self.visual[pick]}
+
+
+def frozen_stage(
+    name: str,
+    steps: int,
+    rows: int,
+    tokenizer: Tokenizer,
+    config: DecoderConfig,
+    cache: Cache,
+    held_out: Cache,
+    scale: float = 1.0,
+    spread: float = 1.5,
+    seed: int = 1,
+) -> Stage:
+    """Describe the decoder's training on cached visual tokens."""
+    objective = Objective(tokenizer, config, DEFAULT_PLAN)
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return objective(params["decoder"], batch, batch["visual"], spread)
+
+    random = np.random.default_rng(11)
+    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(3)]
+    measure = jax.jit(lambda params, batch: loss(params, batch)[1])
+    return Stage(
+        name=name,
+        steps=steps,
+        batch=functools.partial(cache.batch, rows=rows, tokenizer=tokenizer, layout=DEFAULT_PLAN),
+        loss=loss,
+        evaluate=functools.partial(_mean, measure, tests),
+        optimiser=optimiser.build(steps, scale=scale),
+        trained=("decoder",),
+        seed=seed,
+    )
+
+
+def joint_stage(
+    name: str,
+    steps: int,
+    rows: int,
+    tokenizer: Tokenizer,
+    config: DecoderConfig,
+    scale: float = 0.2,
+    spread: float = 1.0,
+    seed: int = 2,
+) -> Stage:
+    """Describe the training of tower and decoder together on realistic scenes."""
+    objective = Objective(tokenizer, config, DEFAULT_PLAN)
+
+    def batch(random: np.random.Generator, split: str = "train") -> Batch:
+        scenes = make_scenes(random, rows, 3, 9, split)
+        return {
+            **pack(random, tokenizer, DEFAULT_PLAN, scenes),
+            "pixels": np.stack([s.pixels for s in scenes]),
+            "targets": dense.targets(scenes),
+        }
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        visual = tower.encode(params["vision"], batch["pixels"])
+        value, metrics = objective(params["decoder"], batch, visual, spread)
+        # The dense loss keeps the tower from forgetting what the questions of a step do not touch.
+        extra, _ = dense.loss(dense.read(params["heads"], visual), batch["targets"])
+        return value + 0.2 * extra, metrics
+
+    random = np.random.default_rng(11)
+    tests = [batch(random, "test") for _ in range(48 // rows)]
+    measure = jax.jit(lambda params, batch: loss(params, batch)[1])
+    return Stage(
+        name=name,
+        steps=steps,
+        batch=batch,
+        loss=loss,
+        evaluate=functools.partial(_mean, measure, tests),
+        optimiser=optimiser.build(steps, scale=scale),
+        trained=("vision", "heads", "decoder"),
+        seed=seed,
+    )
+
+
+def _mean(measure: Any, tests: list[Batch], params: Params) -> dict[str, float]:
+    found = [measure(params, batch) for batch in tests]
+    return {name: float(np.mean([f[name] for f in found])) for name in found[0]}

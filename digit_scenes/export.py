@@ -1,0 +1,139 @@
+"""Write the model as a Hugging Face Qwen2-VL checkpoint.
+
+    python -m digit_scenes.export RUN [--to FOLDER]
+
+RUN is the output folder of `digit_scenes.train`; its furthest stage is taken.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from digit_scenes import tokenizer
+from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, WIDTH, model_config
+from ivc_jax.config import ModelConfig
+from ivc_jax.weights.keymap import to_hf_names
+
+BUNDLED = pathlib.Path(__file__).with_name("checkpoint")
+
+
+def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any]:
+    """Return `config.json`, in the flat form that all versions of the library read."""
+    vision, decoder = config.vision, config.decoder
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "torch_dtype": "float32",
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_theta": decoder.rope.theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(decoder.rope.sections)},
+        "max_position_embeddings": decoder.max_positions,
+        "tie_word_embeddings": decoder.tie_embeddings,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": special_ids["<|endoftext|>"],
+        "eos_token_id": special_ids["<|im_end|>"],
+        "pad_token_id": special_ids["<|endoftext|>"],
+        "image_token_id": config.image_token_id,
+        "video_token_id": config.video_token_id,
+        "vision_start_token_id": config.vision_start_id,
+        "vision_end_token_id": config.vision_end_id,
+        "vision_config": {
+            "model_type": "qwen2_vl",
+            "depth": vision.depth,
+            "embed_dim": vision.embed_dim,
+            "num_heads": vision.num_heads,
+            "mlp_ratio": vision.mlp_dim // vision.embed_dim,
+            "hidden_size": WIDTH,
+            "hidden_act": vision.activation,
+            "in_channels": vision.in_channels,
+            "in_chans": vision.in_channels,
+            "patch_size": vision.patch_size,
+            "spatial_merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        },
+    }
+
+
+def preprocessor_config(config: ModelConfig) -> dict[str, Any]:
+    """Return `preprocessor_config.json`; the bundled canvas passes at its own size."""
+    return {
+        "processor_class": "Qwen2VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "min_pixels": 64 * 64,
+        "max_pixels": 512 * 512,
+        "size": {"shortest_edge": 64 * 64, "longest_edge": 512 * 512},
+        "patch_size": config.vision.patch_size,
+        "temporal_patch_size": config.vision.temporal_patch_size,
+        "merge_size": config.vision.spatial_merge_size,
+    }
+
+
+def write(
+    params: dict[str, Any],
+    folder: pathlib.Path,
+    *,
+    card: str = "",
+    log: pathlib.Path | None = None,
+) -> None:
+    """Write {"vision", "decoder"} parameters as a checkpoint directory.
+
+    The directory appears in one step: readers see the old one or the new one, whole.
+
+    Args:
+        card: text of README.md.
+        log: training log to put beside the weights.
+    """
+    words = tokenizer.build()
+    ids = tokenizer.special_ids(words)
+    config = model_config(ids, words.get_vocab_size())
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh.chmod(0o755)
+    try:
+        wanted = {"vision": params["vision"], "decoder": params["decoder"]}
+        tensors = {k: v.astype(np.float32) for k, v in to_hf_names(wanted, config)}
+        save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+        (fresh / "model.safetensors").chmod(0o644)
+        tokenizer.save(words, fresh)
+        _write(fresh / "config.json", hf_config(config, ids))
+        _write(fresh / "preprocessor_config.json", preprocessor_config(config))
+        stop, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+        generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
+        _write(fresh / "generation_config.json", {**generation, "max_new_tokens": 16})
+        (fresh / "README.md").write_text(card)
+        if log is not None and log.exists():
+            shutil.copyfile(log, fresh / "training_log.jsonl")
+        old = folder.with_name(f".{folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,45 @@
+"""The optimiser of every stage: Muon for matrices, AdamW for the rest, warm up, hold, decay."""
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+_ADAM_ONLY = ("embed_tokens", "patch_embed", "heads")
+
+
+def schedule(peak: float, steps: int, warmup: int = 30, decay: float = 0.25) -> optax.Schedule:
+    """Rise over `warmup` steps, hold, and fall to a twentieth over the last part `decay`."""
+    falling = max(int(steps * decay), 1)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(peak / warmup, peak, warmup),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, peak / 20, falling),
+        ],
+        [warmup, max(steps - falling, warmup)],
+    )
+
+
+def _dimensions(params: optax.Params) -> optax.Params:
+    def numbers(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        names = [str(part.key) for part in path]
+        if names[-1] != "kernel" or any(name in _ADAM_ONLY for name in names):
+            return None
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)  # leading axis: layers
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
+
+
+def build(
+    steps: int, muon_rate: float = 0.02, adam_rate: float = 2e-3, scale: float = 1.0
+) -> optax.GradientTransformation:
+    """Make the optimiser of a stage of `steps` steps; `scale` multiplies both rates."""
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        muon(
+            schedule(muon_rate * scale, steps),
+            adam_learning_rate=schedule(adam_rate * scale, steps),
+            muon_weight_dimension_numbers=_dimensions,
+            weight_decay=0.01,
+        ),
+    )

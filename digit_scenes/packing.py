@@ -1,0 +1,134 @@
+"""Many questions behind one picture, each seeing the picture and itself only.
+
+Positions restart after the picture, so every question meets exactly what it would meet alone:
+
+                 <vs> i i i </vs>  Q1 Q1 A1  Q2 Q2 A2
+    position       0  1 1 1   4     5  6  7   5  6  7      (time axis; a 1 x 3 grid here)
+    picture        x  x x x   x     .  .  .   .  .  .
+    first A        x  x x x   x     x  x  x   .  .  .      x: may look at
+    second A       x  x x x   x     .  .  .   x  x  x
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from digit_scenes.model import GRID, STEP
+from digit_scenes.questions import Question, ask
+from digit_scenes.scenes import SIZE, Scene
+
+# Tokens of the question and of the answer; every question of a task has the same length.
+LENGTHS = {
+    "grounding": (5, 9),
+    "reading": (7, 1),
+    "relations": (8, 1),
+    "existence": (6, 1),
+    "colour": (6, 1),
+    "counting": (4, 1),
+}
+PICTURE = GRID * GRID + 2  # <|vision_start|>, the grid, <|vision_end|>
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a packed sequence is laid out; `tasks` has one entry a question."""
+
+    tasks: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """Slots of the sequence."""
+        return PICTURE + sum(map(_slots, self.tasks))
+
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First slot of each question."""
+        return tuple(PICTURE + sum(map(_slots, self.tasks[:i])) for i in range(len(self.tasks)))
+
+    @functools.cached_property
+    def segment(self) -> np.ndarray:
+        """Question of each slot, [N] int32; -1 for the picture."""
+        sizes = [_slots(task) for task in self.tasks]
+        parts = np.repeat(np.arange(len(sizes)), sizes)
+        return np.concatenate([np.full(PICTURE, -1), parts]).astype(np.int32)
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """Which slots see which, [1, 1, N, N] bool."""
+        earlier = np.tril(np.ones((self.length, self.length), bool))
+        visible = (self.segment[None] == -1) | (self.segment[:, None] == self.segment[None])
+        return (earlier & visible)[None, None]
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """M-RoPE positions of each slot, [3, N] int32."""
+        positions = np.zeros((3, self.length), np.int32)
+        cell = np.arange(GRID * GRID)
+        positions[:, 1 : PICTURE - 1] = 1 + np.stack([0 * cell, cell // GRID, cell % GRID])
+        positions[:, PICTURE - 1] = GRID + 1
+        for start, task in zip(self.starts, self.tasks, strict=True):
+            positions[:, start : start + _slots(task)] = GRID + 2 + np.arange(_slots(task))
+        return positions
+
+    @functools.cached_property
+    def answer_index(self) -> np.ndarray:
+        """Slots whose prediction is an answer token or the end that follows it, [A] int32."""
+        parts = []
+        for start, task in zip(self.starts, self.tasks, strict=True):
+            question, answer = LENGTHS[task]
+            parts.append(start + question + 1 + np.arange(answer + 1))
+        return np.concatenate(parts).astype(np.int32)
+
+    @functools.cached_property
+    def answer_task(self) -> np.ndarray:
+        """Question that each entry of `answer_index` belongs to, [A] int32."""
+        return self.segment[self.answer_index]
+
+
+def _slots(task: str) -> int:
+    question, answer = LENGTHS[task]
+    return question + 2 + answer  # <|im_end|><|im_start|> between them
+
+
+def draw(random: np.random.Generator, scene: Scene, plan: Plan) -> list[Question | None]:
+    """Draw the questions of one packed sequence; None where a scene allows none."""
+    return [ask(random, scene, task) for task in plan.tasks]
+
+
+def encode(
+    tokenizer: Tokenizer, plan: Plan, questions: Sequence[Sequence[Question | None]]
+) -> dict[str, np.ndarray]:
+    """Tokenise packed questions of B scenes.
+
+    Returns:
+        "tokens" [B, N] int32, "answers" [B, A] int32 (-1: nothing to learn here) and "box"
+        [B, Q, 4] float32, the true box in coordinate words (-1 without one).
+    """
+    pad, end, start = (
+        tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
+    )
+    picture = ["<|vision_start|>", *["<|image_pad|>"] * GRID * GRID, "<|vision_end|>"]
+    tokens = np.full((len(questions), plan.length), pad, np.int32)
+    tokens[:, :PICTURE] = [tokenizer.token_to_id(name) for name in picture]
+    answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
+    box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
+    for row, asked in enumerate(questions):
+        at = 0
+        for number, (question, task) in enumerate(zip(asked, plan.tasks, strict=True)):
+            width = LENGTHS[task][1] + 1
+            if question is not None:
+                text, answer = (
+                    tokenizer.encode(part).ids for part in (question.text, question.answer)
+                )
+                if (len(text), len(answer)) != LENGTHS[task]:
+                    raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
+                begin = plan.starts[number]
+                tokens[row, begin : begin + _slots(task)] = [*text, end, start, *answer]
+                answers[row, at : at + width] = [*answer, end]
+            if question is not None and question.box is not None:
+                box[row, number] = np.array(question.box) * (1000 / STEP / SIZE)
+            at += width
+    return {"tokens": tokens, "answers": answers, "box": box}

@@ -1,0 +1,169 @@
+"""Questions about a scene, with answers that are right by construction.
+
+Coordinates in words are thousandths of the canvas, as Qwen2-VL prints boxes, in multiples of ten.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from digit_scenes.model import STEP
+from digit_scenes.scenes import COLOUR_NAMES, Digit, Scene
+
+DIRECTIONS = ("left of", "right of", "above", "below")
+NEGATIVES = ("random", "popular", "adversarial")
+_CLEAR = 20  # two digits count as beside each other when their middles are this far apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, the answer the model is taught, and what scoring needs.
+
+    `box` is the true box in pixels (grounding), `category` the kind of question (existence).
+    """
+
+    task: str
+    text: str
+    answer: str
+    box: tuple[int, int, int, int] | None = None
+    category: str = ""
+
+
+def to_word(pixel: float, size: int) -> int:
+    """Round a pixel coordinate to a coordinate word, 0 to 1000 in steps of ten."""
+    return int(pixel * 1000 / size / STEP + 0.5) * STEP
+
+
+def named(scene: Scene) -> list[Digit]:
+    """Return the digits that share class and colour with no other digit of the scene."""
+    count = Counter(digit.name for digit in scene.digits)
+    return [digit for digit in scene.digits if count[digit.name] == 1]
+
+
+def _choose(random: np.random.Generator, options: list) -> object:
+    return options[int(random.integers(len(options)))]
+
+
+def grounding(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask for the box of a digit."""
+    if not (options := named(scene)):
+        return None
+    digit = _choose(random, options)
+    x1, y1, x2, y2 = (to_word(value, scene.size) for value in digit.box)
+    answer = f"({x1},{y1}),({x2},{y2})"
+    return Question("grounding", f"Locate the {digit.name}.", answer, box=digit.box)
+
+
+def reading(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask which digit lies at a point, somewhere in the middle half of its box."""
+    digit = _choose(random, list(scene.digits))
+    side = digit.box[2] - digit.box[0]
+    shift = (random.random(2) - 0.5) * side / 2
+    x, y = (to_word(c + d, scene.size) for c, d in zip(digit.centre, shift, strict=True))
+    return Question("reading", f"Digit at ({x},{y})?", str(digit.label))
+
+
+def relations(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask whether one digit is left of, right of, above or below another."""
+    options = named(scene)
+    if len(options) < 2:
+        return None
+    a, b = (options[i] for i in random.permutation(len(options))[:2])
+    axis = int(random.integers(2))
+    apart = b.centre[axis] - a.centre[axis]
+    if abs(apart) < _CLEAR:
+        return None
+    want = bool(random.integers(2))
+    direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
+    return Question("relations", _relation(a.name, direction, b.name), "Yes" if want else "No")
+
+
+def _relation(first: str, direction: str, second: str) -> str:
+    # All four directions take eight tokens, which packing relies on.
+    article = "" if direction.endswith("of") else "the "
+    return f"Is {article}{first} {direction} {second}?"
+
+
+def existence(
+    random: np.random.Generator, scene: Scene, want: bool | None = None, category: str = ""
+) -> Question | None:
+    """Ask whether a digit of a colour is there.
+
+    Negatives are random (any absent pair), popular (a colour of the scene on a class that is not
+    in it) or adversarial (a class of the scene in a wrong colour).
+    """
+    want = bool(random.integers(2)) if want is None else want
+    category = category or _choose(random, list(NEGATIVES))
+    there = {(digit.colour, digit.label) for digit in scene.digits}
+    if want:
+        pair = _choose(random, sorted(there))
+    else:
+        colours, labels = range(len(COLOUR_NAMES)), range(10)
+        if category == "popular":
+            colours = sorted({colour for colour, _ in there})
+            labels = sorted(set(labels) - {label for _, label in there})
+        elif category == "adversarial":
+            labels = sorted({label for _, label in there})
+        options = [(c, d) for c in colours for d in labels if (c, d) not in there]
+        if not options:
+            return None
+        pair = _choose(random, options)
+    text = f"Is there a {COLOUR_NAMES[pair[0]]} {pair[1]}?"
+    return Question("existence", text, "Yes" if want else "No", category=category)
+
+
+def colour(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask for the colour of the only digit of its class."""
+    count = Counter(digit.label for digit in scene.digits)
+    options = [digit for digit in scene.digits if count[digit.label] == 1]
+    if not options:
+        return None
+    digit = _choose(random, options)
+    return Question("colour", f"What colour is the {digit.label}?", COLOUR_NAMES[digit.colour])
+
+
+def counting(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask how many digits there are, of a colour or at all."""
+    if len(scene.digits) > 9:
+        return None
+    if random.random() < 0.4:
+        return Question("counting", "How many digits?", str(len(scene.digits)))
+    there = [digit.colour for digit in scene.digits]
+    pick = _choose(random, there) if random.random() < 0.8 else int(random.integers(8))
+    text = f"How many {COLOUR_NAMES[pick]}?"
+    return Question("counting", text, str(there.count(pick)))
+
+
+TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+    "grounding": grounding,
+    "reading": reading,
+    "relations": relations,
+    "existence": existence,
+    "colour": colour,
+    "counting": counting,
+}
+
+
+def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6) -> Question | None:
+    """Draw a question of `task`; None where the scene allows none."""
+    for _ in range(attempts):
+        question = TASKS[task](random, scene)
+        if question is not None:
+            return question
+    return None
+
+
+def corpus() -> list[str]:
+    """Return texts that hold every word of every question and answer."""
+    names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
+    texts = [f"Locate the {name}." for name in names]
+    texts += [_relation(name, way, name) for name in names for way in DIRECTIONS]
+    texts += [f"Is there a {name}?" for name in names]
+    texts += [f"What colour is the {d}?" for d in range(10)]
+    texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
+    texts += [f"How many {name}?" for name in COLOUR_NAMES]
+    for value in range(0, 1001, STEP):
+        texts += [f"Digit at ({value},{value})?", f"({value},{value}),({value},{value})"]
+    return texts

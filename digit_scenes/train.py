@@ -1,0 +1,92 @@
+"""Train the bundled model from nothing; kill it and run it again to go on where it was.
+
+    python -m digit_scenes.train --out RUN
+
+Four stages: the tower on quarters of crowded canvases, the tower on whole canvases, the decoder on
+cached visual tokens of the frozen tower, and both together on realistic scenes. RUN receives Orbax
+checkpoints by stage, `training_log.jsonl`, and at the end (or after every stage, with
+`--export-to`) a Hugging Face checkpoint.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import numpy as np
+
+from digit_scenes import answering, export, loop, tokenizer, tower
+from digit_scenes.loop import Params
+from digit_scenes.model import model_config
+from ivc_jax.config import ModelConfig
+from ivc_jax.nn import decoder
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--export-to", type=pathlib.Path, help="checkpoint folder; default OUT/hf")
+    parser.add_argument("--steps-quarters", type=int, default=350)
+    parser.add_argument("--steps-canvas", type=int, default=120)
+    parser.add_argument("--steps-decoder", type=int, default=900)
+    parser.add_argument("--steps-together", type=int, default=120)
+    parser.add_argument("--scenes", type=int, default=2000, help="scenes whose tokens are cached")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def train_tower(options: argparse.Namespace) -> Params:
+    """Run the two stages of the tower; return {"vision", "heads"}."""
+    params = tower.init_params(jax.random.key(options.seed))
+    stages = [
+        tower.stage("tower_quarters", options.steps_quarters, 12, 18, 25, quarters=True),
+        tower.stage("tower_canvas", options.steps_canvas, 8, 6, 20, quarters=False, scale=0.4),
+    ]
+    for stage in stages:
+        params = loop.run(stage, params, options.out, log_every=10, evaluate_every=50)
+    return params
+
+
+def train_decoder(options: argparse.Namespace, params: Params, config: ModelConfig) -> Params:
+    """Run the decoder's stage on a frozen tower; return {"vision", "heads", "decoder"}."""
+    words = tokenizer.build()
+    fresh = decoder.init_params(config, jax.random.key(options.seed + 1))["decoder"]
+    fresh = answering.init_decoder(words, fresh, jax.random.key(options.seed + 2))
+    sample = answering.make_scenes(np.random.default_rng(5), 8, 3, 9, "train")
+    pixels = np.stack([scene.pixels for scene in sample])
+    params = {**params, "vision": answering.normalise(params["vision"], pixels)}
+    scenes = answering.make_scenes(
+        np.random.default_rng(options.seed), options.scenes, 3, 9, "train"
+    )
+    unseen = answering.make_scenes(np.random.default_rng(options.seed), 96, 3, 9, "test")
+    stage = answering.frozen_stage(
+        "decoder",
+        options.steps_decoder,
+        16,
+        words,
+        config.decoder,
+        answering.Cache(params["vision"], scenes),
+        answering.Cache(params["vision"], unseen),
+    )
+    params = {**params, "decoder": fresh}
+    return loop.run(stage, params, options.out, log_every=10, evaluate_every=100)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe."""
+    options = arguments().parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = options.export_to or options.out / "hf"
+    words = tokenizer.build()
+    config = model_config(tokenizer.special_ids(words), words.get_vocab_size())
+    params = train_tower(options)
+    params = train_decoder(options, params, config)
+    log = options.out / "training_log.jsonl"
+    export.write(params, target, log=log)
+    stage = answering.joint_stage("together", options.steps_together, 4, words, config.decoder)
+    params = loop.run(stage, params, options.out, log_every=10, evaluate_every=60)
+    export.write(params, target, log=log)
+
+
+if __name__ == "__main__":
+    main()
