@@ -52,7 +52,7 @@ def load(
         ValueError: unknown dtype.
     """
     chosen = _choose_dtype(dtype, mesh)
-    folder = _find_folder(path)
+    folder = find_folder(path)
     config = read_config(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
     processor = Processor.from_pretrained(folder, config)
@@ -72,19 +72,12 @@ def load_params(
     return load_safetensors(folder, config, dtype, mesh)
 
 
-def _choose_dtype(dtype: str | None, mesh: Mesh | None) -> np.dtype:
-    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-    if dtype is None:
-        # XLA's CPU back end multiplies bfloat16 matrices by vectors about 25 times slower.
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-        _log.info("loading in %s, the default on %s", dtype, platform)
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
-    return DTYPES[name]
+def find_folder(path: str | Path) -> Path:
+    """Return the local directory of a checkpoint, fetched from the hub if `path` is a hub id.
 
-
-def _find_folder(path: str | Path) -> Path:
+    Raises:
+        CheckpointError: neither, or the hub cannot be reached.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -105,3 +98,15 @@ def _find_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path} is no local directory, and fetching it from the hub failed: {reason}"
         ) from error
+
+
+def _choose_dtype(dtype: str | None, mesh: Mesh | None) -> np.dtype:
+    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+    if dtype is None:
+        # XLA's CPU back end multiplies bfloat16 matrices by vectors about 25 times slower.
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+        _log.info("loading in %s, the default on %s", dtype, platform)
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]

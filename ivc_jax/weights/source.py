@@ -5,6 +5,7 @@ Nothing but headers is read until a tensor, or a slice of one, is asked for.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ class TensorFiles:
     def dtype_name(self, name: str) -> str | None:
         """Return the name of a tensor's dtype in `DTYPES`, None if it is not among them."""
         return _STORED.get(self.headers[name].dtype)
+
+    def main_dtype(self) -> str:
+        """Return the name of the dtype in `DTYPES` that most of the numbers are stored in."""
+        counts = dict.fromkeys(DTYPES, 0)
+        for name, header in self.headers.items():
+            if (dtype := self.dtype_name(name)) is not None:
+                counts[dtype] += math.prod(header.shape)
+        return max(counts, key=counts.__getitem__)
 
     def read(self, name: str, transform: Transform, index: tuple[slice, ...]) -> np.ndarray:
         """Read our layout's `index` out of a tensor, in the stored dtype.

@@ -1,0 +1,108 @@
+"""Comparing a converted checkpoint with transformers: the last token's logits, in float32."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import ivc_jax
+from ivc_jax.config import ModelConfig
+from ivc_jax.model import load_params
+from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
+
+_GRID = (1, 8, 12)  # frames, rows and columns of patches of the random image
+_TEXT = 24  # tokens of the text-only prompt
+
+
+def check_installed() -> None:
+    """Complain early if the reference cannot run.
+
+    Raises:
+        CheckpointError: torch or transformers is missing.
+    """
+    names = ("torch", "transformers")
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise CheckpointError(
+            f"--verify compares with transformers on torch; install {' and '.join(missing)}"
+            " or leave --verify out"
+        )
+
+
+def verify(source: Path, target: Path, dtype: str, seed: int = 0) -> dict[str, float]:
+    """Return the largest absolute difference of the logits for each of two prompts.
+
+    Args:
+        source: the Hugging Face directory.
+        target: the converted directory; it is read in float32.
+        dtype: what `target` is stored in. The reference's weights are rounded to it, so that
+            the comparison is of the conversion and not of the rounding.
+
+    Raises:
+        CheckpointError: unreadable files, or torch is missing.
+    """
+    check_installed()
+    config = read_config(target)
+    prompts = _prompts(config, seed)
+    # One after the other: two float32 models need not be in memory together.
+    with jax.default_matmul_precision("highest"):
+        ours = _our_logits(target, config, prompts)
+    theirs = _reference_logits(source, dtype, config, prompts)
+    return {name: float(np.abs(ours[name] - theirs[name]).max()) for name in prompts}
+
+
+def _prompts(config: ModelConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Draw a prompt of text and one with an image, as a processor would return them."""
+    draw = np.random.default_rng(seed)
+    marks = (config.image_token_id, config.video_token_id)
+    marks += (config.vision_start_id, config.vision_end_id)
+    words = np.setdiff1d(np.arange(config.decoder.vocab_size), marks)
+    count = int(np.prod(_GRID))
+    image = [config.vision_start_id]
+    image += [config.image_token_id] * (count // config.vision.merge_area)
+    image += [config.vision_end_id]
+    tokens = np.concatenate([draw.choice(words, 5), image, draw.choice(words, 7)])
+    values = draw.standard_normal((count, config.vision.patch_values), dtype=np.float32)
+    return {
+        "text": {"input_ids": draw.choice(words, _TEXT)[None]},
+        "image": {
+            "input_ids": tokens[None],
+            "pixel_values": values,
+            "image_grid_thw": np.array([_GRID]),
+        },
+    }
+
+
+def _our_logits(
+    target: Path, config: ModelConfig, prompts: dict[str, dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    params = load_params(target, config, DTYPES["float32"])
+    model = ivc_jax.Model(config, params)
+    batches = {name: ivc_jax.Batch.from_hf(**prompt) for name, prompt in prompts.items()}
+    return {n: np.asarray(ivc_jax.prefill(model, batch).logits[0]) for n, batch in batches.items()}
+
+
+def _reference_logits(
+    source: Path, dtype: str, config: ModelConfig, prompts: dict[str, dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    import torch
+    import transformers
+
+    # Eager attention, so that no kernel of lower precision is chosen.
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        source, dtype="float32", attn_implementation="eager", local_files_only=True
+    ).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(getattr(torch, dtype)).float())
+        return {n: _run_reference(model, p, config) for n, p in prompts.items()}
+
+
+def _run_reference(model: Any, prompt: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
+    import torch
+
+    arrays = {name: torch.from_numpy(array) for name, array in prompt.items()}
+    # It numbers the positions of image tokens by this marker.
+    arrays["mm_token_type_ids"] = (arrays["input_ids"] == config.image_token_id).int()
+    return model(**arrays).logits[0, -1].float().numpy()
