@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("ivc_jax").setLevel(logging.INFO)
+    # Orbax logs a traceback of each thread that fails; the one error below says it better.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return _run(chosen)
     except ValueError as error:  # CheckpointError and ConfigError: the message is for the user
