@@ -83,14 +83,15 @@ def _text_mass(visual: jax.Array, text: jax.Array, layout: Layout, queries: jax.
     """Add up the text rows of P over the queries of each image: [B, V]."""
     logits = _similarity(text, visual)  # [B, G, T, V]
 
-    def add_image(total: jax.Array, image: jax.Array) -> tuple[jax.Array, None]:
-        member = (layout.image_id == image) & layout.visual_valid
+    def add_image(total: jax.Array, image: tuple) -> tuple[jax.Array, None]:
+        number, asked = image
+        member = (layout.image_id == number) & layout.visual_valid
         rows = _softmax(logits, member[:, None, None]).mean(axis=1)  # [B, T, V]
-        asked = jnp.take(queries, image, axis=1)
         return total + jnp.where(asked[:, :, None], rows, 0.0).sum(axis=1), None
 
     empty = jnp.zeros(layout.image_id.shape, jnp.float32)
-    return jax.lax.scan(add_image, empty, jnp.arange(layout.num_images))[0]
+    images = (jnp.arange(layout.num_images), jnp.moveaxis(queries, 1, 0))
+    return jax.lax.scan(add_image, empty, images)[0]
 
 
 def _similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -105,4 +106,6 @@ def _softmax(logits: jax.Array, member: jax.Array) -> jax.Array:
     logits = jnp.where(member, logits, -jnp.inf)
     top = logits.max(axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
     raised = jnp.exp(logits - top)
-    return raised / jnp.maximum(raised.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    # Masked again: NaN of one image must not reach another.
+    total = raised.sum(axis=-1, keepdims=True)
+    return jnp.where(member, raised / jnp.maximum(total, jnp.finfo(jnp.float32).tiny), 0.0)

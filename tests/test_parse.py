@@ -1,0 +1,150 @@
+"""Method strings: reading, writing, and what bad ones are told."""
+
+import numpy as np
+import pytest
+
+from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
+from ivc_jax.methods import (
+    METHODS,
+    FastV,
+    IVCPrune,
+    Method,
+    MethodError,
+    Random,
+    Uniform,
+    WithIVC,
+    describe,
+    parse,
+)
+from ivc_jax.methods.base import RopeSettings, Stage, Values
+
+
+def model_config(num_layers=28, family="qwen2_vl", sections=(16, 24, 24)) -> ModelConfig:
+    decoder = DecoderConfig(num_layers, 8, 8, 1, 1, 9, RopeConfig(128, 1e6, sections))
+    return ModelConfig(family, VisionConfig(1, 8, 1, 8, 8), decoder, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        ("dense", Method()),
+        ("ivc", IVCPrune()),
+        ("ivc:layer=16,keep_ratio=0.5", IVCPrune(layer=16)),
+        (" ivc : layer = 16 , keep_ratio = 1 ", IVCPrune(layer=16, keep_ratio=1.0)),
+        ("ivc:layer=none,frequencies=section", IVCPrune(frequencies="section")),
+        ("ivc:frequencies=0-2/8", IVCPrune(frequencies=(8, 2, 1, 0, 0))),
+        (
+            "ivc:combine=union,foreground_fraction=0.2",
+            IVCPrune(None, 0.5, *[0.1] * 2, 0.01, 2, "all", "union", 0.2),
+        ),
+        ("fastv:per_image=true,rounding=floor", FastV(per_image=True, rounding="floor")),
+        ("fastv+ivc:keep_ratio=0.5,cos_fraction=0.05", WithIVC(FastV(), cos_fraction=0.05)),
+        ("random+ivc:seed=3,layer=2", WithIVC(Random(layer=2, seed=3))),
+        ("uniform:compact_earlier_kv=false", Uniform(compact_earlier_kv=False)),
+    ],
+)
+def test_specifications_are_read_and_written_back(spec, method):
+    assert parse(spec) == method
+    assert hash(parse(spec)) == hash(method)
+    assert parse(describe(method)) == method
+    assert describe(parse(describe(method))) == describe(method)
+    assert parse(method) is method
+
+
+def test_fields_have_their_declared_types():
+    method = parse("ivc:keep_ratio=1,layer=3,sin_fraction=0")
+    assert [type(x) for x in (method.keep_ratio, method.layer, method.sin_fraction)] == [
+        float,
+        int,
+        float,
+    ]
+    assert describe(IVCPrune(keep_ratio=1)) == describe(IVCPrune(keep_ratio=1.0))
+
+
+def test_descriptions_are_short():
+    assert describe(Method()) == "dense"
+    assert describe(IVCPrune(layer=16)) == "ivc:layer=16,keep_ratio=0.5"
+    assert describe(IVCPrune(frequencies=(0, 1, 2, 5, 7, 8))) == (
+        "ivc:keep_ratio=0.5,frequencies=0-2/5/7-8"
+    )
+    assert describe(parse("fastv+ivc:sin_fraction=0.05")) == (
+        "fastv+ivc:keep_ratio=0.5,sin_fraction=0.05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ivcprune", "unknown method 'ivcprune'; known methods: dense, random, uniform, ivc"),
+        ("", "unknown method ''"),
+        ("fastv+pdrop", "unknown modifier 'pdrop'; known modifiers: ivc"),
+        ("ivc:ratio=0.5", "no field 'ratio'; known fields: .*keep_ratio, layer"),
+        ("dense:layer=1", "no field 'layer'; known fields: none"),
+        ("fastv+ivc:seed=1", "no field 'seed'; known fields: cos_fraction, .*per_image"),
+        ("fastv+ivc:host=ivc", "no field 'host'"),
+        ("ivc:layer", "expected field=value, got 'layer'"),
+        ("ivc:", "expected field=value"),
+        ("ivc:layer=1,layer=2", "layer is given twice"),
+        ("ivc:layer=16.0", "layer='16.0' is not int or none"),
+        ("ivc:layer=", "layer='' is not int"),
+        ("ivc:keep_ratio=half", "keep_ratio='half' is not float"),
+        ("fastv:per_image=1", "per_image='1' is not bool"),
+        ("ivc:keep_ratio=0", r"keep_ratio must be in \(0, 1\], got 0"),
+        ("ivc:keep_ratio=1.01", r"keep_ratio must be in \(0, 1\]"),
+        ("random:keep_ratio=nan", r"keep_ratio must be in \(0, 1\], got nan"),
+        ("ivc:layer=0", "choose layer >= 1"),
+        ("fastv:layer=0", "choose layer >= 1"),
+        ("random:layer=-1", "layer must not be negative"),
+        ("random:seed=-1", "seed must be in"),
+        ("ivc:cos_fraction=1.5", "cos_fraction must be in"),
+        ("ivc:frequencies=most", "frequencies must be"),
+        ("ivc:frequencies=3-1", "frequencies must be plane indices"),
+        ("ivc:combine=sum", "combine must be one of"),
+        ("ivc:foreground_fraction=0.4", "combine=union only"),
+        ("ivc:query_offset=-1", "query_offset"),
+        ("fastv:rounding=up", "rounding must be one of"),
+        ("ivc+ivc", "keeps the IVC tokens already"),
+        ("fastv+ivc+ivc", "keeps the IVC tokens already"),
+        ("dense+ivc", "needs a method that prunes"),
+        (None, "named by a string"),
+    ],
+)
+def test_bad_specifications_say_what_is_known(spec, message):
+    with pytest.raises(MethodError, match=message):
+        parse(spec)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "family", "layer"),
+    [(28, "qwen2_vl", 19), (28, "qwen2_5_vl", 16), (36, "qwen2_5_vl", 22), (2, "qwen2_vl", 1)],
+)
+def test_default_layers(num_layers, family, layer):
+    config = model_config(num_layers, family)
+    for method in (IVCPrune(), Random(), Uniform()):
+        assert method.resolve(config).stages == (Stage(layer, 0.5, compact_earlier_kv=True),)
+    assert IVCPrune(layer=1).resolve(config).layer == 1
+    with pytest.raises(MethodError, match="layer is not set"):
+        _ = IVCPrune().stages
+
+
+def test_resolving_checks_the_planes():
+    with pytest.raises(MethodError, match="between 0 and 63"):
+        IVCPrune(frequencies=(64,)).resolve(model_config())
+    with pytest.raises(MethodError, match="sections"):
+        WithIVC(FastV(), frequencies="section").resolve(model_config(sections=None))
+
+
+def test_stages_and_requests():
+    (stage,) = IVCPrune(layer=16).stages
+    assert IVCPrune(layer=16).requests(stage) == (Values(15), RopeSettings())
+    assert FastV().stages == (Stage(2, 0.5, compact_earlier_kv=False),)
+    (union,) = IVCPrune(layer=4, combine="union").stages
+    assert union.keep_ratio == pytest.approx(0.6)
+
+
+def test_equal_methods_are_one_static_argument():
+    assert len({IVCPrune(layer=3), IVCPrune(layer=3, frequencies="all"), parse("ivc:layer=3")}) == 1
+    assert len({kind() for kind in METHODS.values()}) == len(METHODS)
+    assert IVCPrune(frequencies=[2, 1]) == IVCPrune(frequencies=np.array([1, 2]))
+    with pytest.raises(MethodError, match="indices"):
+        IVCPrune(frequencies=(True, False))
