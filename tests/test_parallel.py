@@ -1,0 +1,97 @@
+"""Mesh, sharding table, and a sharded run against one on a single device."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ivc_jax import parallel
+from ivc_jax.weights import keymap
+from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.source import DTYPES, read_config
+
+FLOAT32 = DTYPES["float32"]
+
+
+def test_specs_are_as_deep_as_their_parameters(tiny_hf):
+    for path, leaf in keymap.flatten(abstract_params(read_config(tiny_hf()), FLOAT32)).items():
+        spec = parallel.param_spec(path)
+        assert len(spec) in (0, len(leaf.shape)), path
+        stacked = "/layers/" in path or "/blocks/" in path
+        assert not (stacked and len(spec)) or spec[0] is None, path
+
+
+def test_every_rule_names_a_parameter(tiny_hf):
+    paths = keymap.flatten(abstract_params(read_config(tiny_hf()), FLOAT32))
+    patterns = [pattern for pattern, _ in parallel.PARAM_RULES]
+    assert [p for p in patterns if not any(re.search(p, path) for path in paths)] == []
+
+
+def test_mesh_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="needs 4096 devices"):
+        parallel.make_mesh(data=64, model=64)
+    with pytest.raises(ValueError, match="must be positive"):
+        parallel.make_mesh(data=0)
+
+
+_SHARDED = """
+import logging, sys
+from pathlib import Path
+import ivc_jax, jax, numpy as np
+from jax.sharding import PartitionSpec as P
+from ivc_jax import parallel
+from ivc_jax.weights import checkpoint, keymap
+from ivc_jax.weights.load import load_safetensors
+from ivc_jax.weights.source import DTYPES, read_config
+
+folder, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+config, float32 = read_config(folder), DTYPES["float32"]
+alone = load_safetensors(folder, config, float32)
+mesh = parallel.make_mesh(data=2, model=2)
+sharded = load_safetensors(folder, config, float32, mesh)
+checkpoint.save_params(scratch, sharded)
+restored = checkpoint.restore_params(scratch, config, float32, mesh)
+for params in (sharded, restored):
+    assert jax.tree.all(jax.tree.map(np.array_equal, alone, params))
+    for path, leaf in keymap.flatten(params).items():
+        assert leaf.sharding == parallel.param_sharding(path, leaf.shape, mesh), path
+kernel = restored["decoder"]["layers"]["q_proj"]["kernel"]
+assert kernel.sharding.spec == P(None, None, "model")
+assert kernel.addressable_shards[0].data.shape[-1] * 2 == kernel.shape[-1]
+odd = parallel.param_sharding("decoder/embed_tokens/embedding", (271, 64), mesh)
+assert odd.spec == P()
+
+draw = np.random.default_rng(0)
+image, marks = [config.image_token_id] * 6, [config.vision_start_id]
+tokens = [[1, *marks, *image, 2, 3], [4, 5, *marks, *image, 6]]
+batch = ivc_jax.Batch.from_hf(
+    input_ids=np.array(tokens),
+    pixel_values=draw.standard_normal((48, config.vision.patch_values), np.float32),
+    image_grid_thw=np.array([[1, 4, 6], [1, 6, 4]]),
+)
+method = ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5")
+outputs = [
+    ivc_jax.generate(ivc_jax.Model(config, p, m), batch, method, max_new_tokens=4, stop_ids=())
+    for p, m in ((alone, None), (sharded, mesh))
+]
+assert np.array_equal(*[np.asarray(output.tokens) for output in outputs])
+assert all(np.array_equal(a, b) for a, b in zip(*[output.kept for output in outputs]))
+print("done")
+"""
+
+
+def test_sharded_parameters_and_answers_equal_unsharded_ones(tiny_hf, tmp_path):
+    """Four CPU devices need a process of their own: the count is fixed when JAX starts."""
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _SHARDED, str(tiny_hf()), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "done" in done.stdout
+    assert "decoder/embed_tokens/embedding (271, 64) is replicated" in done.stderr
