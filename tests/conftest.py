@@ -4,8 +4,10 @@ import os
 
 os.environ["IVC_JAX_TYPECHECK"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The suite compiles many small programs and runs each once; set to 0 to test optimised code.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# The two variables above are read while these modules are imported.
+# The variables above are read while these modules are imported.
 import functools
 import json
 from collections.abc import Callable, Iterator

@@ -21,7 +21,7 @@ ALLOWED = {
     "weights": {"types", "config", "nn", "parallel", "weights"},
     "model": {"types", "config", "nn", "inputs", "parallel", "weights"},
     "engine": {"types", "config", "nn", "inputs", "methods.base", "model", "parallel", "engine"},
-    "evals": {"types", "config", "inputs", "methods", "model", "engine", "ivc", "evals", ""},
+    "evals": {"types", "config", "inputs", "methods", "model", "parallel", "engine", "evals", ""},
 }
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments", "digit_scenes", "matplotlib"}
 LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub"}

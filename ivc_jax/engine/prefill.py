@@ -82,7 +82,7 @@ def run_prefill(
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
     visual = inputs.layout.visual_index
     sequence = Sequence(
-        hidden=_embed(config, params, inputs),
+        hidden=embed_inputs(config, params, inputs),
         layout=inputs.layout,
         origin=slots.astype(jnp.int32),
         visual_origin=jnp.broadcast_to(jnp.arange(visual.shape[1]), visual.shape),
@@ -100,7 +100,7 @@ def run_prefill(
     )
 
 
-def _embed(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:
+def embed_inputs(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:
     """Embed text and put the tower's tokens into their slots: [B, N, D]."""
     hidden = decoder.embed(params["decoder"], inputs.tokens)
     if inputs.visual_source.shape[1] == 0:
