@@ -92,8 +92,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         folder.close()
         raise
     log(f"{_device()}, {_dtype(model)}, jax {jax.__version__}")
-    buckets = Buckets(visual=tuple(sorted({*Buckets().visual, *settings.visual_buckets})))
-    return Session(settings, folder, plan, ModelAnswerer(model, processor, buckets))
+    return Session(settings, folder, plan, ModelAnswerer(model, processor, _buckets(settings)))
 
 
 def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
@@ -186,9 +185,17 @@ def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
         "device": _device(),
         "batch size": settings.batch_size,
         "prompts version": tasks.PROMPTS_VERSION,
-        "visual buckets": list(settings.visual_buckets),
+        "buckets": [list(settings.visual_buckets), list(settings.patch_buckets)],
         "processes": jax.process_count(),
     }
+
+
+def _buckets(settings: RunConfig) -> Buckets:
+    usual = Buckets()
+    return Buckets(
+        visual=tuple(sorted({*usual.visual, *settings.visual_buckets})),
+        patches=tuple(sorted({*usual.patches, *settings.patch_buckets})),
+    )
 
 
 def _image_start(session: Session) -> int | None:

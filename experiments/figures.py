@@ -21,6 +21,7 @@ from ivc_jax.evals.tsv import RowError, TsvError, TsvFile
 
 _DENSE = "dense"
 _DARKENED = 0.25  # brightness of a dropped cell
+_LONGEST = 28  # letters of an answer below a panel
 _FRACTION = 0.1  # of the tokens by V, and as many by U
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#333333")
 _MARKERS = "osD^vPX"
@@ -192,13 +193,21 @@ def _panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
     axes.imshow((pixels * shade[..., None]).astype(np.uint8))
     axes.set_title(f"{title}: {record['kept_tokens']} of {record['visual_tokens']}", fontsize=9)
     colour = "#0a7d4f" if record["score"] >= 1 else "#b3261e"
-    text = record["prediction"].strip() or "(nothing)"
-    axes.text(0.5, -0.03, text[:40], transform=axes.transAxes, ha="center", va="top",
+    text = _printable(record["prediction"])
+    axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
     if TASKS[record["task"]].group == "grounding":
         target = [float(word) for word in record["target"].split()[:4]]
         _box(axes, target, "white", "--")
         _box(axes, record["parsed"], "#39ff9f" if record["score"] >= 1 else "#ff5a4f", "-")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
+
+
+def _printable(text: str) -> str:
+    """Shorten an answer to what fits below a panel and the font can show."""
+    text = "".join(letter if 32 <= ord(letter) < 127 else "·" for letter in text.strip())
+    text = text.replace("$", r"\$")  # no mathematics
+    return "(nothing)" if not text else text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _box(axes: Axes, box: Sequence[float], colour: str, style: str) -> None:
@@ -246,7 +255,8 @@ def _ivc_map(meta: dict[str, Any], records: list[Record]) -> Figure | None:
     canvas[np.intersect1d(*chosen)] = (0.45, 0.2, 0.5)
     both.imshow(canvas.reshape(rows, columns, 3))
     union = len(np.union1d(*chosen))
-    both.set(title=f"IVC tokens: {union} of {rows * columns}", xlabel="column (tokens)")
+    both.set(title=f"IVC tokens: {union} of {rows * columns}\norange by V, blue by U, purple both",
+             xlabel="column (tokens)")  # fmt: skip
     both.set_xticks(np.arange(-0.5, columns), minor=True)
     both.set_yticks(np.arange(-0.5, rows), minor=True)
     both.grid(which="minor", color="#cccccc", lw=0.5)

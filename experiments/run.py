@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 # Run as a script from any folder: the packages lie beside this one.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -22,6 +22,10 @@ from experiments.settings import RunConfig, load_config
 
 _FAILURE = 2
 _INTERRUPTED = 130
+
+
+def _option(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +51,16 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    config: tyro.conf.Positional[str] = "default"
-    model: str | None = None
-    methods: tuple[str, ...] | None = None
-    tasks: tuple[str, ...] | None = None
-    data_dir: str | None = None
-    limit: int | None = None
-    batch_size: int | None = None
-    seed: int | None = None
-    out: str | None = None
-    dtype: str | None = None
+    config: Annotated[tyro.conf.Positional[str], _option("CONFIG")] = "default"
+    model: Annotated[str | None, _option("PATH")] = None
+    methods: Annotated[tuple[str, ...] | None, _option("SPEC ...")] = None
+    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...")] = None
+    data_dir: Annotated[str | None, _option("DIR")] = None
+    limit: Annotated[int | None, _option("N")] = None
+    batch_size: Annotated[int | None, _option("B")] = None
+    seed: Annotated[int | None, _option("N")] = None
+    out: Annotated[str | None, _option("DIR")] = None
+    dtype: Annotated[str | None, _option("TYPE")] = None
     no_resume: bool = False
     no_compile_cache: bool = False
     traceback: bool = False

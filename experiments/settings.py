@@ -26,6 +26,7 @@ class RunConfig:
         num_scenes: size of the bundled benchmark where it has to be drawn.
         data_seed: the test set of the bundled benchmark, fixed by its release.
         visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
+        patch_buckets: the same for the patches of an image.
     """
 
     methods: tuple[str, ...]
@@ -36,10 +37,11 @@ class RunConfig:
     batch_size: int = 16
     seed: int = 0
     out: str = "runs/default"
-    num_scenes: int = 64
+    num_scenes: int = 80
     data_seed: int = 0
     dtype: str | None = None
     visual_buckets: tuple[int, ...] = ()
+    patch_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_scenes"):

@@ -17,8 +17,10 @@ CONFIG = RunConfig(
         *(f"{name}:keep_ratio={ratio}" for ratio in _KEEP_RATIOS for name in _METHODS),
     ),
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=16,
-    num_scenes=48,
-    visual_buckets=(144,),  # the tokens of a bundled scene: no padding
+    batch_size=8,
+    limit=24,
+    # the tokens and patches of a bundled scene: no padding
+    visual_buckets=(144,),
+    patch_buckets=(576,),
     out="runs/default",
 )

@@ -101,7 +101,7 @@ def _refcoco(name: str) -> Task:
 _TABLE = (
     _digit_scenes("grounding", GROUNDING, "grounding"),
     _digit_scenes("reading", EXACT_MATCH, "spatial"),
-    _digit_scenes("relations", EXACT_MATCH, "spatial"),
+    _digit_scenes("relations", YES_NO, "spatial"),
     _digit_scenes("existence", YES_NO, "semantic"),
     _digit_scenes("colour", EXACT_MATCH, "semantic"),
     _digit_scenes("counting", EXACT_MATCH, "semantic"),

@@ -1,0 +1,25 @@
+"""The bundled benchmark in full: enough examples to tell the methods apart.
+
+    python experiments/run.py full
+
+Hardware: one accelerator, or an hour on two CPU cores.
+Expected: the order of the default run, with intervals of a few points.
+"""
+
+from experiments.settings import RunConfig
+
+_KEEP_RATIOS = (0.75, 0.5, 0.25, 0.1)
+_METHODS = ("random", "uniform", "fastv", "fastv+ivc", "ivc")
+
+CONFIG = RunConfig(
+    methods=(
+        "dense",
+        *(f"{name}:keep_ratio={ratio}" for ratio in _KEEP_RATIOS for name in _METHODS),
+    ),
+    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
+    batch_size=32,
+    num_scenes=400,
+    visual_buckets=(144,),
+    patch_buckets=(576,),
+    out="runs/full",
+)
