@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,15 +40,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         prog="python -m checkpoints_convert",
     )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("ivc_jax").setLevel(logging.INFO)
-    # Orbax logs a traceback of each thread that fails; the one error below says it better.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        return _run(chosen)
+        with _progress():
+            return _run(chosen)
     except ValueError as error:  # CheckpointError and ConfigError: the message is for the user
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Print what the package logs."""
+    # Orbax logs a traceback of each thread that fails; the one error at the end says it better.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logger, handler = logging.getLogger("ivc_jax"), logging.StreamHandler()
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def _run(chosen: Arguments) -> int:

@@ -132,6 +132,10 @@ def _layer_sharding(sharding: Sharding) -> Sharding:
 @functools.cache
 def _layer_writer(sharding: Sharding) -> Any:
     def write(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+        # As integers: XLA's CPU back end rewrites the whole stack to update it in half precision.
+        kind = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+        stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, kind) for x in (stack, layer))
+        written = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, 0)
+        return jax.lax.bitcast_convert_type(written, stack.dtype)
 
     return jax.jit(write, donate_argnums=0, out_shardings=sharding)
