@@ -21,9 +21,9 @@ from ivc_jax.weights import checkpoint
 class Arguments:
     """Convert a Hugging Face checkpoint into an Orbax checkpoint for ivc_jax.load."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """Hugging Face directory or hub id (owner/name)."""
-    target: tyro.conf.Positional[Path]
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
     """Directory to make; it must not exist or be empty."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Store parameters in this dtype (default: what SOURCE holds)."""
