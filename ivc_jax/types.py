@@ -55,6 +55,7 @@ class Layout:
     positions: jax.Array  # [3, B, N] int32, M-RoPE position ids (time, height, width)
     lengths: jax.Array  # [B] int32, valid slots of each row
     num_images: int = flax.struct.field(pytree_node=False)  # M, bound on segments of a sample
+    visual_slots: int = flax.struct.field(pytree_node=False)  # V of the unpruned bucket
     num_positions: int = flax.struct.field(pytree_node=False)  # bound on position ids, exclusive
 
 

@@ -42,6 +42,7 @@ def make_layout(samples, text_slots=0, visual_slots=0, num_images=0, num_positio
         positions=jnp.moveaxis(stack("positions", T + V, 0), -1, 0),
         lengths=jnp.array([len(row["positions"]) for row in rows], jnp.int32),
         num_images=max(num_images, *(max([-1, *row["image"]]) + 1 for row in rows)),
+        visual_slots=V,
         num_positions=num_positions,
     )
 

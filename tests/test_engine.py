@@ -265,6 +265,7 @@ def test_compaction_by_hand():
         positions=jnp.tile(jnp.arange(8, dtype=jnp.int32) + 10, (3, 2, 1)),
         lengths=jnp.asarray([7, 4], jnp.int32),
         num_images=1,
+        visual_slots=4,
         num_positions=32,
     )
     slots = jnp.tile(jnp.arange(8, dtype=jnp.int32), (2, 1))

@@ -194,6 +194,7 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         positions=np.ascontiguousarray(positions.transpose(2, 0, 1)),
         lengths=np.array([len(sample.tokens) for sample in samples], np.int32),
         num_images=shape.images,
+        visual_slots=shape.visual,
         num_positions=shape.slots,
     )
 

@@ -53,7 +53,7 @@ class _CellRanking(Method):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Keep round(keep_ratio * tokens) cells of every image."""
-        counts = scoring.rounded_counts(self.keep_ratio, layout.visual_index.shape[1])
+        counts = scoring.rounded_counts(self.keep_ratio, layout.visual_slots)
         rank = scoring.rank_in_segment(
             self._cell_scores(layout), layout.image_id, layout.visual_valid
         )

@@ -67,7 +67,7 @@ class FastV(Method):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Keep the best tokens by mean attention over the heads."""
         attention = signals[AttentionRows(stage.layer - 1, "last")]  # [B, H, 1, V]
-        slots = layout.visual_index.shape[1]
+        slots = layout.visual_slots
         counts = jnp.asarray(scoring.rounded_counts(self.keep_ratio, slots, self.rounding))
         if self.per_image:
             segment, budget = layout.image_id, counts[layout.image_count]

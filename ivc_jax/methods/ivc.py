@@ -183,7 +183,7 @@ class IVCPrune(Method):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank by IVC scores and by two passes of value attention, then combine."""
-        slots = layout.visual_index.shape[1]
+        slots = layout.visual_slots
         values, rope = signals[Values(stage.layer - 1)], signals[RopeSettings()]
         coordinates = ivc_mask(
             layout,

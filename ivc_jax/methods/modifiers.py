@@ -1,7 +1,6 @@
 """Methods made from another method."""
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -75,17 +74,10 @@ class WithIVC(Method):
         """Unite the host's selection with the IVC tokens."""
         slots = layout.visual_index.shape[1]
         chosen = scoring.to_mask(self.host.select(signals, layout, stage, num_keep), slots)
-        counts = self._counts(self._unpruned_slots(layout, stage))
+        counts = self._counts(layout.visual_slots)
         added = ivc_mask(layout, signals[RopeSettings()], self.frequencies, *counts)
         return scoring.from_mask(chosen | added, num_keep)
 
     def _counts(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
         cosine = scoring.rounded_counts(self.cos_fraction, max_count)
         return cosine, scoring.rounded_counts(self.sin_fraction, max_count)
-
-    def _unpruned_slots(self, layout: Layout, stage: Stage) -> int:
-        """Bound the token count of an unpruned image, which indexes the count tables."""
-        slots = layout.visual_index.shape[1]
-        earlier = [s.keep_ratio for s in self.stages if s.layer < stage.layer]
-        # The stage before has left at least its share of the bucket, up to rounding.
-        return math.ceil((slots + 1) / earlier[-1]) if earlier else slots
