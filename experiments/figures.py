@@ -14,51 +14,53 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import ivc_map
 from experiments.labels import short_labels, short_task
-from ivc_jax import ivc
 from ivc_jax.evals.tasks import TASKS
 from ivc_jax.evals.tsv import RowError, TsvError, TsvFile
 
 _DENSE = "dense"
 _DARKENED = 0.25  # brightness of a dropped cell
 _LONGEST = 28  # letters of an answer below a panel
-_FRACTION = 0.1  # of the tokens by V, and as many by U
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#333333")
 _MARKERS = "osD^vPX"
-_REAL, _IMAGINARY = "#d55e00", "#0072b2"
 
 Record = dict[str, Any]
+
+
+_ACCURACY_CAPTION = (
+    "Every point is one keep ratio; bars are 95 % bootstrap intervals. The x axis is the measured"
+    " share, since +ivc adds tokens to the budget of its host; points are set apart a little."
+)
+_KEPT_CAPTION = (
+    "Dropped cells are darkened. Green answers score, red ones do not. Dashed: reference box;"
+    " solid: answered box."
+)
+_IVC_CAPTION = (
+    "V sums the cosines and U the sines of the rotary angles at a position. The top"
+    f" {ivc_map.FRACTION:.0%} of the cells by each, taken as means over the position axes, are the"
+    " IVC tokens. They depend on positions alone."
+)
 
 
 def draw(folder: pathlib.Path, results: dict[str, Any], records: list[Record]) -> list[dict]:
     """Draw all figures of a run; return path, title and caption of each."""
     (folder / "figures").mkdir(exist_ok=True)
-    drawn = [
-        _saved(folder, _accuracy(results), "accuracy", "Score against visual tokens kept",
-               "Every point is one keep ratio; bars are 95 % bootstrap intervals. The x axis is "
-               "the measured share, since +ivc adds tokens to the budget of its host."),
-    ]  # fmt: skip
-    for task in _pictured_tasks(results["meta"]["tasks"]):
-        picture = _kept_tokens(results["meta"], [r for r in records if r["task"] == task])
-        if picture is not None:
-            name = short_task(task)
-            drawn.append(
-                _saved(folder, picture, f"kept_{name}", f"Kept tokens: {name}",
-                       "Dropped cells are darkened. Green answers score, red ones do not. "
-                       "Dashed: reference box; solid: answered box.")
-            )  # fmt: skip
-    if (picture := _ivc_map(results["meta"], records)) is not None:
-        drawn.append(
-            _saved(folder, picture, "ivc_map", "Implicit visual coordinates of this model",
-                   "V sums the cosines and U the sines of the rotary angles at a position. The "
-                   f"top {_FRACTION:.0%} of the cells by each, taken as means over the position "
-                   "axes, are the IVC tokens. They depend on positions alone.")
-        )  # fmt: skip
-    return drawn
+    meta = results["meta"]
+    pictures = [
+        ("accuracy", "Score against visual tokens kept", _ACCURACY_CAPTION, _accuracy(results))
+    ]
+    for task in _pictured_tasks(meta["tasks"]):
+        name = short_task(task)
+        picture = _kept_tokens(meta, [record for record in records if record["task"] == task])
+        pictures.append((f"kept_{name}", f"Kept tokens: {name}", _KEPT_CAPTION, picture))
+    title = "Implicit visual coordinates of this model"
+    pictures.append(("ivc_map", title, _IVC_CAPTION, ivc_map.draw(meta, records)))
+    return [_saved(folder, *picture) for picture in pictures if picture[-1] is not None]
 
 
 def _saved(
-    folder: pathlib.Path, figure: Figure, name: str, title: str, caption: str
+    folder: pathlib.Path, name: str, title: str, caption: str, figure: Figure
 ) -> dict[str, str]:
     path = f"figures/{name}.png"
     figure.savefig(folder / path, dpi=140, facecolor="white")
@@ -84,8 +86,11 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     )  # fmt: skip
     for axes, task in zip(grid.flat, tasks, strict=False):
         here = [row for row in rows if row["task"] == task]
-        for name, style in styles.items():
-            _line(axes, [row for row in here if labels[row["method"]] == name], name, style)
+        for number, (name, style) in enumerate(styles.items()):
+            # set apart a little: methods with equal budgets would hide each other
+            shift = 1.1 * (number - (len(styles) - 1) / 2)
+            chosen = [row for row in here if labels[row["method"]] == name]
+            _line(axes, chosen, name, style, shift)
         for row in here:
             if row["method"] == _DENSE:
                 axes.axhline(100 * row["score"], color="black", ls="--", lw=1, label=_DENSE)
@@ -99,11 +104,13 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, rows: list[dict[str, Any]], name: str, style: dict[str, str]) -> None:
+def _line(
+    axes: Axes, rows: list[dict[str, Any]], name: str, style: dict[str, str], shift: float
+) -> None:
     rows = sorted(rows, key=lambda row: row["kept_tokens"])
-    shares = [100 * row["kept_tokens"] / max(row["visual_tokens"], 1) for row in rows]
+    shares = [100 * row["kept_tokens"] / max(row["visual_tokens"], 1) + shift for row in rows]
     scores = np.array([100 * row["score"] for row in rows])
-    axes.plot(shares, scores, label=name, markersize=5, lw=1.5, **style)
+    axes.plot(shares, scores, label=name, markersize=5, lw=2.5 if name == "ivc" else 1.3, **style)
     for share, score, row in zip(shares, scores, rows, strict=True):
         if "low" in row["metrics"]:
             low, high = 100 * row["metrics"]["low"], 100 * row["metrics"]["high"]
@@ -216,77 +223,5 @@ def _box(axes: Axes, box: Sequence[float], colour: str, style: str) -> None:
         axes.add_patch(
             matplotlib.patches.Rectangle(
                 (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, ls=style, lw=1.6
-            )
-        )
-
-
-def _ivc_map(meta: dict[str, Any], records: list[Record]) -> Figure | None:
-    """Draw V and U over positions, and both with the chosen cells on the grid of an image."""
-    grids = next((record["grids"] for record in records if record["grids"]), None)
-    if grids is None or meta["image_start"] is None:
-        return None
-    _, rows, columns = grids[0]
-    start, rope = meta["image_start"], meta["rope"]
-    # [3, n] position ids of the cells: time stays, rows and columns count up
-    cells = np.indices((1, rows, columns)).reshape(3, -1) + start
-    length = int(cells.max()) + 1
-    shown = max(length + 16, 64)
-    V, U = ivc.scores(rope["head_dim"], rope["theta"], shown)
-    maps = [table[cells].mean(axis=0).reshape(rows, columns) for table in (V, U)]
-    chosen = [
-        ivc.select(cells, rope["head_dim"], rope["theta"], *fractions)
-        for fractions in ((_FRACTION, 0.0), (0.0, _FRACTION))
-    ]
-    figure, (curves, real, imaginary, both) = pyplot.subplots(
-        1, 4, figsize=(15, 4.1), layout="constrained", width_ratios=(1.5, 1, 1, 0.9)
-    )
-    _curves(curves, V, U, start, length, cells, chosen)
-    for axes, values, picks, name, colour in zip(
-        (real, imaginary), maps, chosen, "VU", (_REAL, _IMAGINARY), strict=True
-    ):
-        shown_map = axes.imshow(values, cmap="viridis")
-        _outline(axes, picks, columns, colour)
-        axes.set(title=f"mean {name} of a cell; top {_FRACTION:.0%} outlined",
-                 xlabel="column (tokens)", ylabel="row (tokens)")  # fmt: skip
-        figure.colorbar(shown_map, ax=axes, shrink=0.8, label=f"{name} (sum over planes)")
-    canvas = np.ones((rows * columns, 3))
-    for picks, colour in zip(chosen, (_REAL, _IMAGINARY), strict=True):
-        canvas[picks] = matplotlib.colors.to_rgb(colour)
-    canvas[np.intersect1d(*chosen)] = (0.45, 0.2, 0.5)
-    both.imshow(canvas.reshape(rows, columns, 3))
-    union = len(np.union1d(*chosen))
-    both.set(title=f"IVC tokens: {union} of {rows * columns}\norange by V, blue by U, purple both",
-             xlabel="column (tokens)")  # fmt: skip
-    both.set_xticks(np.arange(-0.5, columns), minor=True)
-    both.set_yticks(np.arange(-0.5, rows), minor=True)
-    both.grid(which="minor", color="#cccccc", lw=0.5)
-    both.tick_params(which="minor", length=0)
-    return figure
-
-
-def _curves(axes, V, U, start, length, cells, chosen) -> None:
-    axes.plot(V, color=_REAL, label="V: sum of cosines")
-    axes.plot(U, color=_IMAGINARY, label="U: sum of sines")
-    axes.axvspan(start, length - 1, color="black", alpha=0.07, label="positions of the image")
-    for table, picks, colour in zip((V, U), chosen, (_REAL, _IMAGINARY), strict=True):
-        used = np.unique(cells[1:, picks])
-        axes.plot(used, table[used], "o", color=colour, markersize=5)
-    axes.set(title="IVC scores; dots: rows and columns of chosen cells",
-             xlabel="position id", ylabel="score (sum over planes)")  # fmt: skip
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-
-
-def _outline(axes: Axes, picks: np.ndarray, columns: int, colour: str) -> None:
-    for pick in picks:
-        row, column = divmod(int(pick), columns)
-        axes.add_patch(
-            matplotlib.patches.Rectangle(
-                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", lw=2.5
-            )
-        )
-        axes.add_patch(
-            matplotlib.patches.Rectangle(
-                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, lw=1.4
             )
         )

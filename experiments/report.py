@@ -90,12 +90,14 @@ def _best(methods: list[str], cells: dict[tuple[str, str], dict[str, Any]]) -> s
     groups: dict[tuple[str, float], list[tuple[float, str]]] = {}
     for (method, task), row in cells.items():
         if method != "dense":
-            groups.setdefault((task, row["keep_ratio"]), []).append((row["score"], method))
+            groups.setdefault((task, row["keep_ratio"]), []).append(
+                (round(row["score"], 9), method)
+            )
     return {
         (method, task)
         for (task, _), scored in groups.items()
         for score, method in scored
-        if len(scored) > 1 and score == max(scored)[0]
+        if score == max(scored)[0] > min(scored)[0]
     }
 
 

@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if chosen.traceback:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        hint = "; finished records are kept, give the same command again to go on"
+        message = f"{error}{hint if isinstance(error, OSError) else ''}"
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return _FAILURE
     return 0
 

@@ -1,9 +1,11 @@
 """Parsers and metrics against numbers worked out by hand, the TSV reader, records and resuming."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -443,6 +445,26 @@ def test_a_damaged_line_is_named(tmp_path):
     (path / "t.jsonl").write_text('{"example_id": "1", "method": "m"}\n???\n')
     with pytest.raises(RecordsError, match="line 2 is not a record"):
         RunFolder(tmp_path / "out").records("t")
+
+
+def test_a_full_disk_loses_no_finished_record(tmp_path):
+    """Limit the size of files instead of filling a disk: writes fail in the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    plan = make_plan(tmp_path, count=6000)
+    plan = dataclasses.replace(plan, batch_size=500)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((1 << 20) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(plan, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    path = tmp_path / "out" / "records" / "DigitScenes_colour.jsonl"
+    before = path.read_bytes()
+    assert not before.endswith(b"\n")
+    run(plan, tmp_path / "out")
+    found = keys(tmp_path / "out")
+    assert len(found) == len(set(found)) == 12000
+    assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
 
 
 def test_a_killed_run_goes_on(tmp_path):

@@ -1,0 +1,92 @@
+"""The figure of the IVC map: V and U over positions and on the grid of an image."""
+
+from typing import Any
+
+import matplotlib.colors
+import matplotlib.patches
+import matplotlib.ticker
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ivc_jax import ivc
+
+FRACTION = 0.1  # of the tokens by V, and as many by U
+_REAL, _IMAGINARY = "#d55e00", "#0072b2"
+
+
+def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
+    """Draw V and U over positions, and both with the chosen cells on the grid of an image."""
+    grids = next((record["grids"] for record in records if record["grids"]), None)
+    if grids is None or meta["image_start"] is None:
+        return None
+    _, rows, columns = grids[0]
+    start, rope = meta["image_start"], meta["rope"]
+    # [3, n] position ids of the cells: time stays, rows and columns count up
+    cells = np.indices((1, rows, columns)).reshape(3, -1) + start
+    length = int(cells.max()) + 1
+    shown = max(length + 16, 64)
+    V, U = ivc.scores(rope["head_dim"], rope["theta"], shown)
+    maps = [table[cells].mean(axis=0).reshape(rows, columns) for table in (V, U)]
+    chosen = [
+        ivc.select(cells, rope["head_dim"], rope["theta"], *fractions)
+        for fractions in ((FRACTION, 0.0), (0.0, FRACTION))
+    ]
+    figure, (curves, real, imaginary, both) = pyplot.subplots(
+        1, 4, figsize=(15.5, 4.1), layout="constrained", width_ratios=(1.5, 1, 1, 0.85)
+    )
+    _curves(curves, V, U, start, length, cells, chosen)
+    for axes, values, picks, name, colour in zip(
+        (real, imaginary), maps, chosen, "VU", (_REAL, _IMAGINARY), strict=True
+    ):
+        shown_map = axes.imshow(values, cmap="viridis")
+        _outline(axes, picks, columns, colour)
+        axes.set(title=f"mean {name} of a cell; top {FRACTION:.0%} outlined",
+                 xlabel="column (tokens)", ylabel="row (tokens)")  # fmt: skip
+        figure.colorbar(shown_map, ax=axes, shrink=0.8, label=f"{name} (sum over planes)")
+    canvas = np.ones((rows * columns, 3))
+    for picks, colour in zip(chosen, (_REAL, _IMAGINARY), strict=True):
+        canvas[picks] = matplotlib.colors.to_rgb(colour)
+    canvas[np.intersect1d(*chosen)] = (0.45, 0.2, 0.5)
+    both.imshow(canvas.reshape(rows, columns, 3))
+    union = len(np.union1d(*chosen))
+    both.set(title=f"IVC tokens: {union} of {rows * columns}", xlabel="column (tokens)")
+    both.text(0.5, -0.24, "orange: by V, blue: by U, purple: both", transform=both.transAxes,
+              ha="center", va="top", fontsize=8)  # fmt: skip
+    for axes in (real, imaginary, both):
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+    both.set_xticks(np.arange(-0.5, columns), minor=True)
+    both.set_yticks(np.arange(-0.5, rows), minor=True)
+    both.grid(which="minor", color="#cccccc", lw=0.5)
+    both.tick_params(which="minor", length=0)
+    return figure
+
+
+def _curves(axes, V, U, start, length, cells, chosen) -> None:
+    axes.plot(V, color=_REAL, label="V: sum of cosines")
+    axes.plot(U, color=_IMAGINARY, label="U: sum of sines")
+    axes.axvspan(start, length - 1, color="black", alpha=0.07, label="positions of the image")
+    for table, picks, colour in zip((V, U), chosen, (_REAL, _IMAGINARY), strict=True):
+        used = np.unique(cells[1:, picks])
+        axes.plot(used, table[used], "o", color=colour, markersize=5)
+    axes.set(title="IVC scores (dots: chosen rows and columns)",
+             xlabel="position id", ylabel="score (sum over planes)")  # fmt: skip
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _outline(axes: Axes, picks: np.ndarray, columns: int, colour: str) -> None:
+    for pick in picks:
+        row, column = divmod(int(pick), columns)
+        axes.add_patch(
+            matplotlib.patches.Rectangle(
+                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", lw=2.5
+            )
+        )
+        axes.add_patch(
+            matplotlib.patches.Rectangle(
+                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, lw=1.4
+            )
+        )
