@@ -35,9 +35,14 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("compiling", total=None, rate="")
         first: list[int] = []
+        shown: set[str] = set()
 
         def update(task: str, done: int, total: int) -> None:
             first.append(done)
+            if not console.is_terminal and task not in shown:
+                # a log file gets no moving bar, so it gets a line a task
+                shown.add(task)
+                console.print(f"{short_task(task)}: from record {done} of {total}")
             elapsed = progress.tasks[0].elapsed or 0.0
             rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
             progress.update(

@@ -66,7 +66,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     chosen = tasks.find(settings.tasks)
     methods = _methods(settings)
     path = settings.model or str(_ROOT / "digit_scenes" / "checkpoint")
-    folder = RunFolder(settings.out)
+    folder = RunFolder(settings.out, jax.process_index())
     try:
         entries = [_open_task(settings, task, folder.path) for task in chosen]
         log(f"loading {_shown(path)}")

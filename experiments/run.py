@@ -7,6 +7,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 import time
 from typing import Annotated, Any
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     # Width matters: a log file that is no terminal would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    command = " ".join(["run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["run.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         _run(chosen, command, console)
     except KeyboardInterrupt:

@@ -63,16 +63,19 @@ class Record:
 class RunFolder:
     """A result folder held by one run.
 
+    Args:
+        process: number of this process where several share the folder.
+
     Raises:
         RecordsError: the folder cannot be written, or another process uses it.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, process: int = 0) -> None:
         self.path = pathlib.Path(path)
         try:
             (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-            probe = self.path / ".probe"
+            self._lock = (self.path / f".lock{process}").open("w")
+            probe = self.path / f".probe{process}"
             with probe.open("wb") as file:
                 file.write(bytes(_ROOM))
                 os.fsync(file.fileno())
