@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_parity import hf_arrays
+from prompts import hf_arrays
 
 import ivc_jax
 from ivc_jax.engine.compact import Sequence, compact

@@ -9,7 +9,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
-from test_parity import hf_arrays
+from prompts import hf_arrays
 
 import ivc_jax
 from ivc_jax.engine.decode import run_decode

@@ -7,70 +7,18 @@ their usual start values, in float32 at highest matmul precision.
 import jax
 import numpy as np
 import pytest
+from prompts import CASES, IMAGE, VIDEO, hf_arrays
 
 import ivc_jax
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-IMAGE, VIDEO, START, END = 262, 263, 259, 260  # ids of the tiny tokenizer's marks
-PATCH_VALUES = 3 * 2 * 4 * 4
-
-
-def prompt(draw, *parts):
-    """Join text lengths (int) and visuals ("image" or "video", (t, h, w) in patches) into ids."""
-    ids = []
-    for part in parts:
-        if isinstance(part, int):
-            ids += draw.integers(0, 255, part).tolist()
-        else:
-            mark = IMAGE if part[0] == "image" else VIDEO
-            ids += [START, *[mark] * (np.prod(part[1]) // 4), END]
-    return ids
-
-
-def hf_arrays(prompts, side="left", seed=0):
-    """Build what an HF processor returns for prompts made of `prompt` parts."""
-    draw = np.random.default_rng(seed)
-    rows = [prompt(draw, *parts) for parts in prompts]
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), 7)
-    mask = np.zeros((len(rows), width), np.int64)
-    for row, (target, valid) in zip(rows, zip(ids, mask, strict=True), strict=True):
-        where = slice(width - len(row), None) if side == "left" else slice(len(row))
-        target[where], valid[where] = row, 1
-    arrays = {"input_ids": ids, "attention_mask": mask}
-    visuals = [part for parts in prompts for part in parts if not isinstance(part, int)]
-    for kind, pixels, grid in (
-        ("image", "pixel_values", "image_grid_thw"),
-        ("video", "pixel_values_videos", "video_grid_thw"),
-    ):
-        grids = [size for name, size in visuals if name == kind]
-        if grids:
-            arrays[grid] = np.array(grids)
-            count = int(arrays[grid].prod(axis=1).sum())
-            arrays[pixels] = draw.standard_normal((count, PATCH_VALUES)).astype(np.float32)
-    return arrays
-
 
 def hf_call(arrays):
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     kinds = (tensors["input_ids"] == IMAGE) + 2 * (tensors["input_ids"] == VIDEO)
     return {**tensors, "mm_token_type_ids": kinds.int()}
-
-
-CASES = {
-    "text only": [(9,)],
-    "one image": [(4, ("image", (1, 4, 6)), 5)],
-    "two unequal images": [(2, ("image", (1, 4, 6)), 3, ("image", (1, 8, 4)), 5)],
-    "ragged batch": [
-        (3, ("image", (1, 6, 4)), 5),
-        (11,),
-        (1, ("image", (1, 4, 4)), 2, ("image", (1, 2, 8)), 9),
-    ],
-    "video": [(3, ("video", (3, 4, 6)), 4)],
-    "image and video": [(2, ("image", (1, 4, 4)), 2, ("video", (2, 4, 2)), 6), (5,)],
-}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])

@@ -1,0 +1,28 @@
+"""Logits recorded from transformers 5.23, for machines without torch.
+
+`tests/golden/logits.npz` holds one array a case: float32 [B, vocab], the last token's logits of
+the untied tiny checkpoint, computed as in `test_parity.py`.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from prompts import CASES, hf_arrays
+
+import ivc_jax
+
+GOLDEN = Path(__file__).parent / "golden" / "logits.npz"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return ivc_jax.load(tiny_hf(), dtype="float32")[0]
+
+
+@pytest.mark.parametrize("case", ["ragged batch", "image and video"])
+def test_logits_equal_the_recorded_ones(model, case):
+    with jax.default_matmul_precision("highest"):
+        logits = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**hf_arrays(CASES[case]))).logits
+    np.testing.assert_allclose(logits, np.load(GOLDEN)[case], rtol=0, atol=1e-4)
