@@ -5,7 +5,7 @@ Both generations of the file are understood: the flat one (decoder sizes at the 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,15 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the vision tower."""
+    """Sizes of the vision tower, and a field for each way in which the families differ.
+
+    Attributes:
+        norm: "layernorm" or "rmsnorm".
+        gated_mlp: feed-forward parts are down(activation(gate(x)) * up(x)).
+        window_size: side of an attention window in pixels; None is attention over the whole image.
+        full_attention_blocks: blocks that attend over the whole image all the same.
+        tokens_per_second: time positions in a second of video; None numbers the frames.
+    """
 
     depth: int
     embed_dim: int
@@ -72,6 +80,12 @@ class VisionConfig:
     spatial_merge_size: int = 2
     in_channels: int = 3
     activation: str = "quick_gelu"
+    norm: str = "layernorm"
+    gated_mlp: bool = False
+    rope_theta: float = 10000.0
+    window_size: int | None = None
+    full_attention_blocks: tuple[int, ...] = ()
+    tokens_per_second: float | None = None
 
     @property
     def head_dim(self) -> int:
@@ -87,6 +101,18 @@ class VisionConfig:
     def patch_values(self) -> int:
         """Numbers in one flattened patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window_cells(self) -> int | None:
+        """Merged cells along a side of an attention window."""
+        if self.window_size is None:
+            return None
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+    @property
+    def row_unit(self) -> int:
+        """Patches that a row is a multiple of: those of a window, or of one merged token."""
+        return self.merge_area * (self.window_cells or 1) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +144,7 @@ class ModelConfig:
     vision_end_id: int
 
 
-FAMILIES = ("qwen2_vl",)
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _ACTIVATIONS = ("quick_gelu", "gelu", "silu")
 
 
@@ -137,8 +163,8 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
         text = {**config, **config.get("text_config", {})}
         return ModelConfig(
             family=family,
-            vision=_vision(config["vision_config"]),
-            decoder=_decoder(text, tied=bool(config.get("tie_word_embeddings", False))),
+            vision=_vision(config["vision_config"], _FAMILY_FIELDS[family]),
+            decoder=_decoder(text, tied=_is_tied(config) or _is_tied(text)),
             image_token_id=int(config["image_token_id"]),
             video_token_id=int(config["video_token_id"]),
             vision_start_id=int(config["vision_start_token_id"]),
@@ -148,18 +174,50 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"config.json lacks the field {error.args[0]!r}") from None
 
 
-def _vision(vision: Mapping[str, Any]) -> VisionConfig:
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    # Some files state it at the top, some in text_config; either suffices.
+    return bool(config.get("tie_word_embeddings", False))
+
+
+def _qwen2_fields(vision: Mapping[str, Any]) -> dict[str, Any]:
+    # The tower's width is embed_dim here; hidden_size is the decoder's.
+    return {
+        "embed_dim": int(vision["embed_dim"]),
+        "mlp_dim": int(vision["embed_dim"] * vision["mlp_ratio"]),
+        "out_dim": int(vision["hidden_size"]),
+        "activation": vision.get("hidden_act", "quick_gelu"),
+    }
+
+
+def _qwen2_5_fields(vision: Mapping[str, Any]) -> dict[str, Any]:
+    # The tower's width is hidden_size here; the decoder's is out_hidden_size.
+    return {
+        "embed_dim": int(vision["hidden_size"]),
+        "mlp_dim": int(vision["intermediate_size"]),
+        "out_dim": int(vision["out_hidden_size"]),
+        "activation": vision.get("hidden_act", "silu"),
+        "norm": "rmsnorm",
+        "gated_mlp": True,
+        "window_size": int(vision["window_size"]),
+        "full_attention_blocks": tuple(int(block) for block in vision["fullatt_block_indexes"]),
+        "tokens_per_second": float(vision["tokens_per_second"]),
+    }
+
+
+_FAMILY_FIELDS = {"qwen2_vl": _qwen2_fields, "qwen2_5_vl": _qwen2_5_fields}
+
+
+def _vision(vision: Mapping[str, Any], family_fields: Callable[..., dict]) -> VisionConfig:
+    rope = vision.get("rope_parameters") or {}
     sizes = VisionConfig(
         depth=int(vision["depth"]),
-        embed_dim=int(vision["embed_dim"]),
         num_heads=int(vision["num_heads"]),
-        mlp_dim=int(vision["embed_dim"] * vision["mlp_ratio"]),
-        out_dim=int(vision["hidden_size"]),
         patch_size=int(vision["patch_size"]),
         temporal_patch_size=int(vision["temporal_patch_size"]),
         spatial_merge_size=int(vision["spatial_merge_size"]),
         in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
-        activation=vision.get("hidden_act", "quick_gelu"),
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        **family_fields(vision),
     )
     if sizes.activation not in _ACTIVATIONS:
         raise ConfigError(f"vision hidden_act {sizes.activation!r} is not one of {_ACTIVATIONS}")
@@ -167,6 +225,11 @@ def _vision(vision: Mapping[str, Any]) -> VisionConfig:
         raise ConfigError(
             f"vision embed_dim {sizes.embed_dim} / num_heads {sizes.num_heads} must be a multiple"
             " of 4 for its 2-D rotary embedding"
+        )
+    if sizes.window_cells == 0:
+        raise ConfigError(
+            f"vision window_size {sizes.window_size} holds no merged cell of"
+            f" {sizes.patch_size * sizes.spatial_merge_size} pixels"
         )
     return sizes
 

@@ -29,9 +29,9 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"decoder/layers/mlp/(gate|up)_proj/kernel$", _COLUMNS),
     (r"decoder/layers/mlp/down_proj/kernel$", _ROWS),
     # Queries, keys and values are fused here, so a shard does not hold whole heads of each.
-    (r"vision/blocks/(attn/qkv|mlp/fc1)/kernel$", _COLUMNS),
-    (r"vision/blocks/(attn/qkv|mlp/fc1)/bias$", _COLUMN_BIAS),
-    (r"vision/blocks/(attn/proj|mlp/fc2)/kernel$", _ROWS),
+    (r"vision/blocks/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/kernel$", _COLUMNS),
+    (r"vision/blocks/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/bias$", _COLUMN_BIAS),
+    (r"vision/blocks/(attn/proj|mlp/fc2|mlp/down_proj)/kernel$", _ROWS),
     (r"vision/merger/mlp/fc1/kernel$", PartitionSpec(None, "model")),
     (r"vision/merger/mlp/fc1/bias$", PartitionSpec("model")),
     (r"vision/merger/mlp/fc2/kernel$", PartitionSpec("model", None)),

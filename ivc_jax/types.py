@@ -66,7 +66,7 @@ class Inputs:
     tokens: jax.Array  # [B, N] int32
     layout: Layout
     next_position: jax.Array  # [B] int32, position id of the first generated token
-    patches: jax.Array  # [R, P, patch values] float32, merge-block order within a row
+    patches: jax.Array  # [R, P, patch values] float32, merge blocks together (`inputs.bucket`)
     patch_positions: jax.Array  # [R, P, 2] int32, (row, column) of a patch; -1 is padding
     visual_source: jax.Array  # [B, V] int32, row in the merged tower output [R * P / merge², D]
 

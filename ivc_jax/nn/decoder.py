@@ -1,4 +1,4 @@
-"""Qwen2-VL language decoder: one block, and loops over stacked blocks.
+"""Language decoder of Qwen2-VL and Qwen2.5-VL: one block, and loops over stacked blocks.
 
 Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; every leaf of `layers` has a
 leading L axis. Loops index that stack inside the scan: slicing it into spans beforehand would hold
@@ -152,7 +152,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     }
     if not sizes.tie_embeddings:
         decoder["lm_head"] = {"kernel": normal(head_key, (sizes.hidden_size, sizes.vocab_size))}
-    patches = jnp.zeros((1, config.vision.merge_area, config.vision.patch_values))
-    positions = jnp.zeros((1, config.vision.merge_area, 2), jnp.int32)
+    patches = jnp.zeros((1, config.vision.row_unit, config.vision.patch_values))
+    positions = jnp.zeros((1, config.vision.row_unit, 2), jnp.int32)
     vision = VisionTower(config.vision).init(vision_key, patches, positions)["params"]
     return {"vision": vision, "decoder": decoder}

@@ -8,6 +8,8 @@ import jax
 # LayerNorm variance is taken from the centred values: the fast E[x²]-E[x]² form loses digits.
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
+NORMS = {"layernorm": LayerNorm, "rmsnorm": partial(nn.RMSNorm, epsilon=1e-6)}
+
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -16,17 +18,20 @@ ACTIVATIONS = {
 
 
 class GatedMLP(nn.Module):
-    """Gated feed-forward layer of the decoder: down(silu(gate(x)) * up(x))."""
+    """Gated feed-forward layer: down(activation(gate(x)) * up(x))."""
 
     hidden_dim: int
     out_dim: int
+    activation: str = "silu"
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., D] to [..., out_dim]."""
-        gate = nn.Dense(self.hidden_dim, use_bias=False, name="gate_proj")(x)
-        up = nn.Dense(self.hidden_dim, use_bias=False, name="up_proj")(x)
-        return nn.Dense(self.out_dim, use_bias=False, name="down_proj")(jax.nn.silu(gate) * up)
+        dense = partial(nn.Dense, use_bias=self.use_bias)
+        gate = dense(self.hidden_dim, name="gate_proj")(x)
+        up = dense(self.hidden_dim, name="up_proj")(x)
+        return dense(self.out_dim, name="down_proj")(ACTIVATIONS[self.activation](gate) * up)
 
 
 class MLP(nn.Module):

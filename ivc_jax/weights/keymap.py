@@ -1,7 +1,8 @@
 """Which Hugging Face tensor becomes which parameter, as a table that reads in both directions.
 
-A row names the tensor as the published Qwen2-VL checkpoints do. Its regex also accepts the later
-generation of names:
+A row names the tensor as the published Qwen2-VL and Qwen2.5-VL checkpoints do; what a family lacks
+(biases of RMS norms, fc1 or gate_proj) has no parameter, and its row is not used. The regex also
+accepts the later generation of names:
 
     model.layers.3.mlp.up_proj.weight          model.language_model.layers.3.mlp.up_proj.weight
     visual.blocks.3.norm1.weight               model.visual.blocks.3.norm1.weight
@@ -102,6 +103,9 @@ RULES: tuple[Rule, ...] = (
     *_linear(f"{_BLOCK}.attn.proj", f"{_TOWER}/attn/proj", bias=True),
     *_linear(f"{_BLOCK}.mlp.fc1", f"{_TOWER}/mlp/fc1", bias=True),
     *_linear(f"{_BLOCK}.mlp.fc2", f"{_TOWER}/mlp/fc2", bias=True),
+    *_linear(f"{_BLOCK}.mlp.gate_proj", f"{_TOWER}/mlp/gate_proj", bias=True),
+    *_linear(f"{_BLOCK}.mlp.up_proj", f"{_TOWER}/mlp/up_proj", bias=True),
+    *_linear(f"{_BLOCK}.mlp.down_proj", f"{_TOWER}/mlp/down_proj", bias=True),
     *_layer_norm("visual.merger.ln_q", "vision/merger/ln_q"),
     *_linear("visual.merger.mlp.0", "vision/merger/mlp/fc1", bias=True),
     *_linear("visual.merger.mlp.2", "vision/merger/mlp/fc2", bias=True),
