@@ -16,11 +16,13 @@ class Visual:
     """One image or one video, cut into patches.
 
     `patches` [t * h * w, patch values] float32 is in merge-block order within each temporal
-    slice; `grid` is (t, h, w) in patches, t = 1 for an image.
+    slice; `grid` is (t, h, w) in patches, t = 1 for an image. `seconds` lie between two temporal
+    slices of a video; models without absolute time do not read them.
     """
 
     patches: np.ndarray
     grid: tuple[int, int, int]
+    seconds: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class Batch:
         image_grid_thw: Any = None,
         pixel_values_videos: Any = None,
         video_grid_thw: Any = None,
+        second_per_grid_ts: Any = None,
         mm_token_type_ids: Any = None,
     ) -> "Batch":
         """Read the arrays that a Hugging Face processor returns (NumPy, or what becomes NumPy).
@@ -72,6 +75,8 @@ class Batch:
             image_grid_thw: [images, 3], (t, h, w) in patches.
             pixel_values_videos: [patches of all videos, patch values].
             video_grid_thw: [videos, 3].
+            second_per_grid_ts: [videos], seconds from one temporal slice to the next; 1 if not
+                given. Only models with absolute time (Qwen2.5-VL) read it.
             mm_token_type_ids: ignored; accepted so that a processor's output can be unpacked.
 
         Raises:
@@ -85,13 +90,29 @@ class Batch:
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
         mask = mask.astype(bool)
+        videos = _split_patches(
+            pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
+        )
         return cls(
             tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
             images=_split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw"),
-            videos=_split_patches(
-                pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
-            ),
+            videos=_with_seconds(videos, second_per_grid_ts),
         )
+
+
+def _with_seconds(videos: Sequence[Visual], seconds: Any) -> tuple[Visual, ...]:
+    if seconds is None:
+        return tuple(videos)
+    steps = np.asarray(seconds, np.float64).reshape(-1)
+    if len(steps) != len(videos) or not (np.isfinite(steps) & (steps >= 0)).all():
+        raise InputError(
+            f"second_per_grid_ts {steps.tolist()} must be one number, not negative, for each of"
+            f" {len(videos)} videos"
+        )
+    return tuple(
+        dataclasses.replace(video, seconds=float(step))
+        for video, step in zip(videos, steps, strict=True)
+    )
 
 
 def _split_patches(

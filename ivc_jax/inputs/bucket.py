@@ -12,6 +12,14 @@ T = 4 text slots, V = 6 visual slots, R = 1 row of P = 16 patches; N = T + V = 1
                       `- row 0 -'           (-: 0 where not valid)
 
 Padding is masked everywhere downstream and never changes a result.
+
+The tower of Qwen2.5-VL attends within windows of the image. Its rows hold merged cells window by
+window, each window padded to its full size; `visual_source` reads them in raster order:
+
+    image     a b | c        row            a b d e  c f - -  g h - -  i - - -
+    (2 x 2    d e | f                       `--v--'  `--v--'  `--v--'  `--v--'
+    cells a   ----+--        visual_source  a 0, b 1, c 4, d 2, e 3, f 5, g 8, h 9, i 12
+    window)   g h | i
 """
 
 import dataclasses
@@ -19,7 +27,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, VisionConfig
 from ivc_jax.inputs.batch import Batch, InputError
 from ivc_jax.inputs.layout import Arrangement, Segment, arrange
 from ivc_jax.types import Inputs, Layout
@@ -42,9 +50,11 @@ class Buckets:
     Attributes:
         text: text slots of a sample; cut to the decoder's max_positions.
         visual: visual slots of a sample; 0 without visuals is always allowed.
-        patches: patches of a row, rounded up to whole merged tokens.
+        patches: patches of a row, rounded up to whole merged tokens or attention windows.
         rows: patch rows of a batch.
         images: visual segments of a sample.
+        positions: position ids, where absolute time takes them beyond the slots; cut to the
+            decoder's max_positions.
     """
 
     text: tuple[int, ...] = ladder(32, 2**17)
@@ -52,6 +62,7 @@ class Buckets:
     patches: tuple[int, ...] = ladder(64, 2**16)
     rows: tuple[int, ...] = ladder(1, 2**14)
     images: tuple[int, ...] = tuple(2**power for power in range(13))
+    positions: tuple[int, ...] = ladder(64, 2**20)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -69,6 +80,7 @@ class Shape:
     patches: int
     rows: int
     images: int
+    positions: int
 
     @property
     def slots(self) -> int:
@@ -126,7 +138,7 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
                 f" {limit} positions; shorten the prompt or use smaller images"
             )
         seen = len(sample.visual_slot)
-        rows = [segment.visual.grid[1] * segment.visual.grid[2] for segment in sample.segments]
+        rows = [_row_patches(segment.cells, config.vision) for segment in sample.segments]
         # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
         words = max(len(sample.tokens) - seen, 1)
         text = max(text, _fit(words, buckets.text, name, "text tokens"))
@@ -134,14 +146,21 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
         patches = max(patches, _fit(max(rows, default=0), buckets.patches, name, "patches a row"))
         images = max(images, _fit(len(rows), buckets.images, name, "images"))
     num_rows = sum(segment.cells[0] for sample in samples for segment in sample.segments)
-    area = config.vision.merge_area
+    unit = config.vision.row_unit
+    # A bucket above max_positions would hold padding only.
+    text = min(text, limit)
+    batch = f"the batch of {len(samples)} samples"
+    # A visual segment of n tokens spans at most n position ids, unless its frames lie far apart.
+    positions = max(sample.next_position for sample in samples)
+    if positions > text + visual:
+        positions = min(limit, _fit(positions, buckets.positions, batch, "position ids"))
     return Shape(
-        # A bucket above max_positions would hold padding only.
-        text=min(text, limit),
+        text=text,
         visual=visual,
-        patches=-(-patches // area) * area,
-        rows=_fit(num_rows, buckets.rows, f"the batch of {len(samples)} samples", "patch rows"),
+        patches=-(-patches // unit) * unit,
+        rows=_fit(num_rows, buckets.rows, batch, "patch rows"),
         images=images,
+        positions=max(positions, text + visual),
     )
 
 
@@ -180,8 +199,7 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         for sample in samples
     ]
     positions = _stack([sample.positions.T for sample in samples], shape.slots)
-    # A visual segment of n tokens spans at most n position ids, so ids never exceed slots.
-    assert positions.max(initial=0) < shape.slots
+    assert positions.max(initial=0) < shape.positions
     return Layout(
         visual_index=_stack([sample.visual_slot for sample in samples], shape.visual),
         visual_valid=_valid(visual_counts, shape.visual),
@@ -195,7 +213,7 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         lengths=np.array([len(sample.tokens) for sample in samples], np.int32),
         num_images=shape.images,
         visual_slots=shape.visual,
-        num_positions=shape.slots,
+        num_positions=shape.positions,
     )
 
 
@@ -213,16 +231,45 @@ def _patch_rows(
     samples: Sequence[Arrangement], shape: Shape, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return patches [R, P, E] float32 and their (row, column) [R, P, 2] int32."""
-    merge = config.vision.spatial_merge_size
-    patches = np.zeros((shape.rows, shape.patches, config.vision.patch_values), np.float32)
-    positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)
+    vision = config.vision
+    merge, area = vision.spatial_merge_size, vision.merge_area
+    # Merged cells move as a whole: [R, P / merge², merge², ...].
+    cells = (shape.rows, shape.patches // area, area)
+    patches = np.zeros((*cells, vision.patch_values), np.float32)
+    positions = np.full((*cells, 2), -1, np.int32)
     for row, (segment, frame) in enumerate(_slices(samples)):
         _, h, w = segment.visual.grid
-        patches[row, : h * w] = segment.visual.patches[frame * h * w : (frame + 1) * h * w]
+        slots = _cell_slots(segment.cells, vision)
+        pixels = segment.visual.patches[frame * h * w : (frame + 1) * h * w]
+        patches[row, slots] = pixels.reshape(-1, area, vision.patch_values)
         raster = np.stack(np.indices((h, w)), axis=-1)
         blocks = raster.reshape(h // merge, merge, w // merge, merge, 2).swapaxes(1, 2)
-        positions[row, : h * w] = blocks.reshape(h * w, 2)
-    return patches, positions
+        positions[row, slots] = blocks.reshape(-1, area, 2)
+    flat = (shape.rows, shape.patches)
+    return patches.reshape(*flat, vision.patch_values), positions.reshape(*flat, 2)
+
+
+def _row_patches(cells: tuple[int, int, int], vision: VisionConfig) -> int:
+    """Count the patches of a row that holds one slice of `cells` (t, h, w), windows padded."""
+    side = vision.window_cells or 1
+    windows = -(-cells[1] // side) * -(-cells[2] // side)
+    return windows * vision.row_unit
+
+
+def _cell_slots(cells: tuple[int, int, int], vision: VisionConfig) -> np.ndarray:
+    """Return where in its row each merged cell of a slice sits, cells in raster order, [h * w].
+
+    Windows start at the upper left corner; those at the right and lower borders may be cut off.
+    The cells of a window come in raster order, its padding behind them.
+    """
+    _, h, w = cells
+    side = vision.window_cells
+    if side is None:
+        return np.arange(h * w)
+    row, column = np.indices((h, w))
+    window = row // side * -(-w // side) + column // side
+    width = np.minimum(side, w - column // side * side)  # columns of this cell's window
+    return (window * side**2 + row % side * width + column % side).ravel()
 
 
 def _visual_source(samples: Sequence[Arrangement], shape: Shape, config: ModelConfig) -> np.ndarray:
@@ -232,9 +279,9 @@ def _visual_source(samples: Sequence[Arrangement], shape: Shape, config: ModelCo
     for sample in samples:
         pieces = [np.zeros(0, np.int32)]
         for segment in sample.segments:
-            frames, h, w = segment.cells
+            frames = segment.cells[0]
             starts = (row + np.arange(frames)) * width
-            pieces.append((starts[:, None] + np.arange(h * w)).ravel())
+            pieces.append((starts[:, None] + _cell_slots(segment.cells, config.vision)).ravel())
             row += frames
         sources.append(np.concatenate(pieces))
     return _stack(sources, shape.visual)

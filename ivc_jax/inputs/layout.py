@@ -7,6 +7,10 @@ where it starts, and the text behind it goes on after the longer side of its gri
     time       0   1  1  1  1  1  1   4   5
     height     0   1  1  1  2  2  2   4   5
     width      0   1  2  3  1  2  3   4   5        next position 6
+
+Models with absolute time count the frames of a video in steps of time: frame 3 at 4 positions a
+second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down. The text behind does not wait
+for the last frame, so that ids may go down there and their largest may exceed the slots.
 """
 
 import dataclasses
@@ -24,12 +28,16 @@ _KINDS = ("image", "video")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A visual in its sample: `cells` (t, h, w) merged, placeholders from slot `start` on."""
+    """A visual in its sample: `cells` (t, h, w) merged, placeholders from slot `start` on.
+
+    Frames lie `time_step` time positions apart.
+    """
 
     kind: str
     visual: Visual
     cells: tuple[int, int, int]
     start: int
+    time_step: float = 1.0
 
     @property
     def count(self) -> int:
@@ -75,7 +83,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
             # Visuals may touch: one run of placeholders can hold several.
             while length:
                 visual, cells = _take(supply[kind], used[kind], kind, sample, length)
-                segments.append(Segment(kind, visual, cells, start))
+                step = _time_step(kind, visual, config)
+                segments.append(Segment(kind, visual, cells, start, step))
                 used[kind] += 1
                 start, length = start + segments[-1].count, length - segments[-1].count
         arranged.append(_number(tokens, tuple(segments)))
@@ -101,17 +110,33 @@ def take_rows(batch: Batch, rows: Sequence[int], config: ModelConfig) -> Batch:
 
 @typed
 def rope_positions(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, "3 n"]:
-    """Number the tokens of a sample of `length` slots; equal to HF's Qwen2-VL `get_rope_index`."""
+    """Number the tokens of a sample of `length` slots.
+
+    Equal to `get_rope_index` of HF's Qwen2-VL, and of its Qwen2.5-VL where segments have time
+    steps.
+    """
     pieces, slot, position = [], 0, 0
     for segment in segments:
         text = segment.start - slot
         pieces.append(np.tile(np.arange(position, position + text), (3, 1)))
         position += text
-        pieces.append(position + _cell_grid(segment.cells).T)
+        cells = _cell_grid(segment.cells).T
+        # A float32 product, as the reference implementation forms it.
+        time = cells[0].astype(np.float32) * np.float32(segment.time_step)
+        cells[0] = time.clip(max=2**30)  # rounded down; what is cut off exceeds every model
+        pieces.append(position + cells)
         position += max(segment.cells[1:])
         slot = segment.start + segment.count
     pieces.append(np.tile(np.arange(position, position + length - slot), (3, 1)))
     return np.concatenate(pieces, axis=1).astype(np.int32)
+
+
+def _time_step(kind: str, visual: Visual, config: ModelConfig) -> float:
+    """Return the time positions from one frame to the next."""
+    rate = config.vision.tokens_per_second
+    if kind == "image" or rate is None:
+        return 1.0
+    return float(np.float32(rate) * np.float32(min(visual.seconds, 2**30)))
 
 
 def _visuals(batch: Batch) -> dict[str, tuple[Visual, ...]]:

@@ -68,6 +68,7 @@ class Processor:
         images: Sequence[Sequence[Picture] | None] | None = None,
         videos: Sequence[Sequence[Video] | None] | None = None,
         chat: bool = True,
+        fps: float | Sequence[Sequence[float] | None] = 2.0,
     ) -> Batch:
         """Make a batch; every list has one entry a sample.
 
@@ -77,6 +78,9 @@ class Processor:
             videos: for each sample a list of videos (lists of frames, or uint8 arrays
                 [frames, height, width, 3]), or None.
             chat: wrap each prompt in the chat template; False leaves it as it is, marks aside.
+            fps: frames a second of the videos as they are given here (2 is the rate at which
+                Qwen2.5-VL samples): one number, or for each sample a list with one a video. Only
+                models with absolute time read it.
 
         Raises:
             InputError: names the sample, the visual and the remedy.
@@ -85,6 +89,7 @@ class Processor:
             raise InputError("prompts must be a list of strings, one a sample; got one string")
         picture_lists = _per_sample(images, len(prompts), "image")
         video_lists = _per_sample(videos, len(prompts), "video")
+        rates = _frame_rates(fps, video_lists)
         tokens, flat_images, flat_videos = [], [], []
         for sample, prompt in enumerate(prompts):
             pictures = [
@@ -92,7 +97,10 @@ class Processor:
                 for index, picture in enumerate(picture_lists[sample])
             ]
             clips = [
-                process_video(frames, self.videos, f"sample {sample}, video {index}")
+                dataclasses.replace(
+                    process_video(frames, self.videos, f"sample {sample}, video {index}"),
+                    seconds=self.videos.temporal_patch_size / rates[sample][index],
+                )
                 for index, frames in enumerate(video_lists[sample])
             ]
             counts = {"image": self._token_counts(pictures), "video": self._token_counts(clips)}
@@ -148,3 +156,17 @@ def _per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
                 f"sample {sample}: its {kind}s are a {type(entry).__name__}, not a list; {remedy}"
             )
     return [list(entry or ()) for entry in lists]
+
+
+def _frame_rates(fps: Any, video_lists: list[list]) -> list[list[float]]:
+    """Return the frame rate of each video of each sample."""
+    if isinstance(fps, int | float | np.number):
+        fps = [[fps] * len(videos) for videos in video_lists]
+    rates = _per_sample(fps, len(video_lists), "frame rate")
+    for sample, (row, videos) in enumerate(zip(rates, video_lists, strict=True)):
+        if len(row) != len(videos) or not all(0 < rate < float("inf") for rate in row):
+            raise InputError(
+                f"sample {sample}: fps {row} must be a positive number for each of its"
+                f" {len(videos)} videos; pass fps=2.0 or fps=[[rate of video 0, ...], ...]"
+            )
+    return rates
