@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.config import RopeConfig
 from ivc_jax.types import typed
 
+SCORE_DTYPES = ("float32", "bfloat16")
+
 Table = Float[Array | np.ndarray, "axes positions"]
 
 
@@ -47,6 +49,7 @@ def select(
     sin_fraction: float = 0.1,
     frequencies: str | Sequence[int] | np.ndarray = "all",
     sections: tuple[int, int, int] | None = None,
+    score_dtype: str = "float32",
 ) -> np.ndarray:
     """Choose the IVC tokens of one image.
 
@@ -57,6 +60,7 @@ def select(
         frequencies: "all" planes on every axis (the released code), "section" (each axis only
             the planes that it turns; needs `sections`), or the planes to use on every axis.
         sections: planes that turn with time, height and width.
+        score_dtype: "float32", or "bfloat16" for scores rounded as the released code rounds them.
 
     Returns:
         Ascending indices of the union, int64. Ties go to the lowest index.
@@ -69,9 +73,13 @@ def select(
     if not np.issubdtype(positions.dtype, np.integer) or positions.min() < 0:
         raise ValueError("positions must be integers and not negative")
     check_fractions(cos_fraction=cos_fraction, sin_fraction=sin_fraction)
+    if score_dtype not in SCORE_DTYPES:
+        raise ValueError(f"score_dtype must be one of {SCORE_DTYPES}, got {score_dtype!r}")
     rope = RopeConfig(head_dim, float(theta), sections and tuple(sections))
     axes = 1 if positions.ndim == 1 else 3
-    tables = make_tables(rope, frequencies, _padded(int(positions.max()) + 1), axes)
+    tables = make_tables(
+        rope, frequencies, _padded(int(positions.max()) + 1), axes, score_dtype=score_dtype
+    )
     count = positions.shape[-1]
     slots = np.broadcast_to(positions, (3, count))
     slots = np.pad(slots, ((0, 0), (0, _padded(count) - count)))[:, None].astype(np.int32)
@@ -80,7 +88,8 @@ def select(
         np.full(valid.shape, round(f * count), np.int32) for f in (cos_fraction, sin_fraction)
     ]
     segment = np.where(valid, 0, -1).astype(np.int32)
-    return np.flatnonzero(_jitted_tokens(tables, slots, segment, valid, *counts)[0])
+    chosen = _jitted_tokens(tables, slots, segment, valid, *counts, score_dtype=score_dtype)
+    return np.flatnonzero(chosen[0])
 
 
 def check_fractions(**fractions: float) -> None:
@@ -95,6 +104,9 @@ def make_tables(
     frequencies: str | Sequence[int] | np.ndarray,
     num_positions: int,
     axes: int | None = None,
+    *,
+    skip_time: bool = False,
+    score_dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tabulate the mean cosine and the mean sine of each position axis.
 
@@ -104,6 +116,8 @@ def make_tables(
     Args:
         frequencies: as in `select`.
         axes: A; by default 3 if `rope` has sections.
+        skip_time: leave the time axis of M-RoPE out of the mean; its table is zero.
+        score_dtype: "bfloat16" rounds every cosine and sine before the mean.
 
     Raises:
         ValueError: no such plane, or "section" without sections.
@@ -119,25 +133,36 @@ def make_tables(
         planes = [np.flatnonzero(rope.axis_of_plane == axis) for axis in range(3)]
     else:
         raise ValueError(f'frequencies must be "all", "section" or planes, got {frequencies!r}')
+    if skip_time and axes == 3:
+        planes[0] = planes[0][:0]
     # Dividing by the mean number of planes keeps the three axes of "section" on one scale.
     scale = axes / sum(map(len, planes))
-    sums = [_sums(rope, chosen, num_positions) for chosen in planes]
+    sums = [_sums(rope, chosen, num_positions, score_dtype) for chosen in planes]
     cosine, sine = (np.stack(parts) * scale for parts in zip(*sums, strict=True))
     return cosine.astype(np.float32), sine.astype(np.float32)
 
 
 @typed
-def gather_scores(table: Table, positions: Int[Array, "3 B V"]) -> Float[Array, "B V"]:
+def gather_scores(
+    table: Table, positions: Int[Array, "3 B V"], score_dtype: str = "float32"
+) -> Float[Array, "B V"]:
     """Look up a table and add the axes as t + (h + w).
 
-    The published mean divides this sum by three. That changes no ranking and is left out: XLA
-    turns it into a product with a rounded third. h + w commutes, so that transposed cells tie
-    exactly.
+    The published mean divides this sum by three. That changes no ranking and is left out in
+    float32: XLA turns it into a product with a rounded third. h + w commutes, so that transposed
+    cells tie exactly. With score_dtype="bfloat16" the mean itself is rounded and returned.
     """
     axes = [jnp.asarray(row)[ids] for row, ids in zip(table, positions, strict=False)]
-    if len(axes) == 1:
-        return axes[0]
-    return axes[0] + (axes[1] + axes[2])
+    total = axes[0] if len(axes) == 1 else axes[0] + (axes[1] + axes[2])
+    return total if score_dtype == "float32" else round_scores(total / len(axes), score_dtype)
+
+
+def round_scores(scores: jax.Array, score_dtype: str) -> jax.Array:
+    """Round to the precision of `score_dtype` and return float32."""
+    if score_dtype == "float32":
+        return scores.astype(jnp.float32)
+    # Casts there and back are simplified away by some back ends; this is not.
+    return jax.lax.reduce_precision(scores.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
 
 
 @typed
@@ -148,6 +173,7 @@ def tokens(
     valid: Bool[Array, "B V"],
     cos_count: Int[Array, "B V"],
     sin_count: Int[Array, "B V"],
+    score_dtype: str = "float32",
 ) -> Bool[Array, "B V"]:
     """Mark the IVC tokens: the top of V and the top of U inside each segment.
 
@@ -155,9 +181,11 @@ def tokens(
         tables: as `make_tables` gives them.
         cos_count: tokens to take by V from the segment that the token is in.
         sin_count: the same by U.
+        score_dtype: as in `select`.
     """
     cosine, sine = (
-        rank_in_segment(gather_scores(table, positions), segment, valid) for table in tables
+        rank_in_segment(gather_scores(table, positions, score_dtype), segment, valid)
+        for table in tables
     )
     return valid & ((cosine < cos_count) | (sine < sin_count))
 
@@ -185,7 +213,7 @@ def rank_in_segment(
     return jnp.where(valid, rank, V)
 
 
-_jitted_tokens = jax.jit(tokens)
+_jitted_tokens = jax.jit(tokens, static_argnames="score_dtype")
 
 
 def _padded(count: int) -> int:
@@ -209,7 +237,13 @@ def _planes(rope: RopeConfig, frequencies: Sequence[int] | np.ndarray | None) ->
 
 
 def _sums(
-    rope: RopeConfig, planes: np.ndarray, num_positions: int
+    rope: RopeConfig, planes: np.ndarray, num_positions: int, score_dtype: str = "float32"
 ) -> tuple[np.ndarray, np.ndarray]:
     angle = np.outer(np.arange(num_positions, dtype=np.float64), rope.frequencies[planes])
-    return np.cos(angle).sum(axis=1), np.sin(angle).sum(axis=1)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    if score_dtype == "bfloat16":
+        cosine, sine = (
+            wave.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+            for wave in (cosine, sine)
+        )
+    return cosine.sum(axis=1), sine.sum(axis=1)

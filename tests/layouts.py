@@ -17,7 +17,7 @@ G, C = 2, 4
 def make_layout(samples, text_slots=0, visual_slots=0, num_images=0, num_positions=64) -> Layout:
     """Lay out samples by Qwen2-VL's rules; sizes of the bucket are at least those given.
 
-    A sample alternates text (its token count) and images (their grids).
+    A sample alternates text (its token count), images (rows, columns) and videos (with frames).
     """
     rows = [lay_out(sample) for sample in samples]
     T = max(text_slots, *(len(row["text"]) for row in rows))
@@ -57,7 +57,8 @@ def lay_out(sample) -> dict[str, list]:
             row["positions"] += [[position + i] * 3 for i in range(part)]
             position, slot = position + part, slot + part
             continue
-        cells = np.stack(np.unravel_index(np.arange(np.prod(part)), (1, *part)), axis=1)
+        frames = part if len(part) == 3 else (1, *part)
+        cells = np.stack(np.unravel_index(np.arange(np.prod(part)), frames), axis=1)
         row["visual"] += range(slot, slot + len(cells))
         row["image"] += [images] * len(cells)
         row["grid"] += cells.tolist()

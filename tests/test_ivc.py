@@ -136,6 +136,26 @@ def test_qwen_size_sets_agree_with_the_published_figure():
     assert len(figure_cells(FIGURE_SIN) & set(D_SIN)) == 32
 
 
+@pytest.mark.parametrize(
+    ("which", "rows", "threshold", "above", "at_least"),
+    [("cos", FIGURE_COS, 0.7421875, 25, 63), ("sin", FIGURE_SIN, 0.12255859375, 30, 40)],
+)
+def test_half_precision_reproduces_the_published_figure_up_to_ties(
+    which, rows, threshold, above, at_least
+):
+    positions, settings = grid_positions(15, 15, 23), {"head_dim": 128, "theta": 1e6}
+    tables = ivc.make_tables(RopeConfig(**settings), "all", 64, axes=3, score_dtype="bfloat16")
+    table = tables[["cos", "sin"].index(which)]
+    score = np.asarray(ivc.gather_scores(table, jnp.asarray(positions[:, None]), "bfloat16"))[0]
+    assert np.sort(score)[::-1][33] == threshold
+    sure, possible = (set(np.flatnonzero(mask)) for mask in (score > threshold, score >= threshold))
+    assert (len(sure), len(possible)) == (above, at_least)
+    assert sure < figure_cells(rows) < possible
+    chosen = component(positions, 0.1, which, score_dtype="bfloat16", **settings)
+    assert sure < set(chosen.tolist()) < possible
+    assert len(chosen) == 34
+
+
 def test_llava_size_sets():
     settings = {"head_dim": 128, "theta": 1e4}
     positions = np.arange(35, 35 + 576)
@@ -186,6 +206,7 @@ def test_no_tokens_give_no_set():
         (np.arange(4), {"sin_fraction": float("nan")}, "sin_fraction"),
         (np.arange(4), {"frequencies": "section"}, "sections"),
         (np.arange(4), {"frequencies": "most"}, "most"),
+        (np.arange(4), {"score_dtype": "float16"}, "score_dtype must be one of"),
         (np.arange(4), {"frequencies": [4]}, "between 0 and 3"),
         (np.arange(4), {"frequencies": [True]}, "4 planes"),
         (np.arange(4), {"frequencies": []}, "planes"),

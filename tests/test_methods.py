@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from layouts import ROPE, C, G, gather_values, kept_sets, lay_out, make_layout, token_values
 
 from ivc_jax import methods
-from ivc_jax.methods import FastV, IVCPrune, Random, Uniform, WithIVC, scoring
+from ivc_jax.methods import FastV, IVCPrune, Random, Uniform, WithIVC, scoring, segments
 from ivc_jax.methods.base import TokenVectors
-from ivc_jax.methods.foreground import fill, foreground_scores
+from ivc_jax.methods.foreground import ForegroundRules, fill, foreground_scores
 
 # A first text, two unequal images, text between them and after them; and one large image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)
@@ -19,11 +19,16 @@ OTHER = (2, (6, 6), 6)
 TIGHT = {"text_slots": 12, "visual_slots": 41, "num_images": 2}
 
 # Small programs that run once: optimising them would cost more than it saves.
-score_foreground = jax.jit(
+jitted_foreground = jax.jit(
     foreground_scores,
-    static_argnums=(3, 4),
+    static_argnums=(4, 5),
     compiler_options={"xla_backend_optimization_level": 0},
 )
+
+
+def score_foreground(values, layout, seed_count, num_seeds, query_offset):
+    rules = ForegroundRules(query_offset)
+    return jitted_foreground(values, layout, segments.images(layout), seed_count, num_seeds, rules)
 
 
 def softmax(logits):
@@ -108,13 +113,13 @@ def test_fill_tops_up_the_priority_tokens():
     layout = make_layout([((4, 4), 3)], visual_slots=20)
     foreground = jnp.array([[((5 * i + 3) % 16) / 16 for i in range(20)]])
     priority = jnp.zeros((1, 20), bool).at[0, jnp.array([0, 3, 9, 11, 15])].set(True)
-    keep = fill(foreground, priority, jnp.full((1, 20), 8), layout)
+    keep = fill(foreground, priority, jnp.full((1, 20), 8), layout.image_id)
     assert np.flatnonzero(keep[0]).tolist() == [0, 2, 3, 5, 9, 11, 12, 15]
     rank = scoring.rank_in_segment(foreground, layout.image_id, layout.visual_valid)
     union = (rank < 6) | priority.at[0, 9].set(False)
     assert np.flatnonzero(union[0]).tolist() == [0, 2, 3, 5, 8, 11, 12, 15]
     # A priority set above the target stays whole.
-    assert fill(foreground, priority, jnp.full((1, 20), 2), layout).sum() == 5
+    assert fill(foreground, priority, jnp.full((1, 20), 2), layout.image_id).sum() == 5
 
 
 @pytest.mark.parametrize(

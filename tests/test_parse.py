@@ -1,5 +1,7 @@
 """Method strings: reading, writing, and what bad ones are told."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,15 @@ def model_config(num_layers=28, family="qwen2_vl", sections=(16, 24, 24)) -> Mod
             "ivc:combine=union,foreground_fraction=0.2",
             IVCPrune(None, 0.5, *[0.1] * 2, 0.01, 2, "all", "union", 0.2),
         ),
+        (
+            "ivc:key_scope=all,keep_seeds=false,scope=sample,score_dtype=bfloat16",
+            IVCPrune(key_scope="all", keep_seeds=False, scope="sample", score_dtype="bfloat16"),
+        ),
+        (
+            "ivc:positions=relative,axes=hw,queries=all,seed_rounding=ceil,quirks=none",
+            IVCPrune(positions="relative", axes="hw", queries="all", seed_rounding="ceil"),
+        ),
+        ("ivc:quirks=official", IVCPrune(quirks="official")),
         ("fastv:per_image=true,rounding=floor", FastV(per_image=True, rounding="floor")),
         ("fastv+ivc:keep_ratio=0.5,cos_fraction=0.05", WithIVC(FastV(), cos_fraction=0.05)),
         ("random+ivc:seed=3,layer=2", WithIVC(Random(layer=2, seed=3))),
@@ -78,7 +89,7 @@ def test_descriptions_are_short():
         ("ivcprune", "unknown method 'ivcprune'; known methods: dense, random, uniform, ivc"),
         ("", "unknown method ''"),
         ("fastv+pdrop", "unknown modifier 'pdrop'; known modifiers: ivc"),
-        ("ivc:ratio=0.5", "no field 'ratio'; known fields: .*keep_ratio, layer"),
+        ("ivc:ratio=0.5", "no field 'ratio'; known fields: .*keep_ratio, keep_seeds"),
         ("dense:layer=1", "no field 'layer'; known fields: none"),
         ("fastv+ivc:seed=1", "no field 'seed'; known fields: cos_fraction, .*per_image"),
         ("fastv+ivc:host=ivc", "no field 'host'"),
@@ -102,6 +113,9 @@ def test_descriptions_are_short():
         ("ivc:combine=sum", "combine must be one of"),
         ("ivc:foreground_fraction=0.4", "combine=union only"),
         ("ivc:query_offset=-1", "query_offset"),
+        ("ivc:key_scope=text", r"key_scope must be one of \('image', 'all'\), got 'text'"),
+        ("ivc:score_dtype=float16", "score_dtype must be one of"),
+        ("ivc:quirks=official,scope=sample", "quirks=official fixes scope=image"),
         ("fastv:rounding=up", "rounding must be one of"),
         ("ivc+ivc", "keeps the IVC tokens already"),
         ("fastv+ivc+ivc", "keeps the IVC tokens already"),
@@ -127,6 +141,14 @@ def test_default_layers(num_layers, family, layer):
         _ = IVCPrune().stages
 
 
+def test_a_model_without_a_released_layer_is_noted_once(caplog):
+    caplog.set_level(logging.INFO, logger="ivc_jax")
+    for family, depth in (("qwen2_5_vl", 36), ("qwen2_vl", 45), ("qwen2_vl", 45)):
+        IVCPrune().resolve(model_config(depth, family))
+    (record,) = caplog.records
+    assert "qwen2_vl with 45 blocks: pruning before block 30" in record.getMessage()
+
+
 def test_resolving_checks_the_planes():
     with pytest.raises(MethodError, match="between 0 and 63"):
         IVCPrune(frequencies=(64,)).resolve(model_config())
@@ -140,6 +162,8 @@ def test_stages_and_requests():
     assert FastV().stages == (Stage(2, 0.5, compact_earlier_kv=False),)
     (union,) = IVCPrune(layer=4, combine="union").stages
     assert union.keep_ratio == pytest.approx(0.6)
+    (lazy,) = IVCPrune(layer=4, compact_earlier_kv=False).stages
+    assert not lazy.compact_earlier_kv
 
 
 def test_equal_methods_are_one_static_argument():

@@ -93,3 +93,20 @@ def compact_cache(span: KVSpan, order: Int[Array, "B S"], lengths: Int[Array, "B
         values=jnp.take_along_axis(span.values, index, axis=2),
         lengths=lengths,
     )
+
+
+def compact_caches(
+    cache: list[KVSpan], order: jax.Array, lengths: jax.Array, whole_layers: int = 0
+) -> list[KVSpan]:
+    """Compact the caches of all layers but the first `whole_layers`, which may split a span."""
+    result, layer = [], 0
+    for span in cache:
+        count = span.keys.shape[0]
+        whole = min(max(whole_layers - layer, 0), count)
+        if whole:
+            result.append(span.replace(keys=span.keys[:whole], values=span.values[:whole]))
+        if whole < count:
+            rest = span.replace(keys=span.keys[whole:], values=span.values[whole:])
+            result.append(compact_cache(rest if whole else span, order, lengths))
+        layer += count
+    return result

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.compact import Sequence, compact, compact_cache
+from ivc_jax.engine.compact import Sequence, compact, compact_caches
 from ivc_jax.engine.plan import Span, make_plan
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate
@@ -139,7 +139,8 @@ def _decode_prompt(
             sequence, order = compact(sequence, chosen)
             selection = Selection(index=sequence.visual_origin, valid=chosen.valid)
             if step.stage.compact_earlier_kv:
-                cache = [compact_cache(span, order, sequence.layout.lengths) for span in cache]
+                lengths, whole = sequence.layout.lengths, step.stage.whole_kv_layers
+                cache = compact_caches(cache, order, lengths, whole)
     return sequence, tuple(cache), selection
 
 

@@ -28,11 +28,13 @@ class Stage:
         layer: the first block that sees the shorter sequence.
         keep_ratio: share of the unpruned visual tokens that survive, in (0, 1].
         compact_earlier_kv: also drop the tokens from the caches of the blocks before.
+        whole_kv_layers: first blocks whose caches stay whole all the same.
     """
 
     layer: int
     keep_ratio: float
     compact_earlier_kv: bool = False
+    whole_kv_layers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import scoring
 from ivc_jax.methods.base import Method, MethodError, Signals, Stage, check_keep_ratio
-from ivc_jax.methods.ivc import default_layer, resolved
+from ivc_jax.methods.presets import default_layer, resolved
 from ivc_jax.types import Layout, Selection
 
 # 2^32 over powers of the plastic number 1.3247..., the best constants for an even spread in two

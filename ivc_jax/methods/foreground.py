@@ -3,13 +3,41 @@
 Values carry no rotation, so these rows measure content alone.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ivc_jax.ivc import round_scores
 from ivc_jax.methods import scoring
 from ivc_jax.methods.base import TokenVectors
+from ivc_jax.methods.segments import Segments
 from ivc_jax.types import Layout, typed
+
+QUERIES = ("after", "all")
+KEY_SCOPES = ("image", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class ForegroundRules:
+    """Which rows are asked, what the softmax runs over, and how exact it is.
+
+    Attributes:
+        query_offset: text slots skipped after a segment before its queries begin.
+        queries: "after" the segment only, or "all" text of the prompt.
+        key_scope: the softmax runs over the tokens of the segment ("image") or over every valid
+            token of the prompt, text included and without a causal mask ("all").
+        score_dtype: "bfloat16" rounds the probabilities, their mean over heads and the means over
+            rows as the released code does.
+        visual_queries: later images of the sample act as queries too (a slip of the released code).
+    """
+
+    query_offset: int = 2
+    queries: str = "after"
+    key_scope: str = "image"
+    score_dtype: str = "float32"
+    visual_queries: bool = False
 
 
 @typed
@@ -17,81 +45,134 @@ def fill(
     foreground: Float[Array, "B V"],
     priority: Bool[Array, "B V"],
     target: Int[Array, "B V"],
-    layout: Layout,
+    segment: Int[Array, "B V"],
 ) -> Bool[Array, "B V"]:
-    """Keep the priority tokens and top up with foreground until each image has its target.
+    """Keep the priority tokens and top up with foreground until each segment has its target.
 
     One ranking does both: foreground scores are probabilities, priority tokens get 2.
     """
-    order = jnp.where(priority, 2.0, foreground)
-    rank = scoring.rank_in_segment(order, layout.image_id, layout.visual_valid)
-    return layout.visual_valid & ((rank < target) | priority)
+    order, valid = jnp.where(priority, 2.0, foreground), segment >= 0
+    rank = scoring.rank_in_segment(order, segment, valid)
+    return valid & ((rank < target) | priority)
 
 
 @typed
 def foreground_scores(
     values: TokenVectors,
     layout: Layout,
+    within: Segments,
     seed_count: Int[Array, "B V"],
     num_seeds: int,
-    query_offset: int,
+    rules: ForegroundRules,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """Score tokens by how much the text, and the tokens it likes best, resemble their values.
 
-    P[q, j] = mean over heads of softmax_j(v[q] . v[j] / sqrt(C)) runs over the tokens j of one
-    image. The text after that image gives s = mean of P[q, j]; the best tokens by s are the
-    seeds; f is the mean over text and seed rows together, each row weighing the same.
+    P[q, j] = mean over heads of softmax_j(v[q] . v[j] / sqrt(C)). The queries of a segment give
+    s = mean of P[q, j]; the best tokens by s are the seeds; f is the mean over query and seed rows
+    together, each row weighing the same.
 
     Args:
-        seed_count: seeds of the image that the token is in.
+        within: the segments; a softmax runs inside each.
+        seed_count: seeds of the segment that the token is in.
         num_seeds: bound on the seeds of a sample.
 
     Returns:
-        f, and the mask of the seeds. An image with no text after it has s = 0 everywhere.
+        f, and the mask of the seeds. A segment that nothing asks about has s = 0 everywhere.
     """
     visual, text = values.visual.astype(jnp.float32), values.text.astype(jnp.float32)
-    queries = _text_queries(layout, query_offset)  # [B, M, T]
-    from_text = _text_mass(visual, text, layout, queries)
-    text_rows = scoring.spread(queries.sum(axis=2), layout.image_id)  # [B, V]
+    mass = _Mass(visual, text, layout, rules)
+    asked = _queries(layout, within, rules, layout.text_index, layout.text_valid)
+    total, rows = mass.of(text, asked, within), asked.sum(axis=2)
+    if rules.visual_queries and layout.num_images > 1:
+        later = _queries(layout, within, rules, layout.visual_index, layout.visual_valid)
+        total, rows = total + mass.of(visual, later, within), rows + later.sum(axis=2)
+    rows = scoring.spread(rows, within.number)  # [B, V]
 
-    mean = from_text / jnp.maximum(text_rows, 1)
-    rank = scoring.rank_in_segment(mean, layout.image_id, layout.visual_valid)
+    mean = round_scores(total / jnp.maximum(rows, 1), rules.score_dtype)
+    rank = scoring.rank_in_segment(mean, within.number, layout.visual_valid)
     seeds = layout.visual_valid & (rank < seed_count)
 
     chosen = scoring.from_mask(seeds, num_seeds)
-    rows = jnp.take_along_axis(visual, chosen.index[..., None, None], axis=1)  # [B, A, G, C]
-    image = jnp.where(chosen.valid, jnp.take_along_axis(layout.image_id, chosen.index, axis=1), -1)
-    same_image = (image[:, :, None] == layout.image_id[:, None]) & chosen.valid[:, :, None]
-    from_seeds = _softmax(_similarity(rows, visual), same_image[:, None]).mean(axis=1).sum(axis=1)
-    return (from_text + from_seeds) / jnp.maximum(text_rows + seed_count, 1), seeds
+    vectors = jnp.take_along_axis(visual, chosen.index[..., None, None], axis=1)  # [B, A, G, C]
+    owner = jnp.take_along_axis(within.number, chosen.index, axis=1)
+    same = (owner[:, :, None] == within.number[:, None]) & chosen.valid[:, :, None]
+    total = total + mass.rows(vectors, same).sum(axis=1)
+    return round_scores(total / jnp.maximum(rows + seed_count, 1), rules.score_dtype), seeds
 
 
-def _text_queries(layout: Layout, query_offset: int) -> jax.Array:
-    """Mark the text tokens that act as queries of each image: bool [B, M, T].
+def _queries(
+    layout: Layout, within: Segments, rules: ForegroundRules, slots: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """Mark the tokens at `slots` [B, Q] that act as queries of each segment: bool [B, M, Q].
 
     slot   0   1   2   3   4   5   6   7
     token <s> <v>  i   i  </v> Q   Q   Q      offset 2 skips </v> and the first Q
     """
-    images = jnp.arange(layout.num_images)
-    member = layout.image_id[:, None] == images[:, None]  # [B, M, V]
+    member = within.number[:, None] == jnp.arange(within.bound)[:, None]  # [B, M, V]
     last = jnp.where(member, layout.visual_index[:, None], -1).max(axis=2, initial=-1)[..., None]
-    later = layout.text_index[:, None] >= last + 1 + query_offset
-    return (last >= 0) & later & layout.text_valid[:, None]
+    asked = (last >= 0) & valid[:, None]
+    if rules.queries == "all":
+        return jnp.broadcast_to(asked, (*last.shape[:2], slots.shape[1]))
+    return asked & (slots[:, None] >= last + 1 + rules.query_offset)
 
 
-def _text_mass(visual: jax.Array, text: jax.Array, layout: Layout, queries: jax.Array) -> jax.Array:
-    """Add up the text rows of P over the queries of each image: [B, V]."""
-    logits = _similarity(text, visual)  # [B, G, T, V]
+@dataclasses.dataclass(frozen=True)
+class _Mass:
+    """Rows of P against the visual tokens."""
 
-    def add_image(total: jax.Array, image: tuple) -> tuple[jax.Array, None]:
-        number, asked = image
-        member = (layout.image_id == number) & layout.visual_valid
-        rows = _softmax(logits, member[:, None, None]).mean(axis=1)  # [B, T, V]
-        return total + jnp.where(asked[:, :, None], rows, 0.0).sum(axis=1), None
+    visual: jax.Array  # [B, V, G, C] float32
+    text: jax.Array  # [B, T, G, C] float32
+    layout: Layout
+    rules: ForegroundRules
 
-    empty = jnp.zeros(layout.image_id.shape, jnp.float32)
-    images = (jnp.arange(layout.num_images), jnp.moveaxis(queries, 1, 0))
-    return jax.lax.scan(add_image, empty, images)[0]
+    def of(self, queries: jax.Array, asked: jax.Array, within: Segments) -> jax.Array:
+        """Add up the rows of `queries` [B, Q, G, C] over those each segment asks: [B, V]."""
+        logits, log_total = _similarity(queries, self.visual), self._log_total(queries)
+
+        def add_segment(total: jax.Array, segment: tuple) -> tuple[jax.Array, None]:
+            number, chosen = segment
+            member = (within.number == number) & self.layout.visual_valid
+            rows = self._over_heads(logits, member[:, None, None], log_total)  # [B, Q, V]
+            return total + jnp.where(chosen[:, :, None], rows, 0.0).sum(axis=1), None
+
+        empty = jnp.zeros(within.number.shape, jnp.float32)
+        parts = (jnp.arange(within.bound), jnp.moveaxis(asked, 1, 0))
+        return jax.lax.scan(add_segment, empty, parts)[0]
+
+    def rows(self, queries: jax.Array, member: jax.Array) -> jax.Array:
+        """Return P of each query [B, Q, G, C] over its own members [B, Q, V]: [B, Q, V]."""
+        logits, log_total = _similarity(queries, self.visual), self._log_total(queries)
+        return self._over_heads(logits, member[:, None], log_total)
+
+    def _over_heads(
+        self, logits: jax.Array, member: jax.Array, log_total: jax.Array | None
+    ) -> jax.Array:
+        """Normalise [B, G, Q, V] and average over the heads: [B, Q, V]."""
+        member = jnp.broadcast_to(member, logits.shape)
+        if log_total is None:
+            rows = _softmax(logits, member)
+        else:
+            rows = jnp.where(member, jnp.exp(logits - log_total[..., None]), 0.0)
+        rounded = round_scores(rows, self.rules.score_dtype)
+        return round_scores(rounded.mean(axis=1), self.rules.score_dtype)
+
+    def _log_total(self, queries: jax.Array) -> jax.Array | None:
+        """Return log of the sum over every valid token, [B, G, Q]; None if segments normalise."""
+        if self.rules.key_scope == "image":
+            return None
+
+        def one_head(vectors: tuple) -> jax.Array:
+            # One head at a time: text against text must not exist for all heads at once.
+            rows, visual, text = (part[:, :, None] for part in vectors)
+            parts = (visual, self.layout.visual_valid), (text, self.layout.text_valid)
+            logits = [
+                jnp.where(valid[:, None, None], _similarity(rows, keys), -jnp.inf)
+                for keys, valid in parts
+            ]
+            return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1)[:, 0]
+
+        by_head = [jnp.moveaxis(part, 2, 0) for part in (queries, self.visual, self.text)]
+        return jnp.moveaxis(jax.lax.map(one_head, tuple(by_head)), 0, 1)
 
 
 def _similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -102,7 +183,6 @@ def _similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 def _softmax(logits: jax.Array, member: jax.Array) -> jax.Array:
     """Normalise over the members of the last axis; everything else gets 0."""
-    member = jnp.broadcast_to(member, logits.shape)
     logits = jnp.where(member, logits, -jnp.inf)
     top = logits.max(axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
     raised = jnp.exp(logits - top)

@@ -3,13 +3,12 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax import ivc
-from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.methods import scoring
+from ivc_jax.config import ModelConfig
+from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import (
     Method,
     MethodError,
@@ -20,87 +19,39 @@ from ivc_jax.methods.base import (
     Values,
     check_keep_ratio,
 )
-from ivc_jax.methods.foreground import fill, foreground_scores
+from ivc_jax.methods.coordinates import (
+    AXES,
+    POSITIONS,
+    CoordinateRules,
+    Frequencies,
+    canonical_frequencies,
+    check_choice,
+    check_fractions,
+    check_frequencies,
+    ivc_mask,
+)
+from ivc_jax.methods.foreground import (
+    KEY_SCOPES,
+    QUERIES,
+    ForegroundRules,
+    fill,
+    foreground_scores,
+)
+from ivc_jax.methods.presets import default_layer, resolved
 from ivc_jax.types import Layout, Selection
 
-Frequencies = str | tuple[int, ...]
-
-# (family, blocks) -> first pruned block, as released (VLMEvalKit/vlmeval/config.py, "ivcp_k").
-_RELEASED_LAYERS = {("qwen2_5_vl", 28): 16, ("qwen2_5_vl", 36): 22}
 _PAPER_FOREGROUND = 0.4
-_COMBINE = ("fill", "union")
-
-
-def default_layer(config: ModelConfig) -> int:
-    """Return the released layer of a known model, else two thirds of the depth."""
-    depth = config.decoder.num_layers
-    released = _RELEASED_LAYERS.get((config.family, depth))
-    return released or min(max(1, round(2 * depth / 3)), depth - 1)
-
-
-def resolved(layer: int | None, name: str) -> int:
-    """Return `layer`, or raise MethodError if it still depends on the model."""
-    if layer is None:
-        raise MethodError(f"{name}: layer is not set; give layer=... or call resolve(config)")
-    return layer
-
-
-def canonical_frequencies(frequencies: Frequencies) -> Frequencies:
-    """Sort plane indices, so that equal sets are equal fields; check the words.
-
-    Raises:
-        MethodError: an unknown word or an impossible plane.
-    """
-    if isinstance(frequencies, str):
-        if frequencies not in ("all", "section"):
-            raise MethodError(
-                f'frequencies must be "all", "section" or plane indices, got {frequencies!r}'
-            )
-        return frequencies
-    planes = tuple(sorted({int(plane) for plane in frequencies}))
-    # A mask of bools would be read as planes 0 and 1.
-    if not planes or planes[0] < 0 or any(isinstance(plane, bool) for plane in frequencies):
-        raise MethodError(f"frequencies must be plane indices from 0 on, got {tuple(frequencies)}")
-    return planes
-
-
-def check_fractions(**fractions: float) -> None:
-    """Raise MethodError unless every named fraction is in [0, 1]."""
-    try:
-        ivc.check_fractions(**fractions)
-    except ValueError as error:
-        raise MethodError(str(error)) from None
-
-
-def check_frequencies(frequencies: Frequencies, rope: RopeConfig) -> None:
-    """Raise MethodError if the rotary embedding of the model lacks the planes asked for."""
-    try:
-        ivc.make_tables(rope, frequencies, num_positions=1)
-    except ValueError as error:
-        raise MethodError(str(error)) from None
-
-
-def ivc_mask(
-    layout: Layout,
-    rope: RopeConfig,
-    frequencies: Frequencies,
-    cos_counts: np.ndarray,
-    sin_counts: np.ndarray,
-) -> jax.Array:
-    """Mark the IVC tokens of every image: bool [B, V].
-
-    Args:
-        cos_counts: tokens to take by V(m) from an image of each unpruned size.
-        sin_counts: the same for U(m).
-    """
-    return ivc.tokens(
-        ivc.make_tables(rope, frequencies, layout.num_positions),
-        scoring.visual_positions(layout),
-        layout.image_id,
-        layout.visual_valid,
-        jnp.asarray(cos_counts)[layout.image_count],
-        jnp.asarray(sin_counts)[layout.image_count],
-    )
+_CHOICES = {
+    "seed_rounding": ("round", "ceil"),
+    "queries": QUERIES,
+    "key_scope": KEY_SCOPES,
+    "positions": POSITIONS,
+    "axes": AXES,
+    "combine": ("fill", "union"),
+    "scope": ("image", "sample"),
+    "score_dtype": ivc.SCORE_DTYPES,
+    "quirks": ("none", "official"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +73,25 @@ class IVCPrune(Method):
             end mark and one more).
         frequencies: planes in the IVC score: "all", "section" or indices (see `ivc.select`).
         combine: "fill" tops up to keep_ratio with foreground (released code); "union" is the
-            paper's algorithm box: IVC tokens and a fixed share of foreground, seeds only if they
-            are among it.
+            paper's algorithm box: IVC tokens and a fixed share of foreground.
         foreground_fraction: that share, for "union" alone; None is the paper's 0.4.
+        seed_rounding: "round" half to even (released code) or "ceil" (paper) of the seed count.
+        keep_seeds: keep the seeds whatever their rank; None keeps them under "fill" (released
+            code) and drops them under "union" (paper).
+        queries: "after" the image only (released code), or "all" text of the prompt.
+        key_scope: tokens in the softmax: those of the "image", or "all" of the prompt.
+        positions: "absolute", "relative" or "index" (see `CoordinateRules`).
+        axes: M-RoPE axes in the IVC score, "thw" (released code) or "hw".
+        scope: "image" prunes every image on its own; "sample" pools all images of a sample in one
+            softmax and one budget, asked by the text after the last of them.
+        per_frame: give every frame of a video its own budget and IVC tokens; softmax and seeds
+            stay those of the whole video. Images are not concerned.
+        compact_earlier_kv: also drop the tokens from the caches of the blocks before the cut.
+        whole_kv_layers: first blocks whose caches stay whole all the same (1 in the released code
+            for LLaVA and DeepSeek-VL2).
+        score_dtype: "float32", or "bfloat16" to round scores as the released code does.
+        quirks: "official" prunes the first image of a sample alone; later ones stay whole and act
+            as queries, as the released code has it.
     """
 
     name: ClassVar[str] = "ivc"
@@ -138,6 +105,18 @@ class IVCPrune(Method):
     frequencies: Frequencies = "all"
     combine: str = "fill"
     foreground_fraction: float | None = None
+    seed_rounding: str = "round"
+    keep_seeds: bool | None = None
+    queries: str = "after"
+    key_scope: str = "image"
+    positions: str = "absolute"
+    axes: str = "thw"
+    scope: str = "image"
+    per_frame: bool = False
+    compact_earlier_kv: bool = True
+    whole_kv_layers: int = 0
+    score_dtype: str = "float32"
+    quirks: str = "none"
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
@@ -151,12 +130,19 @@ class IVCPrune(Method):
             seed_fraction=self.seed_fraction,
             foreground_fraction=self._foreground,
         )
-        if self.query_offset < 0:
-            raise MethodError(f"query_offset must not be negative, got {self.query_offset}")
-        if self.combine not in _COMBINE:
-            raise MethodError(f"combine must be one of {_COMBINE}, got {self.combine!r}")
+        for name in ("query_offset", "whole_kv_layers"):
+            if getattr(self, name) < 0:
+                raise MethodError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, known in _CHOICES.items():
+            check_choice(name, getattr(self, name), known)
         if self.foreground_fraction is not None and self.combine != "union":
             raise MethodError("foreground_fraction has an effect with combine=union only")
+        if self._official and (self.scope, self.per_frame, self.queries) != (
+            "image",
+            False,
+            "after",
+        ):
+            raise MethodError("quirks=official fixes scope=image, per_frame=false, queries=after")
         object.__setattr__(self, "frequencies", canonical_frequencies(self.frequencies))
 
     def resolve(self, config: ModelConfig) -> "IVCPrune":
@@ -167,65 +153,100 @@ class IVCPrune(Method):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One cut that also compacts the caches of the blocks before it."""
+        """One cut."""
         ratio = self.keep_ratio
         if self.combine == "union":
             ratio = min(1.0, self._foreground + self.cos_fraction + self.sin_fraction)
-        return (Stage(resolved(self.layer, self.name), ratio, compact_earlier_kv=True),)
+        layer = resolved(self.layer, self.name)
+        return (Stage(layer, ratio, self.compact_earlier_kv, self.whole_kv_layers),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the values of the block before the cut, and the rotary settings."""
         return Values(stage.layer - 1), RopeSettings()
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
-        """Bound the kept tokens: per image the target or all of the priority set."""
-        return scoring.largest_total(self._most_kept(visual_slots), num_images)
+        """Bound the kept tokens: the target or all of the priority set, by segment."""
+        if self._official and num_images > 1:
+            return visual_slots  # the first image may be the smallest, and the others stay whole
+        if self.scope == "sample":
+            num_images = 1
+        seeds = self._seed_counts(visual_slots)
+        if not self.per_frame:
+            return scoring.largest_total(self._most_kept(visual_slots, seeds), num_images)
+        # Nothing static says how many frames there are, nor on which of them the seeds lie.
+        kept = self._most_kept(visual_slots, np.zeros_like(seeds))
+        most = scoring.largest_total(kept, visual_slots)
+        if self._seeds_stay:
+            most += scoring.largest_total(seeds, num_images)
+        return min(visual_slots, most)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank by IVC scores and by two passes of value attention, then combine."""
         slots = layout.visual_slots
-        values, rope = signals[Values(stage.layer - 1)], signals[RopeSettings()]
-        coordinates = ivc_mask(
+        asked = segments.samples(layout) if self.scope == "sample" else segments.images(layout)
+        budget = segments.frames(layout) if self.per_frame else asked
+        priority = ivc_mask(
             layout,
-            rope,
-            self.frequencies,
+            signals[RopeSettings()],
+            CoordinateRules(self.frequencies, self.positions, self.axes, self.score_dtype),
             scoring.rounded_counts(self.cos_fraction, slots),
             scoring.rounded_counts(self.sin_fraction, slots),
+            within=budget,
         )
         seed_counts = self._seed_counts(slots)
         foreground, seeds = foreground_scores(
-            values,
+            signals[Values(stage.layer - 1)],
             layout,
-            jnp.asarray(seed_counts)[layout.image_count],
-            num_seeds=scoring.largest_total(seed_counts, layout.num_images),
-            query_offset=self.query_offset,
+            asked,
+            jnp.asarray(seed_counts)[asked.count],
+            num_seeds=scoring.largest_total(seed_counts, asked.bound),
+            rules=self._foreground_rules,
         )
+        if self._seeds_stay:
+            priority |= seeds
+        counts = scoring.rounded_counts(
+            self.keep_ratio if self.combine == "fill" else self._foreground, slots
+        )
+        counts = jnp.asarray(counts)[budget.count]
         if self.combine == "fill":
-            priority, target = coordinates | seeds, self._fill_counts(slots)
-            keep = fill(foreground, priority, jnp.asarray(target)[layout.image_count], layout)
+            keep = fill(foreground, priority, counts, budget.number)
         else:
-            counts = jnp.asarray(scoring.rounded_counts(self._foreground, slots))
-            rank = scoring.rank_in_segment(foreground, layout.image_id, layout.visual_valid)
-            keep = coordinates | (rank < counts[layout.image_count])
+            rank = scoring.rank_in_segment(foreground, budget.number, layout.visual_valid)
+            keep = priority | (rank < counts)
+        if self._official:
+            keep |= layout.visual_valid & (layout.image_id > 0)
         return scoring.from_mask(keep, num_keep)
 
     @property
     def _foreground(self) -> float:
         return _PAPER_FOREGROUND if self.foreground_fraction is None else self.foreground_fraction
 
+    @property
+    def _official(self) -> bool:
+        return self.quirks == "official"
+
+    @property
+    def _seeds_stay(self) -> bool:
+        return self.combine == "fill" if self.keep_seeds is None else self.keep_seeds
+
+    @property
+    def _foreground_rules(self) -> ForegroundRules:
+        return ForegroundRules(
+            self.query_offset, self.queries, self.key_scope, self.score_dtype, self._official
+        )
+
     def _seed_counts(self, max_count: int) -> np.ndarray:
-        counts = scoring.rounded_counts(self.seed_fraction, max_count)
+        counts = scoring.rounded_counts(self.seed_fraction, max_count, self.seed_rounding)
         return np.minimum(np.maximum(counts, 1), np.arange(max_count + 1, dtype=np.int32))
 
-    def _fill_counts(self, max_count: int) -> np.ndarray:
-        return scoring.rounded_counts(self.keep_ratio, max_count)
-
-    def _most_kept(self, max_count: int) -> np.ndarray:
-        """Bound the kept tokens of an image of each size 0 .. max_count."""
+    def _most_kept(self, max_count: int, seeds: np.ndarray) -> np.ndarray:
+        """Bound the kept tokens of a segment of each size 0 .. max_count."""
         most = scoring.rounded_counts(self.cos_fraction, max_count)
         most = most + scoring.rounded_counts(self.sin_fraction, max_count)
+        if self._seeds_stay:
+            most = most + seeds
         if self.combine == "fill":
-            most = np.maximum(most + self._seed_counts(max_count), self._fill_counts(max_count))
+            most = np.maximum(most, scoring.rounded_counts(self.keep_ratio, max_count))
         else:
             most = most + scoring.rounded_counts(self._foreground, max_count)
         return np.minimum(most, np.arange(max_count + 1))

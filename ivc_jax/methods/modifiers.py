@@ -7,14 +7,15 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import scoring
 from ivc_jax.methods.base import Method, MethodError, Request, RopeSettings, Signals, Stage
-from ivc_jax.methods.ivc import (
+from ivc_jax.methods.coordinates import (
+    CoordinateRules,
     Frequencies,
-    IVCPrune,
     canonical_frequencies,
     check_fractions,
     check_frequencies,
     ivc_mask,
 )
+from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.types import Layout, Selection
 
 
@@ -75,7 +76,8 @@ class WithIVC(Method):
         slots = layout.visual_index.shape[1]
         chosen = scoring.to_mask(self.host.select(signals, layout, stage, num_keep), slots)
         counts = self._counts(layout.visual_slots)
-        added = ivc_mask(layout, signals[RopeSettings()], self.frequencies, *counts)
+        rules = CoordinateRules(self.frequencies)
+        added = ivc_mask(layout, signals[RopeSettings()], rules, *counts)
         return scoring.from_mask(chosen | added, num_keep)
 
     def _counts(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,38 @@
+"""The block at which each model is pruned if a method names none."""
+
+import functools
+import logging
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.methods.base import MethodError
+
+_log = logging.getLogger(__name__)
+
+# (family, blocks) -> first pruned block, as released (VLMEvalKit/vlmeval/config.py, "ivcp_k").
+_RELEASED_LAYERS = {("qwen2_5_vl", 28): 16, ("qwen2_5_vl", 36): 22}
+
+
+def default_layer(config: ModelConfig) -> int:
+    """Return the released layer of a known model, else two thirds of the depth, with a log note."""
+    depth = config.decoder.num_layers
+    released = _RELEASED_LAYERS.get((config.family, depth))
+    return released or _two_thirds(config.family, depth)
+
+
+def resolved(layer: int | None, name: str) -> int:
+    """Return `layer`, or raise MethodError if it still depends on the model."""
+    if layer is None:
+        raise MethodError(f"{name}: layer is not set; give layer=... or call resolve(config)")
+    return layer
+
+
+@functools.cache  # the note appears once for each kind of model
+def _two_thirds(family: str, depth: int) -> int:
+    layer = min(max(1, round(2 * depth / 3)), depth - 1)
+    _log.info(
+        "no released layer for %s with %d blocks: pruning before block %d, two thirds of the depth",
+        family,
+        depth,
+        layer,
+    )
+    return layer
