@@ -63,7 +63,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     Raises:
         ValueError: something cannot be used; the message is one line that names it.
     """
-    chosen = tasks.find(settings.tasks)
+    chosen = _chosen_tasks(settings, log)
     methods = _methods(settings)
     path = settings.model or str(_ROOT / "digit_scenes" / "checkpoint")
     folder = RunFolder(settings.out, jax.process_index())
@@ -117,6 +117,23 @@ def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
         "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
         "image_start": _image_start(session),
     }
+
+
+def _chosen_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
+    """Look up the tasks of a run; a broad configuration may skip those without a file."""
+    found = tasks.find(settings.tasks)
+    if settings.official_prompts:
+        found = [tasks.with_official_prompt(task) for task in found]
+    folder = pathlib.Path(settings.data_dir or "")
+    if settings.skip_missing_files and settings.data_dir and folder.is_dir():
+        present = [task for task in found if task.bundled or (folder / task.file_name).exists()]
+        if not present:
+            names = ", ".join(task.file_name for task in found)
+            raise SettingsError(f"--data-dir {folder} holds none of {names}")
+        if len(present) < len(found):
+            log(f"no file for {', '.join(t.name for t in found if t not in present)}: left out")
+        found = present
+    return found
 
 
 def _methods(settings: RunConfig) -> list[Any]:
@@ -178,7 +195,9 @@ def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
 
 def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
     """List what makes records comparable, scores and times alike."""
+    prompts = {"official prompts": True} if settings.official_prompts else {}
     return {
+        **prompts,
         "model": fingerprint(path),
         "seed": settings.seed,
         "dtype": _dtype(model),

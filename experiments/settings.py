@@ -27,6 +27,8 @@ class RunConfig:
         data_seed: the test set of the bundled benchmark, fixed by its release.
         visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
         patch_buckets: the same for the patches of an image.
+        official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
+        skip_missing_files: leave out tasks whose file the data folder lacks, if it holds one.
     """
 
     methods: tuple[str, ...]
@@ -42,6 +44,8 @@ class RunConfig:
     dtype: str | None = None
     visual_buckets: tuple[int, ...] = ()
     patch_buckets: tuple[int, ...] = ()
+    official_prompts: bool = False
+    skip_missing_files: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_scenes"):

@@ -11,6 +11,7 @@ NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
 UNKNOWN = "Unknown"
 _LARGEST_FRACTION = 1.1  # above 1 because models overshoot the border
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
+_QWEN_STEP = 28  # patch size times merge size of Qwen2.5-VL
 _MOST_PERIODS = 32  # the reference script passes a flag in the count slot of `re.sub`
 
 
@@ -21,6 +22,19 @@ def qwen2_box(text: str) -> Box:
     if found is None:
         return NO_BOX
     x1, y1, x2, y2 = (int(number) / 1000 for number in found.groups())
+    return x1, y1, x2, y2
+
+
+def qwen2_5_box(text: str) -> Box:
+    """Read the first "bbox_2d": [x1, y1, x2, y2] of four integers, pixels of the resized image.
+
+    None is all zeros.
+    """
+    number = r"\s*(\d+)\s*"
+    found = re.search(r'"bbox_2d"\s*:\s*\[' + ",".join([number] * 4) + r"\]", text)
+    if found is None:
+        return NO_BOX
+    x1, y1, x2, y2 = (float(value) for value in found.groups())
     return x1, y1, x2, y2
 
 
@@ -45,6 +59,26 @@ def box_in_pixels(box: Box, width: float, height: float) -> Box:
         return box
     x1, y1, x2, y2 = box
     return x1 * width, y1 * height, x2 * width, y2 * height
+
+
+def resized_frame(width: float, height: float) -> tuple[int, int]:
+    """Return the size to which Qwen2.5-VL's boxes refer: sides rounded to multiples of 28.
+
+    It is that of the processor for every image between its pixel bounds.
+    """
+    return tuple(max(1, round(side / _QWEN_STEP)) * _QWEN_STEP for side in (width, height))
+
+
+def rescaled_box(box: Box, source: tuple[float, float], target: tuple[float, float]) -> Box:
+    """Move a box from an image of size `source` (width, height) to one of size `target`."""
+    across, down = target[0] / source[0], target[1] / source[1]
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def rounded_box(box: Box) -> Box:
+    """Round coordinates to integers, half to even."""
+    x1, y1, x2, y2 = (float(round(value)) for value in box)
+    return x1, y1, x2, y2
 
 
 def target_box(cell: str) -> Box:

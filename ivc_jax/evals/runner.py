@@ -237,7 +237,7 @@ def _scored(
         keep_ratio=method.keep_ratio,
         prediction=answer.text,
         parsed=parsed,
-        score=task.scoring.score(parsed, row.cells),
+        score=task.scoring.score(parsed, row.cells, family),
         target=row.cells["answer"],
         question=row.cells["question"],
         category=row.cells.get("category", ""),

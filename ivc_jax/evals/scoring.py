@@ -16,9 +16,12 @@ Records = Sequence[Mapping[str, Any]]
 # How each model family writes a box; a value is a function text -> fractions or pixels.
 BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
     "qwen2_vl": parsers.qwen2_box,
+    "qwen2_5_vl": parsers.qwen2_5_box,
     "internvl": parsers.bracketed_box,
     "deepseek_vl": parsers.bracketed_box,
 }
+# Families that answer in pixels of the resized image; the official score is taken there.
+_RESIZED_FRAME = ("qwen2_5_vl",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,37 +31,71 @@ class Scoring:
     Attributes:
         columns: TSV columns that the kind reads.
         parse: (answer, cells, family) -> a JSON value, stored in the record.
-        score: (parsed, cells) -> the score of the row, at least 0.
+        score: (parsed, cells, family) -> the score of the row, at least 0.
         aggregate: records -> metrics by name.
         headline: the metric that is the score of the task.
     """
 
     columns: tuple[str, ...]
     parse: Callable[[str, Cells, str], Any]
-    score: Callable[[Any, Cells], float]
+    score: Callable[..., float]
     aggregate: Callable[[Records], dict[str, float]]
     headline: str = "accuracy"
 
 
 def _parse_box(text: str, cells: Cells, family: str) -> list[float]:
-    box = BOX_PARSERS[family](text)
-    pixels = parsers.box_in_pixels(box, float(cells["width"]), float(cells["height"]))
-    return [round(value, 3) for value in pixels]
+    """Read a box in pixels of the original image."""
+    box, size = BOX_PARSERS[family](text), _size(cells)
+    if family in _RESIZED_FRAME:
+        box = parsers.rescaled_box(box, parsers.resized_frame(*size), size)
+    else:
+        box = parsers.box_in_pixels(box, *size)
+    return [round(value, 3) for value in box]
 
 
-def _score_box(parsed: list[float], cells: Cells) -> float:
-    overlap = metrics.box_iou(tuple(parsed), parsers.target_box(cells["answer"]))
-    return float(overlap >= metrics.HIT_IOU)
+def _size(cells: Cells) -> tuple[float, float]:
+    width, height = float(cells["width"]), float(cells["height"])
+    if not (width > 0 and height > 0):
+        raise ValueError(f"expected positive width and height, found {width:g} x {height:g}")
+    return width, height
+
+
+def _in_resized_frame(box: Sequence[float], cells: Cells) -> parsers.Box:
+    """Move a box to the frame of Qwen2.5-VL, where coordinates are integers."""
+    size = _size(cells)
+    moved = parsers.rescaled_box(tuple(box), size, parsers.resized_frame(*size))
+    return parsers.rounded_box(moved)
+
+
+def _score_box(parsed: list[float], cells: Cells, family: str = "") -> float:
+    answer, target = tuple(parsed), parsers.target_box(cells["answer"])
+    if family in _RESIZED_FRAME:
+        answer, target = _in_resized_frame(answer, cells), _in_resized_frame(target, cells)
+    return float(metrics.box_iou(answer, target) >= metrics.HIT_IOU)
+
+
+def _score_resized_box(parsed: list[float], cells: Cells, family: str = "") -> float:
+    """Score against a reference that the file holds in the resized frame already."""
+    target = parsers.target_box(cells["answer"])
+    return float(metrics.box_iou(_in_resized_frame(parsed, cells), target) >= metrics.HIT_IOU)
 
 
 def _aggregate_boxes(records: Records) -> dict[str, float]:
+    """Aggregate; `accuracy_original_frame` leaves boxes in pixels of the original image."""
     overlaps = [
         metrics.box_iou(tuple(record["parsed"]), parsers.target_box(record["target"]))
         for record in records
     ]
     return {
-        "accuracy": metrics.mean([record["score"] for record in records]),
+        **_aggregate_resized_boxes(records),
+        "accuracy_original_frame": metrics.mean([x >= metrics.HIT_IOU for x in overlaps]),
         "mean_iou": metrics.mean(overlaps),
+    }
+
+
+def _aggregate_resized_boxes(records: Records) -> dict[str, float]:
+    return {
+        "accuracy": metrics.mean([record["score"] for record in records]),
         "box_share": metrics.mean([float(any(record["parsed"])) for record in records]),
     }
 
@@ -67,7 +104,7 @@ def _parse_words(text: str, cells: Cells, family: str) -> str:
     return parsers.plain_answer(text)
 
 
-def _score_words(parsed: str, cells: Cells) -> float:
+def _score_words(parsed: str, cells: Cells, family: str = "") -> float:
     return float(parsed == parsers.plain_answer(cells["answer"]))
 
 
@@ -79,7 +116,7 @@ def _parse_yes_no(text: str, cells: Cells, family: str) -> str:
     return parsers.yes_or_no(text)
 
 
-def _score_yes_no(parsed: str, cells: Cells) -> float:
+def _score_yes_no(parsed: str, cells: Cells, family: str = "") -> float:
     return float(parsed.lower() == cells["answer"].strip().lower())
 
 
@@ -103,6 +140,9 @@ GROUNDING = Scoring(
     parse=_parse_box,
     score=_score_box,
     aggregate=_aggregate_boxes,
+)
+GROUNDING_RESIZED = dataclasses.replace(
+    GROUNDING, score=_score_resized_box, aggregate=_aggregate_resized_boxes
 )
 EXACT_MATCH = Scoring(
     columns=("index", "question", "answer"),

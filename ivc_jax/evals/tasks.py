@@ -6,7 +6,14 @@ A new benchmark of a known kind is one entry here: its file, kind, group and pro
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from ivc_jax.evals.scoring import EXACT_MATCH, GROUNDING, YES_NO, Cells, Scoring
+from ivc_jax.evals.scoring import (
+    EXACT_MATCH,
+    GROUNDING,
+    GROUNDING_RESIZED,
+    YES_NO,
+    Cells,
+    Scoring,
+)
 
 PROMPTS_VERSION = 1  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
@@ -60,7 +67,7 @@ class Task:
         Raises:
             ValueError: a cell cannot be used.
         """
-        self.scoring.score(self.scoring.parse("", cells, family), cells)
+        self.scoring.score(self.scoring.parse("", cells, family), cells, family)
 
 
 def _question(cells: Cells) -> str:
@@ -72,6 +79,16 @@ def _qwen2_detect(cells: Cells) -> str:
     # one keep theirs here
     expression = cells["question"].removesuffix(".").lower()
     return f"\n<|object_ref_start|>Detect {expression}<|object_ref_end|>"
+
+
+def _qwen2_detect_official(cells: Cells) -> str:
+    # as released: the last character goes whatever it is
+    expression = cells["question"][:-1].lower()
+    return f"\n<|object_ref_start|>Detect {expression}<|object_ref_end|>"
+
+
+def _qwen2_5_locate(cells: Cells) -> str:
+    return f"\nLocate {cells['question']} and output the bbox coordinates in JSON format."
 
 
 def _digit_scenes(skill: str, scoring: Scoring, group: str) -> Task:
@@ -87,17 +104,23 @@ def _digit_scenes(skill: str, scoring: Scoring, group: str) -> Task:
     )
 
 
-def _refcoco(name: str) -> Task:
+def _refcoco(name: str, resized: bool = False) -> Task:
+    # "_for_qwen25vl" files hold the boxes in the resized frame of Qwen2.5-VL.
     return Task(
-        name=name,
-        scoring=GROUNDING,
+        name=f"{name}_for_qwen25vl" if resized else name,
+        scoring=GROUNDING_RESIZED if resized else GROUNDING,
         group="grounding",
         split=name.split("_")[1],
-        prompts={"qwen2_vl": _qwen2_detect},
+        prompts={"qwen2_vl": _qwen2_detect, "qwen2_5_vl": _qwen2_5_locate},
         max_new_tokens=128,
     )
 
 
+REFCOCO = (
+    *("RefCOCO_val", "RefCOCO_testA", "RefCOCO_testB"),
+    *("RefCOCO+_val", "RefCOCO+_testA", "RefCOCO+_testB"),
+    *("RefCOCOg_val", "RefCOCOg_test"),
+)
 _TABLE = (
     _digit_scenes("grounding", GROUNDING, "grounding"),
     _digit_scenes("reading", EXACT_MATCH, "spatial"),
@@ -105,17 +128,18 @@ _TABLE = (
     _digit_scenes("existence", YES_NO, "semantic"),
     _digit_scenes("colour", EXACT_MATCH, "semantic"),
     _digit_scenes("counting", EXACT_MATCH, "semantic"),
-    _refcoco("RefCOCO_val"),
-    _refcoco("RefCOCO_testA"),
-    _refcoco("RefCOCO_testB"),
-    _refcoco("RefCOCO+_val"),
-    _refcoco("RefCOCO+_testA"),
-    _refcoco("RefCOCO+_testB"),
-    _refcoco("RefCOCOg_val"),
-    _refcoco("RefCOCOg_test"),
+    *(_refcoco(name) for name in REFCOCO),
+    *(_refcoco(name, resized=True) for name in REFCOCO),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
 BUNDLED = tuple(task.name for task in _TABLE if task.bundled)
+
+
+def with_official_prompt(task: Task) -> Task:
+    """Return the task with the released Qwen2-VL prompt, which cuts the last character."""
+    if task.prompts.get("qwen2_vl") is not _qwen2_detect:
+        return task
+    return dataclasses.replace(task, prompts={**task.prompts, "qwen2_vl": _qwen2_detect_official})
 
 
 def find(names: Iterable[str]) -> list[Task]:
