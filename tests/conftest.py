@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny random Qwen2-VL checkpoints as Hugging Face directories, made offline."""
+"""Shared fixtures: tiny random checkpoints as Hugging Face directories, made offline."""
 
 import os
 
@@ -57,21 +57,39 @@ def _text_sizes() -> dict[str, Any]:
     }
 
 
-def tiny_config(generation: str = "new", tied: bool = False, **text: Any) -> dict[str, Any]:
+def _vision_sizes(family: str, out_dim: int) -> dict[str, Any]:
+    common = {"num_heads": 2, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    if family == "qwen2_vl":
+        own = {"depth": 3, "embed_dim": 32, "mlp_ratio": 2, "hidden_size": out_dim}
+        return {**common, **own, "hidden_act": "quick_gelu"}
+    # Windows of 2 x 2 merged cells: most small images have ragged borders.
+    own = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": out_dim}
+    own |= {"window_size": 16, "fullatt_block_indexes": [1, 3], "tokens_per_second": 4}
+    return {**common, **own, "hidden_act": "silu"}
+
+
+_CLASSES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
+
+
+def tiny_config(
+    generation: str = "new", tied: bool = False, family: str = "qwen2_vl", **text: Any
+) -> dict[str, Any]:
     """Return the `config.json` of a tiny model with unequal M-RoPE sections.
 
     Args:
         generation: "old" is the flat layout of the published checkpoints, "new" the nested one.
+        family: "qwen2_vl" or "qwen2_5_vl".
         text: decoder sizes to change, under their Hugging Face names.
     """
     sizes = {**_text_sizes(), **text}
-    vision = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2}
-    vision |= {"hidden_size": sizes["hidden_size"], "patch_size": 4, "temporal_patch_size": 2}
-    vision |= {"spatial_merge_size": 2, "hidden_act": "quick_gelu"}
+    vision = _vision_sizes(family, sizes["hidden_size"])
     rope = {"mrope_section": [2, 3, 3]}
     config: dict[str, Any] = {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
+        "architectures": [_CLASSES[family]],
+        "model_type": family,
         "tie_word_embeddings": tied,
         "image_token_id": _ID["<|image_pad|>"],
         "video_token_id": _ID["<|video_pad|>"],
@@ -82,8 +100,8 @@ def tiny_config(generation: str = "new", tied: bool = False, **text: Any) -> dic
         old = {"rope_theta": 10000.0, "rope_scaling": {"type": "mrope", **rope}}
         return {**config, **sizes, **old, "vision_config": {**vision, "in_chans": 3}}
     rope |= {"rope_type": "default", "rope_theta": 10000.0}
-    text_config = {"model_type": "qwen2_vl_text", **sizes, "rope_parameters": rope}
-    vision |= {"model_type": "qwen2_vl_vision", "in_channels": 3}
+    text_config = {"model_type": f"{family}_text", **sizes, "rope_parameters": rope}
+    vision |= {"model_type": f"{family}_vision", "in_channels": 3}
     return {**config, "text_config": text_config, "vision_config": vision}
 
 
@@ -167,9 +185,10 @@ def write_processor_files(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Give a function that makes tiny random Qwen2-VL directories; treat them as read-only.
+    """Give a function that makes tiny random checkpoint directories; treat them as read-only.
 
         path = tiny_hf(tied=False, generation="new", shards=1, seed=0, num_hidden_layers=3)
+        path = tiny_hf(family="qwen2_5_vl")
 
     `generation` chooses config layout and tensor names together ("old": flat, `model.layers.0...`;
     "new": nested, `model.language_model.layers.0...`). Other keywords change decoder sizes. Equal
@@ -178,12 +197,18 @@ def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[tuple, Path] = {}
 
     def make(
-        *, tied: bool = False, generation: str = "new", shards: int = 1, seed: int = 0, **text: Any
+        *,
+        tied: bool = False,
+        generation: str = "new",
+        shards: int = 1,
+        seed: int = 0,
+        family: str = "qwen2_vl",
+        **text: Any,
     ) -> Path:
-        key = (tied, generation, shards, seed, *sorted(text.items()))
+        key = (tied, generation, shards, seed, family, *sorted(text.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("tiny_hf")
-            config = tiny_config(generation, tied, **text)
+            config = tiny_config(generation, tied, family, **text)
             tensors = random_tensors(config, seed)
             if generation == "new":
                 tensors = {new_name(name): tensor for name, tensor in tensors.items()}
@@ -207,7 +232,8 @@ def load_torch() -> Callable[[Path], Any]:
 
     @functools.cache
     def load(path: Path) -> Any:
-        model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+        name = json.loads((path / "config.json").read_text())["architectures"][0]
+        model = getattr(transformers, name).from_pretrained(
             path, dtype="float32", attn_implementation="eager"
         )
         return model.eval().requires_grad_(False)

@@ -31,8 +31,11 @@ def prompt(draw, *parts):
     return ids
 
 
-def hf_arrays(prompts, side="left", seed=0):
-    """Build what an HF processor returns for prompts made of `prompt` parts."""
+def hf_arrays(prompts, side="left", seed=0, seconds=None):
+    """Build what an HF processor returns for prompts made of `prompt` parts.
+
+    `seconds` lie between the slices of every video; None is a family without absolute time.
+    """
     draw = np.random.default_rng(seed)
     rows = [prompt(draw, *parts) for parts in prompts]
     width = max(map(len, rows))
@@ -52,4 +55,6 @@ def hf_arrays(prompts, side="left", seed=0):
             arrays[grid] = np.array(grids)
             count = int(arrays[grid].prod(axis=1).sum())
             arrays[pixels] = draw.standard_normal((count, PATCH_VALUES)).astype(np.float32)
+    if seconds is not None and "video_grid_thw" in arrays:
+        arrays["second_per_grid_ts"] = np.full(len(arrays["video_grid_thw"]), seconds, np.float32)
     return arrays

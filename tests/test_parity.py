@@ -1,4 +1,4 @@
-"""Whole-model agreement with transformers' Qwen2-VL: logits, not correlations.
+"""Whole-model agreement with transformers, both families: logits, not correlations.
 
 Every case goes through the public calls on a tiny random checkpoint whose parameters are far from
 their usual start values, in float32 at highest matmul precision.
@@ -12,7 +12,13 @@ from prompts import CASES, IMAGE, VIDEO, hf_arrays
 import ivc_jax
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+
+CHECKPOINTS = {
+    "untied": {"tied": False, "generation": "new"},
+    "tied": {"tied": True, "generation": "old"},
+    "qwen2_5_vl": {"tied": False, "generation": "old", "family": "qwen2_5_vl"},
+}
+SECONDS = {"qwen2_5_vl": 0.7}  # 2.8 time positions a frame, rounded down
 
 
 def hf_call(arrays):
@@ -21,20 +27,17 @@ def hf_call(arrays):
     return {**tensors, "mm_token_type_ids": kinds.int()}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def pair(request, tiny_hf):
-    path = tiny_hf(tied=request.param, generation="old" if request.param else "new")
-    reference = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def pair(request, tiny_hf, load_torch):
+    path = tiny_hf(**CHECKPOINTS[request.param])
     model, _ = ivc_jax.load(path, dtype="float32")
-    return model, reference
+    return model, load_torch(path)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     model, reference = pair
-    arrays = hf_arrays(CASES[case])
+    arrays = hf_arrays(CASES[case], seconds=SECONDS.get(model.config.family))
     with torch.no_grad():
         logits = reference(**hf_call(arrays)).logits[:, -1].numpy()
         sequences = reference.generate(
