@@ -14,6 +14,7 @@ from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Buckets, collate, ladder
 
 CONFIG = ivc_config.from_hf(tiny_config())
+WINDOWED = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))  # windows of 2 x 2 merged cells
 I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
 AREA, VALUES = CONFIG.vision.merge_area, CONFIG.vision.patch_values
 TIGHT = Buckets(text=(4,), visual=(6,), patches=(20,), rows=(2,), images=(2,))
@@ -130,6 +131,62 @@ def test_visual_tokens_find_their_patches():
     assert inputs.patches.shape[:2] == (8, 64)
     counts = (inputs.patch_positions[..., 0] >= 0).sum(axis=1)
     assert counts.tolist() == [24, 16, 16, 4, 4, 4, 16, 20]
+
+
+def test_windows_are_padded_as_drawn():
+    grid = visual(1, 6, 6, 100)
+    inputs = collate(batch([[1, *[I] * 9, 2]], [grid]), WINDOWED)
+    assert inputs.patches.shape == (1, 64, VALUES)
+    # First patches of the cells a to i, three a row; a window has four places for cells.
+    a, b, c, d, e, f, g, h, i = range(100, 136, 4)
+    cells = [a, b, d, e, c, f, 0, 0, g, h, 0, 0, i, 0, 0, 0]
+    assert inputs.patches[0, ::4, 0].tolist() == cells
+    assert gathered(inputs, 0) == [a, b, c, d, e, f, g, h, i]
+    rows, columns = inputs.patch_positions[0].T
+    assert (rows[::4] // 2 * 3 + columns[::4] // 2).tolist() == [
+        *(0, 1, 3, 4, 2, 5, -4, -4, 6, 7, -4, -4, 8, -4, -4, -4)
+    ]
+    assert rows[4:8].tolist() == [0, 0, 1, 1]
+    assert columns[4:8].tolist() == [2, 3, 2, 3]
+    assert ((inputs.patches[0, :, 0] == 0) == (rows == -1)).all()
+
+
+def test_windows_gather_in_raster_order():
+    plain, inputs = collate(ragged(), CONFIG), collate(ragged(), WINDOWED)
+    for sample in range(3):
+        assert gathered(inputs, sample) == gathered(plain, sample)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_windows_are_those_of_transformers(frames, rows, columns, side):
+    torch = pytest.importorskip("torch")
+    vision_utils = pytest.importorskip("transformers.vision_utils")
+    vision = dataclasses.replace(WINDOWED.vision, window_size=side * 8)
+    config = dataclasses.replace(WINDOWED, vision=vision)
+    grid = (frames, 2 * rows, 2 * columns)
+    index, ends = vision_utils.get_vision_window_index(torch.tensor([grid]), 2, side * 8, 4)
+    theirs = {frozenset(part.tolist()) for part in index.tensor_split(ends[1:-1].long() // 4)}
+    count = frames * rows * columns
+    inputs = collate(batch([[V] * count], videos=[visual(*grid)]), config)
+    window = inputs.visual_source[0, :count] // side**2
+    ours = {frozenset(np.flatnonzero(window == number).tolist()) for number in set(window)}
+    assert ours == theirs
+
+
+def test_absolute_time_takes_positions_beyond_the_slots():
+    video = dataclasses.replace(visual(2, 4, 4), seconds=40.0)
+    source = batch([[1, *[V] * 8, 2]], videos=[video])
+    inputs = collate(source, WINDOWED)
+    assert inputs.next_position[0] == 162
+    assert inputs.tokens.shape == (1, 48)
+    assert inputs.layout.num_positions == 192
+    assert collate(source, CONFIG).layout.num_positions == 48
+    with pytest.raises(InputError, match="162 position ids, the largest bucket holds 100"):
+        collate(source, WINDOWED, Buckets(positions=(100,)))
+    far = dataclasses.replace(video, seconds=1e30)
+    with pytest.raises(InputError, match="the model's limit is 1024 positions"):
+        collate(batch(source.tokens, videos=[far]), WINDOWED)
 
 
 def test_visual_index_text_index_and_tokens_agree():

@@ -13,6 +13,7 @@ from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.layout import arrange, rope_positions, take_rows
 
 CONFIG = ivc_config.from_hf(tiny_config())
+TIMED = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))  # 4 time positions a second
 I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
 
 
@@ -50,21 +51,24 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def hf_rope_index():
+    """Give a function that numbers tokens as transformers' model of a family does."""
     pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+    transformers = pytest.importorskip("transformers")
 
-    vision = types.SimpleNamespace(spatial_merge_size=CONFIG.vision.spatial_merge_size)
-    model = types.SimpleNamespace(
-        config=types.SimpleNamespace(vision_config=vision),
-        get_vision_position_ids=functools.partial(Qwen2VLModel.get_vision_position_ids, None),
-    )
-    return functools.partial(Qwen2VLModel.get_rope_index, model)
+    def number(config, **arrays):
+        name = {"qwen2_vl": "Qwen2VLModel", "qwen2_5_vl": "Qwen2_5_VLModel"}[config.family]
+        model = getattr(transformers, name)
+        settings = types.SimpleNamespace(vision_config=config.vision)
+        numbered = types.SimpleNamespace(
+            config=settings,
+            get_vision_position_ids=functools.partial(model.get_vision_position_ids, None),
+        )
+        return model.get_rope_index(numbered, **arrays)
+
+    return number
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("case", CASES)
-def test_positions_equal_hf(hf_rope_index, case, side):
+def compare_with_hf(hf_rope_index, config, case, side, seconds=None):
     import torch
 
     tokens, images, videos = CASES[case]
@@ -73,12 +77,16 @@ def test_positions_equal_hf(hf_rope_index, case, side):
     for row, sample in enumerate(tokens):
         where = slice(width - len(sample), None) if side == "left" else slice(0, len(sample))
         ids[row, where], mask[row, where] = sample, 1
+    seconds = None if seconds is None else np.resize(seconds, len(videos)).astype(np.float32)
+    time = {} if seconds is None else {"second_per_grid_ts": torch.from_numpy(seconds)}
     expected, deltas = hf_rope_index(
-        torch.from_numpy(ids),
-        torch.from_numpy((ids == I) + 2 * (ids == V)),
-        torch.tensor(images) if images else None,
-        torch.tensor(videos) if videos else None,
-        torch.from_numpy(mask),
+        config,
+        input_ids=torch.from_numpy(ids),
+        mm_token_type_ids=torch.from_numpy((ids == I) + 2 * (ids == V)),
+        image_grid_thw=torch.tensor(images) if images else None,
+        video_grid_thw=torch.tensor(videos) if videos else None,
+        attention_mask=torch.from_numpy(mask),
+        **time,
     )
     flat_images = np.concatenate([np.zeros((0, 96)), *(visual(*g).patches for g in images)])
     flat_videos = np.concatenate([np.zeros((0, 96)), *(visual(*g).patches for g in videos)])
@@ -89,12 +97,39 @@ def test_positions_equal_hf(hf_rope_index, case, side):
         image_grid_thw=images or None,
         pixel_values_videos=flat_videos if videos else None,
         video_grid_thw=videos or None,
+        second_per_grid_ts=seconds,
     )
-    for row, sample in enumerate(arrange(read, CONFIG)):
+    for row, sample in enumerate(arrange(read, config)):
         assert sample.tokens.tolist() == tokens[row]
         valid = expected[:, row, mask[row].astype(bool)].numpy()
         np.testing.assert_array_equal(sample.positions, valid)
         assert sample.next_position == len(tokens[row]) + int(deltas[row])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", CASES)
+def test_positions_equal_hf(hf_rope_index, case, side):
+    compare_with_hf(hf_rope_index, CONFIG, case, side)
+
+
+@pytest.mark.parametrize("rate", [4, 25])
+@pytest.mark.parametrize("seconds", [None, (1.0,), (0.7, 0.04), (0.0, 5.3), (100.0,)])
+@pytest.mark.parametrize("case", ["one image", "video", "long narrow video", "mixed", "batch"])
+def test_absolute_time_equals_hf(hf_rope_index, case, seconds, rate):
+    vision = dataclasses.replace(TIMED.vision, tokens_per_second=rate)
+    config = dataclasses.replace(TIMED, vision=vision)
+    compare_with_hf(hf_rope_index, config, case, "right", seconds)
+
+
+def test_only_videos_of_models_with_time_keep_it():
+    tokens = [[1, *[V] * 12, 2, *[I] * 4]]
+    videos = [dataclasses.replace(visual(3, 4, 4), seconds=0.7)]
+    images = [dataclasses.replace(visual(1, 4, 4), seconds=9.0)]
+    (timed,), (plain,) = (arrange(batch(tokens, images, videos), c) for c in (TIMED, CONFIG))
+    assert timed.positions[0].tolist() == [0, *[1] * 4, *[3] * 4, *[6] * 4, 3, *[4] * 4]
+    assert timed.next_position == 7
+    assert timed.grid[:12, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert plain.positions[0].tolist() == [0, *[1] * 4, *[2] * 4, *[3] * 4, 3, *[4] * 4]
 
 
 def test_visual_space_of_a_mixed_sample():
@@ -184,6 +219,19 @@ def test_patches_of_another_model_are_named():
         (
             {"input_ids": [[1]], "pixel_values": [[0.0]], "image_grid_thw": [[0, 2, 2]]},
             "image_grid_thw must be",
+        ),
+        (
+            {"input_ids": [[1]], "second_per_grid_ts": [1.0]},
+            r"second_per_grid_ts \[1.0\] must be one number, .* 0 videos",
+        ),
+        (
+            {
+                "input_ids": [[V]],
+                "pixel_values_videos": [[0.0]] * 4,
+                "video_grid_thw": [[1, 2, 2]],
+                "second_per_grid_ts": [float("nan")],
+            },
+            r"second_per_grid_ts \[nan\] must be",
         ),
     ],
 )

@@ -214,6 +214,14 @@ def test_visuals_without_marks_come_first(processor):
     )
 
 
+def test_frame_rates_become_seconds_between_slices(processor):
+    clip = [noise(16, 16)] * 4
+    assert processor(["Q"], videos=[[clip]]).videos[0].seconds == 1.0
+    assert processor(["Q"], videos=[[clip]], fps=8).videos[0].seconds == 0.25
+    each = processor(["Q", "R"], videos=[[clip], [clip, clip]], fps=[[4.0], [1, 0.5]])
+    assert [video.seconds for video in each.videos] == [0.5, 2.0, 4.0]
+
+
 def test_decode_stops_at_the_length_and_skips_marks(processor):
     number = processor.writer.tokenizer.number
     rows = np.array([[number("a"), number("<|im_end|>"), number("b")], [number("c")] * 3])
@@ -268,6 +276,8 @@ ONE = noise(16, 16)
             "sample 0: prompt has 3 <image> marks for 2 images; write one mark",
         ),
         ({"prompts": ["<|image_pad|>"]}, "sample 0: prompt has 1 <image> marks for 0 images"),
+        ({"prompts": ["a"], "videos": [[[ONE]]], "fps": 0}, r"sample 0: fps \[0\] must be a pos"),
+        ({"prompts": ["a"], "videos": [[[ONE]]], "fps": [[]]}, r"sample 0: fps \[\] must be a pos"),
         ({"prompts": ["<video>"]}, "sample 0: prompt has 1 <video> marks for 0 videos"),
         (
             {"prompts": ["a", "b"], "images": [None, [ONE, "missing.png"]]},

@@ -6,27 +6,41 @@ import subprocess
 import sys
 
 import pytest
+from conftest import tiny_config
 
 from ivc_jax import parallel
+from ivc_jax.config import FAMILIES, from_hf
 from ivc_jax.weights import keymap
 from ivc_jax.weights.load import abstract_params
-from ivc_jax.weights.source import DTYPES, read_config
+from ivc_jax.weights.source import DTYPES
 
 FLOAT32 = DTYPES["float32"]
 
 
-def test_specs_are_as_deep_as_their_parameters(tiny_hf):
-    for path, leaf in keymap.flatten(abstract_params(read_config(tiny_hf()), FLOAT32)).items():
+def leaves(family):
+    return keymap.flatten(abstract_params(from_hf(tiny_config(family=family)), FLOAT32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_specs_are_as_deep_as_their_parameters(family):
+    for path, leaf in leaves(family).items():
         spec = parallel.param_spec(path)
         assert len(spec) in (0, len(leaf.shape)), path
         stacked = "/layers/" in path or "/blocks/" in path
         assert not (stacked and len(spec)) or spec[0] is None, path
 
 
-def test_every_rule_names_a_parameter(tiny_hf):
-    paths = keymap.flatten(abstract_params(read_config(tiny_hf()), FLOAT32))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_rule_names_a_parameter(family):
+    paths = leaves(family)
     patterns = [pattern for pattern, _ in parallel.PARAM_RULES]
     assert [p for p in patterns if not any(re.search(p, path) for path in paths)] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_matrix_of_the_blocks_is_split(family):
+    kernels = [path for path in leaves(family) if re.search(r"(layers|blocks)/.*/kernel$", path)]
+    assert [path for path in kernels if "model" not in parallel.param_spec(path)] == []
 
 
 def test_mesh_that_does_not_fit_is_an_error():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import tiny_config
 from safetensors.numpy import load_file, save_file
 
 from ivc_jax import config as ivc_config
@@ -42,15 +43,18 @@ def resave(folder, tensors):
 # Key table
 
 
-def test_the_table_names_every_parameter_once(tiny_hf):
-    shapes = abstract_params(read_config(tiny_hf()), FLOAT32)
+def test_the_table_names_every_parameter_once():
     paths = [rule.path for rule in keymap.RULES]
-    assert sorted(paths) == sorted(keymap.flatten(shapes))
+    assert len(set(paths)) == len(paths)
+    configs = [ivc_config.from_hf(tiny_config(family=family)) for family in ivc_config.FAMILIES]
+    leaves = [keymap.flatten(abstract_params(config, FLOAT32)) for config in configs]
+    assert set(paths) == set().union(*leaves)
 
 
 @BOTH
-def test_names_go_to_hugging_face_and_back(tiny_hf, generation):
-    path = tiny_hf(generation=generation)
+@pytest.mark.parametrize("family", ivc_config.FAMILIES)
+def test_names_go_to_hugging_face_and_back(tiny_hf, generation, family):
+    path = tiny_hf(generation=generation, family=family)
     ours = dict(keymap.to_hf_names(load(path), read_config(path)))
     stored = load_file(path / "model.safetensors")
     renamed = {name.replace("model.language_model.", "model."): t for name, t in stored.items()}
