@@ -189,35 +189,46 @@ def _pixels(meta: dict[str, Any], record: Record) -> np.ndarray | None:
         file.close()
 
 
-def _panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
-    _, rows, columns = record["grids"][0]
+def shaded(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.ndarray:
+    """Darken the cells of an image [height, width, 3] whose tokens are not in `kept`.
+
+    Args:
+        grid: (1, rows, columns) of tokens.
+    """
+    _, rows, columns = grid
     bright = np.full(rows * columns, _DARKENED)
-    bright[record["kept"]] = 1.0
+    bright[kept] = 1.0
     height, width = pixels.shape[:2]
     row_of = np.minimum(np.arange(height) * rows // height, rows - 1)
     column_of = np.minimum(np.arange(width) * columns // width, columns - 1)
     shade = bright.reshape(rows, columns)[row_of][:, column_of]
-    axes.imshow((pixels * shade[..., None]).astype(np.uint8))
+    return (pixels * shade[..., None]).astype(np.uint8)
+
+
+def _panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
+    height, width = pixels.shape[:2]
+    axes.imshow(shaded(pixels, record["grids"][0], record["kept"]))
     axes.set_title(f"{title}: {record['kept_tokens']} of {record['visual_tokens']}", fontsize=9)
     colour = "#0a7d4f" if record["score"] >= 1 else "#b3261e"
-    text = _printable(record["prediction"])
+    text = printable(record["prediction"])
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
     if TASKS[record["task"]].group == "grounding":
         target = [float(word) for word in record["target"].split()[:4]]
-        _box(axes, target, "white", "--")
-        _box(axes, record["parsed"], "#39ff9f" if record["score"] >= 1 else "#ff5a4f", "-")
+        draw_box(axes, target, "white", "--")
+        draw_box(axes, record["parsed"], "#39ff9f" if record["score"] >= 1 else "#ff5a4f", "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 
-def _printable(text: str) -> str:
+def printable(text: str, longest: int = _LONGEST) -> str:
     """Shorten an answer to what fits below a panel and the font can show."""
     text = "".join(letter if 32 <= ord(letter) < 127 else "·" for letter in text.strip())
-    text = text.replace("$", r"\$")  # no mathematics
-    return "(nothing)" if not text else text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return text.replace("$", r"\$") or "(nothing)"  # no mathematics
 
 
-def _box(axes: Axes, box: Sequence[float], colour: str, style: str) -> None:
+def draw_box(axes: Axes, box: Sequence[float], colour: str, style: str) -> None:
+    """Draw the outline of a box (x1, y1, x2, y2) unless it is empty."""
     x1, y1, x2, y2 = box
     if x2 > x1 and y2 > y1:
         axes.add_patch(

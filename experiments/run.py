@@ -3,6 +3,7 @@
     python experiments/run.py                                 # bundled model and benchmark
     python experiments/run.py --model DIR --data-dir TSVS --tasks RefCOCO_testA \
         --methods dense ivc:keep_ratio=0.5 --out runs/refcoco
+    python experiments/run.py inspect photo.jpg --model DIR --prompt "Where is the cat?"
 """
 
 import dataclasses
@@ -78,12 +79,17 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["inspect"]:
+        from experiments import inspect_image
+
+        return inspect_image.main(given[1:])
     chosen = tyro.cli(
         Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="run.py"
     )
     # Width matters: a log file that is no terminal would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    command = shlex.join(["run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["run.py", *given])
     try:
         _run(chosen, command, console)
     except KeyboardInterrupt:
