@@ -138,7 +138,7 @@ def _table(question: str, answers: dict[str, Any]) -> Table:
     for spec, answer in answers.items():
         table.add_row(
             Text(spec),
-            Text(answer.text.strip() or "(nothing)"),
+            Text(" ".join(answer.text.split()) or "(nothing)"),
             f"{len(answer.kept)} of {answer.visual_tokens}",
             f"{answer.kv_bytes / 1024:.0f} KiB",
             f"{answer.prefill_ms:.1f} ms",
