@@ -53,6 +53,13 @@ def test_programs_lower_for_cuda(model, spec):
         assert "stablehlo.dot_general" in exported.mlir_module()
 
 
+def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
+    model, _ = ivc_jax.load(tiny_hf(family="qwen2_5_vl"), dtype="bfloat16")
+    function, arguments = next(programs(model, "ivc:layer=1,keep_ratio=0.5"))
+    exported = jax.export.export(function, platforms=["cuda"])(*arguments)
+    assert "stablehlo.case" in exported.mlir_module()  # blocks within windows, blocks across
+
+
 COMPILE_FOR_TPU = """
 import sys
 import jax

@@ -11,6 +11,7 @@ from conftest import tiny_config
 from ivc_jax import config as ivc_config
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.nn.decoder import init_params
 from ivc_jax.nn.vision import VisionTower
 from ivc_jax.weights.load import load_safetensors
 from ivc_jax.weights.source import read_config
@@ -139,3 +140,37 @@ def test_impossible_windows_are_an_error(size):
     config["vision_config"]["window_size"] = size
     with pytest.raises(ivc_config.ConfigError, match=f"window_size {size} holds no merged cell"):
         ivc_config.from_hf(config)
+
+
+# Decoder width, layers, heads, key heads, feed-forward width, vocabulary; the tower's feed-forward
+# width; parameters of the published checkpoint.
+PUBLISHED = {
+    "3B": ((2048, 36, 16, 2, 11008, 151936), 3420, 3_754_622_976),
+    "7B": ((3584, 28, 28, 4, 18944, 152064), 3420, 8_292_166_656),
+    "32B": ((5120, 64, 40, 8, 27648, 152064), 3456, 33_452_718_336),
+    "72B": ((8192, 80, 64, 8, 29568, 152064), 3456, 73_410_777_344),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_read(name):
+    (width, layers, heads, groups, hidden, vocabulary), tower_hidden, count = PUBLISHED[name]
+    config = tiny_config(
+        *("old", name == "3B", "qwen2_5_vl"),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=hidden,
+        vocab_size=vocabulary,
+    )
+    config |= {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    config["vision_config"] |= {
+        **{"depth": 32, "hidden_size": 1280, "intermediate_size": tower_hidden, "num_heads": 16},
+        **{"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
+    }
+    sizes = ivc_config.from_hf(config)
+    assert sizes.decoder.rope == ivc_config.RopeConfig(128, 1e6, (16, 24, 24))
+    assert (sizes.vision.window_cells, sizes.vision.row_unit) == (4, 64)
+    shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
