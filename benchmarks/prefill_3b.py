@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,8 @@ import ivc_jax
 from ivc_jax.config import ModelConfig, from_hf
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.nn.decoder import init_params
+
+ROOT = Path(__file__).parent.parent
 
 # The sizes that the published config.json of Qwen2.5-VL-3B-Instruct states.
 CONFIG: dict[str, Any] = {
