@@ -26,11 +26,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--export-to", type=pathlib.Path, help="checkpoint folder; default OUT/hf")
-    parser.add_argument("--steps-quarters", type=int, default=350)
-    parser.add_argument("--steps-canvas", type=int, default=120)
-    parser.add_argument("--steps-decoder", type=int, default=900)
+    parser.add_argument("--steps-quarters", type=int, default=310)
+    parser.add_argument("--steps-canvas", type=int, default=150)
+    parser.add_argument("--steps-decoder", type=int, default=2400)
     parser.add_argument("--steps-together", type=int, default=120)
-    parser.add_argument("--scenes", type=int, default=2000, help="scenes whose tokens are cached")
+    parser.add_argument("--scenes", type=int, default=1500, help="scenes whose tokens are cached")
+    parser.add_argument("--rows", type=int, default=8, help="scenes in a step of the decoder")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -39,8 +40,10 @@ def train_tower(options: argparse.Namespace) -> Params:
     """Run the two stages of the tower; return {"vision", "heads"}."""
     params = tower.init_params(jax.random.key(options.seed))
     stages = [
-        tower.stage("tower_quarters", options.steps_quarters, 12, 18, 25, quarters=True),
-        tower.stage("tower_canvas", options.steps_canvas, 8, 6, 20, quarters=False, scale=0.4),
+        tower.stage("tower_quarters", options.steps_quarters, 12, 18, 25, quarters=True, decay=0),
+        tower.stage(
+            "tower_canvas", options.steps_canvas, 8, 5, 22, quarters=False, scale=0.7, decay=0.4
+        ),
     ]
     for stage in stages:
         params = loop.run(stage, params, options.out, log_every=10, evaluate_every=50)
@@ -62,11 +65,11 @@ def train_decoder(options: argparse.Namespace, params: Params, config: ModelConf
     stage = answering.frozen_stage(
         "decoder",
         options.steps_decoder,
-        16,
+        options.rows,
         words,
         config.decoder,
-        answering.Cache(params["vision"], scenes),
-        answering.Cache(params["vision"], unseen),
+        answering.Cache(params["vision"], scenes, options.out / "visual_train.npy"),
+        answering.Cache(params["vision"], unseen, options.out / "visual_test.npy"),
     )
     params = {**params, "decoder": fresh}
     return loop.run(stage, params, options.out, log_every=10, evaluate_every=100)
