@@ -88,10 +88,20 @@ class Objective:
         self, params: Params, batch: Batch, visual: jax.Array, spread: float
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
-        logits, rows = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
+        logits, rows, ends = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
         value, metrics = self.score(logits, batch, spread)
         missed = self._missed(rows, batch["look"])
-        return value + self.look_weight * missed, {**metrics, "missed": missed}
+        confused = self._confused(ends, batch["apart"])
+        value = value + self.look_weight * (missed + confused)
+        return value, {**metrics, "missed": missed, "confused": confused}
+
+    def _confused(self, ends: jax.Array, apart: jax.Array) -> jax.Array:
+        """Cross entropy of reading off which of two digits is further right, and further down."""
+        ends = ends / jnp.sqrt(jnp.mean(ends**2, axis=-1, keepdims=True) + 1e-6)
+        readout = codes(ends.shape[-1])["axis"]
+        asked = jnp.abs(apart) > 0.05
+        loss = jax.nn.softplus(-jnp.sign(apart) * (ends @ readout.T))
+        return (loss * asked).sum() / asked.sum().clip(1)
 
     def _missed(self, rows: jax.Array, look: jax.Array) -> jax.Array:
         """Minus the log of the attention that the first two heads pay to the right digits."""
@@ -171,7 +181,7 @@ def plan(
     return Plan(tuple(task for task, count in counts.items() for _ in range(count)))
 
 
-DEFAULT_PLAN = plan(6, 5, 4, 4, 3, 2)
+DEFAULT_PLAN = plan(6, 2, 8, 4, 2, 2)
 
 
 def pack(
@@ -234,7 +244,7 @@ def frozen_stage(
         return objective(params["decoder"], batch, batch["visual"], spread)
 
     random = np.random.default_rng(11)
-    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(3)]
+    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(8)]
     measure = jax.jit(lambda params, batch: loss(params, batch)[1])
     return Stage(
         name=name,

@@ -18,22 +18,24 @@ from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 
 LOOK_LAYER = 2  # the decoder block that is taught where to look
+COMPARE_LAYER = 3  # the one after which a relation's two digits should have been compared
 
 
 def answer_logits(
     config: DecoderConfig, params: Params, plan: Plan, tokens: jax.Array, visual: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Run packed sequences [B, N] behind visual tokens [B, W, D].
 
     Returns:
-        Logits [B, A, vocab], and the attention [B, H, K, W] that the slots which have to look at
-        the picture pay to it in block `LOOK_LAYER`.
+        Logits [B, A, vocab]; the attention [B, H, K, W] that the slots which have to look at the
+        picture pay to it in block `LOOK_LAYER`; and the hidden states [B, Q, D] at the end of
+        every prompt after block `COMPARE_LAYER`.
     """
     hidden = decoder.embed(params, tokens)
     hidden = hidden.at[:, 1 : PICTURE - 1].set(visual)
     positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
     angles = rope.angles(config.rope, positions)
-    block, looks = decoder.DecoderBlock(config), None
+    block, looks, ends = decoder.DecoderBlock(config), None, None
     for layer in range(config.num_layers):
         weights = {"params": jax.tree.map(lambda p: p[layer], params["layers"])}  # noqa: B023
         queries, keys, values = block.apply(weights, hidden, angles, method="qkv")
@@ -41,7 +43,9 @@ def answer_logits(
         hidden = block.apply(weights, hidden, mixed, method="mix")
         if layer == LOOK_LAYER:
             looks = far[:, :, plan.look_index - PICTURE, 1 : PICTURE - 1]
-    return decoder.logits(config, params, hidden[:, plan.answer_index]), looks
+        if layer == COMPARE_LAYER:
+            ends = hidden[:, plan.prompt_end]
+    return decoder.logits(config, params, hidden[:, plan.answer_index]), looks, ends
 
 
 def attend_packed(

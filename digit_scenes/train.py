@@ -14,7 +14,7 @@ import pathlib
 import jax
 import numpy as np
 
-from digit_scenes import answering, export, loop, tokenizer, tower
+from digit_scenes import answering, card, export, loop, tokenizer, tower
 from digit_scenes.loop import Params
 from digit_scenes.model import model_config
 from ivc_jax.config import ModelConfig
@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None) -> None:
     params = train_tower(options)
     params = train_decoder(options, params, config)
     log = options.out / "training_log.jsonl"
-    export.write(params, target, log=log)
+    export.write(params, target, card=card.text(log), log=log)
     stage = answering.joint_stage("together", options.steps_together, 4, words, config.decoder)
     params = loop.run(stage, params, options.out, log_every=10, evaluate_every=60)
-    export.write(params, target, log=log)
+    export.write(params, target, card=card.text(log), log=log)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_packed_questions_equal_single_ones(tokenizer, drawn):
     sizes = dataclasses.replace(bundled, decoder=config, vision=small)
     params = jax.jit(lambda key: decoder.init_params(sizes, key)["decoder"])(jax.random.key(0))
     visual = jax.random.normal(jax.random.key(1), (1, 144, 24))
-    packed, _ = jax.jit(
+    packed, *_ = jax.jit(
         lambda p: answering.answer_logits(config, p, layout, batch["tokens"], visual)
     )(params)
 
