@@ -3,8 +3,8 @@
     python experiments/run.py refcoco --model Qwen/Qwen2-VL-2B-Instruct --data-dir TSVS
 
 TSVS holds RefCOCO_testA.tsv and the others in the format of VLMEvalKit. Hardware: one accelerator
-with 16 GB. Expected: IVC-Prune at 0.5 within a point of dense, FastV clearly below; not measured
-with this code yet.
+with 16 GB. Expected from the paper, for Qwen2.5-VL-7B: IVC-Prune at 0.5 within a point of dense,
+FastV clearly below. Not measured with this code yet.
 """
 
 from experiments.settings import RunConfig
