@@ -135,7 +135,7 @@ class Objective:
         for task in self.tasks:
             mine = asked & np.array([t == task for t in plan.tasks])
             mean = lambda x: (x * mine).sum() / mine.sum().clip(1)  # noqa: B023, E731
-            value = mean(question_loss) * (2.0 if task == "grounding" else 1.0)
+            value = mean(question_loss) * (4.0 if task == "grounding" else 1.0)
             total = total + value
             metrics[f"{task}_loss"] = value
             metrics[task] = mean(overlap >= 0.5 if task == "grounding" else question_right)
