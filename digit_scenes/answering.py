@@ -264,8 +264,8 @@ def joint_stage(
     rows: int,
     tokenizer: Tokenizer,
     config: DecoderConfig,
-    scale: float = 0.2,
-    spread: float = 1.0,
+    scale: float = 0.05,
+    spread: float = 1.5,
     seed: int = 2,
 ) -> Stage:
     """Describe the training of tower and decoder together on realistic scenes."""

@@ -29,10 +29,11 @@ thousandths of the canvas, multiples of ten.
 
 `python -m digit_scenes.train --out RUN` from nothing, float32, two CPU cores: the tower on quarters
 of crowded canvases, the tower on whole canvases, the decoder on the frozen tower's cached tokens
-(24 questions packed behind each picture), both together. Muon for matrices, AdamW for the rest.
-Auxiliary losses: what lies under each visual token, in the decoder's own word codes; and where two
-heads of decoder block 2 look. Training and test digits are disjoint images. `training_log.jsonl`
-holds loss and accuracies by step.
+(24 questions packed behind each picture). Muon for matrices, AdamW for the rest. Auxiliary losses:
+what lies under each visual token, in the decoder's own word codes; where the first two heads of
+decoder block 2 look; which of a relation's two digits is further right and further down, read off
+after block 3. Training and test digits are disjoint images. `training_log.jsonl` holds loss and
+accuracies by step.
 """
 
 _TAIL = """\
