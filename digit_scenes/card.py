@@ -36,6 +36,14 @@ after block 3. Training and test digits are disjoint images. `training_log.jsonl
 accuracies by step.
 """
 
+_SCORES = """
+## Scores
+
+Percent right on held-out digits; grounding counts boxes with an overlap (intersection over union)
+of at least one half. In training every answer token is predicted behind the true ones before it.
+
+"""
+
 _TAIL = """\
 
 ## Limits
@@ -71,11 +79,7 @@ def text(log: pathlib.Path, scores: Mapping[str, float] | None = None, history: 
         parts.append(f"\n{history}\n")
     held_out = [row for row in rows if row["split"] == "held-out" and "grounding" in row]
     if held_out:
-        parts.append("\n## Scores\n\nPercent right on held-out digits; grounding counts boxes with")
-        parts.append(
-            " an overlap (intersection over union) of at least one half. In training every"
-        )
-        parts.append(" answer token is predicted behind the true ones before it.\n\n")
+        parts.append(_SCORES)
         column = " greedy decoding on the test sets |" if scores else ""
         parts.append(f"| task | last evaluation in training |{column}\n")
         parts.append("|---|---|" + ("---|" if scores else "") + "\n")
