@@ -1,6 +1,7 @@
 """Stage two and three: the decoder on cached visual tokens, then both halves together."""
 
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -11,11 +12,11 @@ from tokenizers import Tokenizer
 from digit_scenes import dense, digits, optimiser, packing, tower
 from digit_scenes.loop import Params, Stage
 from digit_scenes.model import NUM_BINS, STEP, codes
+from digit_scenes.packed import answer_logits
 from digit_scenes.packing import Plan
 from digit_scenes.questions import TASKS
 from digit_scenes.scenes import COLOUR_NAMES, Scene, render
 from ivc_jax.config import DecoderConfig
-from ivc_jax.nn import decoder, rope
 
 Batch = dict[str, Any]
 
@@ -68,25 +69,13 @@ def normalise(vision: Params, pixels: jax.Array) -> Params:
     return {**vision, "merger": merger}
 
 
-def answer_logits(
-    config: DecoderConfig, params: Params, plan: Plan, tokens: jax.Array, visual: jax.Array
-) -> jax.Array:
-    """Run packed sequences [B, N] behind visual tokens [B, W, D]; logits [B, A, vocab]."""
-    hidden = decoder.embed(params, tokens)
-    hidden = hidden.at[:, 1 : 1 + visual.shape[1]].set(visual)
-    positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
-    angles = rope.angles(config.rope, positions)
-    hidden, _, _ = decoder.run_span(
-        config, params["layers"], hidden, angles, 0, config.num_layers, mask=jnp.asarray(plan.mask)
-    )
-    return decoder.logits(config, params, hidden[:, plan.answer_index])
-
-
 class Objective:
     """Loss and accuracies of packed questions, every task counting alike."""
 
-    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, plan: Plan) -> None:
-        self.config, self.plan = config, plan
+    def __init__(
+        self, tokenizer: Tokenizer, config: DecoderConfig, plan: Plan, look_weight: float = 0.0
+    ) -> None:
+        self.config, self.plan, self.look_weight = config, plan, look_weight
         words = [str(n * STEP) for n in range(NUM_BINS)]
         self.number_ids = np.array([tokenizer.token_to_id(word) for word in words])
         value = np.full(config.vocab_size, -1.0, np.float32)
@@ -99,8 +88,27 @@ class Objective:
         self, params: Params, batch: Batch, visual: jax.Array, spread: float
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
-        logits = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
-        return self.score(logits, batch, spread)
+        logits, rows, ends = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
+        value, metrics = self.score(logits, batch, spread)
+        missed = self._missed(rows, batch["look"])
+        confused = self._confused(ends, batch["apart"])
+        value = value + self.look_weight * (missed + confused)
+        return value, {**metrics, "missed": missed, "confused": confused}
+
+    def _confused(self, ends: jax.Array, apart: jax.Array) -> jax.Array:
+        """Cross entropy of reading off which of two digits is further right, and further down."""
+        ends = ends / jnp.sqrt(jnp.mean(ends**2, axis=-1, keepdims=True) + 1e-6)
+        readout = codes(ends.shape[-1])["axis"]
+        asked = jnp.abs(apart) > 0.05
+        loss = jax.nn.softplus(-jnp.sign(apart) * (ends @ readout.T))
+        return (loss * asked).sum() / asked.sum().clip(1)
+
+    def _missed(self, rows: jax.Array, look: jax.Array) -> jax.Array:
+        """Minus the log of the attention that the first two heads pay to the right digits."""
+        wanted = look[:, self.plan.look_question].swapaxes(1, 2)  # [B, 2, K, W]
+        asked = wanted.any(-1)
+        loss = -jnp.log((rows[:, :2] * wanted).sum(-1) + 1e-4)
+        return (loss * asked).sum() / asked.sum().clip(1)
 
     def score(
         self, logits: jax.Array, batch: Batch, spread: float
@@ -127,7 +135,7 @@ class Objective:
         for task in self.tasks:
             mine = asked & np.array([t == task for t in plan.tasks])
             mean = lambda x: (x * mine).sum() / mine.sum().clip(1)  # noqa: B023, E731
-            value = mean(question_loss) * (2.0 if task == "grounding" else 1.0)
+            value = mean(question_loss) * (4.0 if task == "grounding" else 1.0)
             total = total + value
             metrics[f"{task}_loss"] = value
             metrics[task] = mean(overlap >= 0.5 if task == "grounding" else question_right)
@@ -173,7 +181,7 @@ def plan(
     return Plan(tuple(task for task, count in counts.items() for _ in range(count)))
 
 
-DEFAULT_PLAN = plan(6, 5, 4, 4, 3, 2)
+DEFAULT_PLAN = plan(6, 2, 8, 4, 2, 2)
 
 
 def pack(
@@ -184,9 +192,18 @@ def pack(
 
 
 class Cache:
-    """Scenes with the visual tokens that a frozen tower gives them."""
+    """Scenes with the visual tokens that a frozen tower gives them.
 
-    def __init__(self, vision: Params, scenes: list[Scene], rows: int = 16) -> None:
+    The tokens are kept in `path`: a resumed run reads them back.
+    """
+
+    def __init__(
+        self, vision: Params, scenes: list[Scene], path: pathlib.Path, rows: int = 16
+    ) -> None:
+        self.scenes = scenes
+        if path.exists():
+            self.visual = np.load(path, mmap_mode="r")
+            return
         encode = jax.jit(tower.encode)
         parts = []
         for start in range(0, len(scenes), rows):
@@ -194,7 +211,9 @@ class Cache:
             chunk += [chunk[-1]] * (rows - len(chunk))
             parts.append(np.asarray(encode(vision, np.stack(chunk))))
         self.visual = np.concatenate(parts)[: len(scenes)]
-        self.scenes = scenes
+        partial = path.with_suffix(".part.npy")
+        np.save(partial, self.visual)
+        partial.rename(path)  # a killed run leaves no half a file under this name
 
     def batch(
         self, random: np.random.Generator, rows: int, tokenizer: Tokenizer, layout: Plan
@@ -215,16 +234,17 @@ def frozen_stage(
     held_out: Cache,
     scale: float = 1.0,
     spread: float = 1.5,
+    look_weight: float = 0.5,
     seed: int = 1,
 ) -> Stage:
     """Describe the decoder's training on cached visual tokens."""
-    objective = Objective(tokenizer, config, DEFAULT_PLAN)
+    objective = Objective(tokenizer, config, DEFAULT_PLAN, look_weight)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return objective(params["decoder"], batch, batch["visual"], spread)
 
     random = np.random.default_rng(11)
-    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(3)]
+    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(8)]
     measure = jax.jit(lambda params, batch: loss(params, batch)[1])
     return Stage(
         name=name,
@@ -244,8 +264,8 @@ def joint_stage(
     rows: int,
     tokenizer: Tokenizer,
     config: DecoderConfig,
-    scale: float = 0.2,
-    spread: float = 1.0,
+    scale: float = 0.05,
+    spread: float = 1.5,
     seed: int = 2,
 ) -> Stage:
     """Describe the training of tower and decoder together on realistic scenes."""

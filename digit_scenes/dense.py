@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_scenes.model import NUM_BINS, PATCH, MERGE, STEP, codes
+from digit_scenes.model import MERGE, NUM_BINS, PATCH, STEP, codes
 from digit_scenes.scenes import Scene
 
 Params = dict

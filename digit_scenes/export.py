@@ -1,9 +1,4 @@
-"""Write the model as a Hugging Face Qwen2-VL checkpoint.
-
-    python -m digit_scenes.export RUN [--to FOLDER]
-
-RUN is the output folder of `digit_scenes.train`; its furthest stage is taken.
-"""
+"""Write the model as a Hugging Face Qwen2-VL checkpoint directory."""
 
 import json
 import pathlib

@@ -87,6 +87,7 @@ def _train(
         # A generator per step: a resumed run sees the data that the killed one would have seen.
         return stage.batch(np.random.default_rng((stage.seed, step)))
 
+    before = _forget(out, stage.name, begin)
     started = saved = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as worker, _progress() as progress:
         bar = progress.add_task(stage.name, total=stage.steps, completed=begin)
@@ -97,10 +98,10 @@ def _train(
             progress.update(bar, completed=step)
             last = step == stage.steps
             if step % log_every == 0 or last:
-                seconds = time.monotonic() - started
+                seconds = before + time.monotonic() - started
                 _log(out, stage.name, "train", step, seconds, {"loss": value, **metrics})
             if step % evaluate_every == 0 or last:
-                seconds = time.monotonic() - started
+                seconds = before + time.monotonic() - started
                 found = stage.evaluate({**frozen, **state["params"]})
                 _log(out, stage.name, "held-out", step, seconds, found)
             if last or time.monotonic() - saved > save_seconds:
@@ -113,6 +114,20 @@ def _train(
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeRemainingColumn())
+
+
+def _forget(out: pathlib.Path, stage: str, begin: int) -> float:
+    """Drop log rows of steps that will be repeated; return the seconds spent before them."""
+    path = out / "training_log.jsonl"
+    if not path.exists():
+        return 0.0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [row for row in rows if row["stage"] != stage or row["step"] <= begin]
+    if len(kept) < len(rows):
+        partial = path.with_suffix(".part")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(path)
+    return max((row["seconds"] for row in kept if row["stage"] == stage), default=0.0)
 
 
 def _log(

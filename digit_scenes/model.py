@@ -57,7 +57,7 @@ def model_config(special_ids: dict[str, int], vocab_size: int) -> ModelConfig:
 
 
 def codes(width: int = WIDTH) -> dict[str, np.ndarray]:
-    """Return unit-length codes: "label" [11, D], "colour" [9, D], "number" [101, D].
+    """Return unit-length codes: "label" [11, D], "colour" [9, D], "number" [101, D], "axis" [2, D].
 
     The last label and the last colour stand for background. The product of two number codes falls
     smoothly with the distance of their values (random Fourier features of a mixture of widths).
@@ -70,8 +70,14 @@ def codes(width: int = WIDTH) -> dict[str, np.ndarray]:
     phase = np.arange(0, 1001, STEP)[:, None] * turn
     number = np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
     number = number @ np.linalg.qr(random.normal(size=(width, width)))[0]
+    axis = random.normal(size=(2, width))
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
-    return {"label": unit(label), "colour": unit(colour), "number": unit(number)}
+    return {
+        "label": unit(label),
+        "colour": unit(colour),
+        "number": unit(number),
+        "axis": unit(axis),
+    }
 
 
 def patchify(pixels: jax.Array) -> jax.Array:

@@ -31,14 +31,18 @@ def _dimensions(params: optax.Params) -> optax.Params:
 
 
 def build(
-    steps: int, muon_rate: float = 0.02, adam_rate: float = 2e-3, scale: float = 1.0
+    steps: int,
+    muon_rate: float = 0.02,
+    adam_rate: float = 2e-3,
+    scale: float = 1.0,
+    decay: float = 0.25,
 ) -> optax.GradientTransformation:
-    """Make the optimiser of a stage of `steps` steps; `scale` multiplies both rates."""
+    """Make the optimiser of a stage; `scale` multiplies both rates, `decay` ends with a fall."""
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         muon(
-            schedule(muon_rate * scale, steps),
-            adam_learning_rate=schedule(adam_rate * scale, steps),
+            schedule(muon_rate * scale, steps, decay=decay),
+            adam_learning_rate=schedule(adam_rate * scale, steps, decay=decay),
             muon_weight_dimension_numbers=_dimensions,
             weight_decay=0.01,
         ),

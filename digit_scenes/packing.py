@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from digit_scenes.model import GRID, STEP
-from digit_scenes.questions import Question, ask
+from digit_scenes.questions import Box, Question, ask
 from digit_scenes.scenes import SIZE, Scene
 
 # Tokens of the question and of the answer; every question of a task has the same length.
@@ -83,6 +83,28 @@ class Plan:
         return np.concatenate(parts).astype(np.int32)
 
     @functools.cached_property
+    def prompt_end(self) -> np.ndarray:
+        """Slot from which the first answer token of each question is predicted, [Q] int32."""
+        ends = [s + LENGTHS[t][0] + 1 for s, t in zip(self.starts, self.tasks, strict=True)]
+        return np.array(ends, np.int32)
+
+    @functools.cached_property
+    def look_index(self) -> np.ndarray:
+        """Slots that have to find the digits of their question in the picture, [K] int32.
+
+        The last slot of every prompt, and those that precede a coordinate.
+        """
+        parts = []
+        for last, task in zip(self.prompt_end.tolist(), self.tasks, strict=True):
+            parts += [last] + [last + i for i in (1, 3, 5, 7) if task == "grounding"]
+        return np.array(parts, np.int32)
+
+    @functools.cached_property
+    def look_question(self) -> np.ndarray:
+        """Question that each entry of `look_index` belongs to, [K] int32."""
+        return self.segment[self.look_index]
+
+    @functools.cached_property
     def answer_task(self) -> np.ndarray:
         """Question that each entry of `answer_index` belongs to, [A] int32."""
         return self.segment[self.answer_index]
@@ -105,7 +127,9 @@ def encode(
 
     Returns:
         "tokens" [B, N] int32, "answers" [B, A] int32 (-1: nothing to learn here) and "box"
-        [B, Q, 4] float32, the true box in coordinate words (-1 without one).
+        [B, Q, 4] float32, the true box in coordinate words (-1 without one), "look" [B, Q, 2, W]
+        bool, the visual tokens of the question's subject and of its other digit, and "apart"
+        [B, Q, 2] float32, how far right of and below the subject the other digit is (in canvases).
     """
     pad, end, start = (
         tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
@@ -115,6 +139,8 @@ def encode(
     tokens[:, :PICTURE] = [tokenizer.token_to_id(name) for name in picture]
     answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
     box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
+    look = np.zeros((len(questions), len(plan.tasks), 2, GRID * GRID), bool)
+    apart = np.zeros((len(questions), len(plan.tasks), 2), np.float32)
     for row, asked in enumerate(questions):
         at = 0
         for number, (question, task) in enumerate(zip(asked, plan.tasks, strict=True)):
@@ -128,7 +154,24 @@ def encode(
                 begin = plan.starts[number]
                 tokens[row, begin : begin + _slots(task)] = [*text, end, start, *answer]
                 answers[row, at : at + width] = [*answer, end]
+                for kind, boxes in enumerate((question.subject, question.other)):
+                    for found in boxes:
+                        look[row, number, kind] |= covered(found)
+                if question.other:
+                    a, b = np.array(question.subject[0]), np.array(question.other[0])
+                    apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * SIZE)
             if question is not None and question.box is not None:
                 box[row, number] = np.array(question.box) * (1000 / STEP / SIZE)
             at += width
-    return {"tokens": tokens, "answers": answers, "box": box}
+    return {"tokens": tokens, "answers": answers, "box": box, "look": look, "apart": apart}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def covered(box: Box) -> np.ndarray:
+    """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool."""
+    cell = SIZE / GRID
+    edges = np.arange(GRID) * cell
+    x1, y1, x2, y2 = box
+    wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
+    tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)
+    return (np.outer(tall, wide) >= 0.4 * cell * cell).reshape(-1)

@@ -16,19 +16,25 @@ DIRECTIONS = ("left of", "right of", "above", "below")
 NEGATIVES = ("random", "popular", "adversarial")
 _CLEAR = 20  # two digits count as beside each other when their middles are this far apart
 
+Box = tuple[int, int, int, int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question, the answer the model is taught, and what scoring needs.
 
     `box` is the true box in pixels (grounding), `category` the kind of question (existence).
+    `subject` and `other` hold the boxes of the digits that the answer depends on, `other` those of
+    the second digit of a relation; training points attention at them.
     """
 
     task: str
     text: str
     answer: str
-    box: tuple[int, int, int, int] | None = None
+    box: Box | None = None
     category: str = ""
+    subject: tuple[Box, ...] = ()
+    other: tuple[Box, ...] = ()
 
 
 def to_word(pixel: float, size: int) -> int:
@@ -53,7 +59,8 @@ def grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     digit = _choose(random, options)
     x1, y1, x2, y2 = (to_word(value, scene.size) for value in digit.box)
     answer = f"({x1},{y1}),({x2},{y2})"
-    return Question("grounding", f"Locate the {digit.name}.", answer, box=digit.box)
+    text = f"Locate the {digit.name}."
+    return Question("grounding", text, answer, box=digit.box, subject=(digit.box,))
 
 
 def reading(random: np.random.Generator, scene: Scene) -> Question | None:
@@ -62,7 +69,8 @@ def reading(random: np.random.Generator, scene: Scene) -> Question | None:
     side = digit.box[2] - digit.box[0]
     shift = (random.random(2) - 0.5) * side / 2
     x, y = (to_word(c + d, scene.size) for c, d in zip(digit.centre, shift, strict=True))
-    return Question("reading", f"Digit at ({x},{y})?", str(digit.label))
+    text = f"Digit at ({x},{y})?"
+    return Question("reading", text, str(digit.label), subject=(digit.box,))
 
 
 def relations(random: np.random.Generator, scene: Scene) -> Question | None:
@@ -77,7 +85,9 @@ def relations(random: np.random.Generator, scene: Scene) -> Question | None:
         return None
     want = bool(random.integers(2))
     direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
-    return Question("relations", _relation(a.name, direction, b.name), "Yes" if want else "No")
+    text = _relation(a.name, direction, b.name)
+    answer = "Yes" if want else "No"
+    return Question("relations", text, answer, subject=(a.box,), other=(b.box,))
 
 
 def _relation(first: str, direction: str, second: str) -> str:
@@ -110,8 +120,13 @@ def existence(
         if not options:
             return None
         pair = _choose(random, options)
-    text = f"Is there a {COLOUR_NAMES[pair[0]]} {pair[1]}?"
-    return Question("existence", text, "Yes" if want else "No", category=category)
+    boxes = tuple(d.box for d in scene.digits if (d.colour, d.label) == pair)
+    text, answer = _existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
+    return Question("existence", text, answer, category=category, subject=boxes)
+
+
+def _existence(name: str) -> str:
+    return f"Is there {'an' if name.startswith('o') else 'a'} {name}?"
 
 
 def colour(random: np.random.Generator, scene: Scene) -> Question | None:
@@ -121,7 +136,8 @@ def colour(random: np.random.Generator, scene: Scene) -> Question | None:
     if not options:
         return None
     digit = _choose(random, options)
-    return Question("colour", f"What colour is the {digit.label}?", COLOUR_NAMES[digit.colour])
+    text = f"What colour is the {digit.label}?"
+    return Question("colour", text, COLOUR_NAMES[digit.colour], subject=(digit.box,))
 
 
 def counting(random: np.random.Generator, scene: Scene) -> Question | None:
@@ -129,11 +145,13 @@ def counting(random: np.random.Generator, scene: Scene) -> Question | None:
     if len(scene.digits) > 9:
         return None
     if random.random() < 0.4:
-        return Question("counting", "How many digits?", str(len(scene.digits)))
+        boxes = tuple(digit.box for digit in scene.digits)
+        return Question("counting", "How many digits?", str(len(boxes)), subject=boxes)
     there = [digit.colour for digit in scene.digits]
     pick = _choose(random, there) if random.random() < 0.8 else int(random.integers(8))
     text = f"How many {COLOUR_NAMES[pick]}?"
-    return Question("counting", text, str(there.count(pick)))
+    boxes = tuple(digit.box for digit in scene.digits if digit.colour == pick)
+    return Question("counting", text, str(len(boxes)), subject=boxes)
 
 
 TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
@@ -160,7 +178,7 @@ def corpus() -> list[str]:
     names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
     texts = [f"Locate the {name}." for name in names]
     texts += [_relation(name, way, name) for name in names for way in DIRECTIONS]
-    texts += [f"Is there a {name}?" for name in names]
+    texts += [_existence(name) for name in names]
     texts += [f"What colour is the {d}?" for d in range(10)]
     texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
     texts += [f"How many {name}?" for name in COLOUR_NAMES]

@@ -33,7 +33,7 @@ def init_params(key: jax.Array) -> Params:
 
 
 def encode(vision: Params, pixels: jax.Array, quarters: bool = False) -> jax.Array:
-    """Map pictures [R, S, S, 3] uint8 to visual tokens [R, W, D], or those of quarters [4R, W/4, D]."""
+    """Map pictures [R, S, S, 3] uint8 to visual tokens [R, W, D]; of quarters, [4R, W / 4, D]."""
     patches = patchify(pixels)
     positions = patch_positions(SIZE)
     if quarters:
@@ -78,9 +78,10 @@ def stage(
     most: int,
     quarters: bool,
     scale: float = 1.0,
+    decay: float = 0.25,
     seed: int = 0,
 ) -> Stage:
-    """Describe one part of the tower's training; `scale` multiplies the learning rates."""
+    """Describe one part of the tower's training; see `optimiser.build` for `scale` and `decay`."""
     loss = functools.partial(_loss, quarters=quarters)
     held_out = make_batch(np.random.default_rng(7), 16, fewest, most, "test")
     measure = jax.jit(lambda params: loss(params, held_out)[1])
@@ -90,7 +91,7 @@ def stage(
         batch=functools.partial(make_batch, num_scenes=num_scenes, fewest=fewest, most=most),
         loss=loss,
         evaluate=lambda params: {k: float(v) for k, v in measure(params).items()},
-        optimiser=optimiser.build(steps, scale=scale),
+        optimiser=optimiser.build(steps, scale=scale, decay=decay),
         trained=("vision", "heads"),
         seed=seed,
     )

@@ -46,7 +46,11 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             elapsed = progress.tasks[0].elapsed or 0.0
             rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
             progress.update(
-                bar, description=short_task(task), completed=done, total=total, rate=rate
+                bar,
+                description=short_task(task) if done > first[0] else "compiling",
+                completed=done,
+                total=total,
+                rate=rate,
             )
 
         yield update

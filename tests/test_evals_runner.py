@@ -29,8 +29,13 @@ class FakeAnswerer:
             raise ValueError("the prompt is too long")
         return list(prompts)
 
+    def warm_up(self, prepared, methods, max_new_tokens):
+        self.warmed = (prepared, methods)
+
     def answer(self, prepared, method, max_new_tokens):
         assert len(prepared) == self.batch_size
+        assert self.warmed[0] is prepared
+        assert method in self.warmed[1]
         self.calls.append((method, tuple(prepared)))
         text = "Red." if method == "dense" else "blue"
         return [runner.Answer(text, 4, [0, 3], [[1, 2, 2]], 128.0, 2.0, 6.0, 3) for _ in prepared]

@@ -2,8 +2,8 @@
 
     python experiments/run.py full
 
-Hardware: one accelerator, or an hour on two CPU cores.
-Expected: the order of the default run, with intervals of a few points.
+Hardware: one accelerator; hours on two CPU cores.
+Expected: intervals of three to five points; not measured yet.
 """
 
 from experiments.settings import RunConfig

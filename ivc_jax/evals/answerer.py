@@ -1,17 +1,19 @@
 """The real model behind the evaluation loop, with honest timing."""
 
 import hashlib
+import os
 import pathlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import PIL.Image
 
-from ivc_jax.engine.decode import decode
-from ivc_jax.engine.prefill import Prefill, compiled_programs, prefill
+from ivc_jax.engine.decode import Output, decode
+from ivc_jax.engine.prefill import Prefill, prefill
 from ivc_jax.evals.runner import Answer
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Method
@@ -19,6 +21,7 @@ from ivc_jax.model import Model
 from ivc_jax.parallel import place_inputs
 from ivc_jax.types import Inputs
 
+_MOST_WORKERS = 4
 _HASHED_WHOLE = 1 << 28  # bytes; of larger files only both ends are read
 
 
@@ -42,24 +45,38 @@ class ModelAnswerer:
         """Tokenize and pad a batch; return it on the host and on the device."""
         batch = self.processor(prompts=list(prompts), images=[list(group) for group in images])
         inputs = collate(batch, self.model.config, self.buckets)
-        return inputs, jax.block_until_ready(place_inputs(inputs, self.model.mesh))
+        placed = place_inputs(inputs, self.model.mesh)
+        # transferred once here, not by every method within its prefill time
+        device = placed if self.model.mesh else jax.device_put(placed)
+        return inputs, jax.block_until_ready(device)
+
+    def warm_up(
+        self, prepared: tuple[Inputs, Inputs], methods: Sequence[Method], max_new_tokens: int
+    ) -> None:
+        """Compile what these methods need for a batch of this shape, by running it once.
+
+        Compiling is one thread's work, so on CPU several programs compile at a time. Accelerators
+        take one after the other: two batches might not fit into their memory.
+        """
+        _, device = prepared
+        leaves, structure = jax.tree.flatten(device)
+        shape = (structure, *(leaf.shape for leaf in leaves))
+        new = [(method, shape, max_new_tokens) for method in methods]
+        new = [key for key in new if key not in self._warm]
+        on_cpu = jax.default_backend() == "cpu"
+        workers = min(os.cpu_count() or 1, _MOST_WORKERS) if on_cpu else 1
+        with ThreadPoolExecutor(workers) as pool:
+            runs = [pool.submit(self._run, device, method, max_new_tokens) for method, *_ in new]
+            for run in runs:
+                run.result()
+        self._warm.update(new)
 
     def answer(
         self, prepared: tuple[Inputs, Inputs], method: Method, max_new_tokens: int
     ) -> list[Answer]:
-        """Run prefill and decode, again if either had to be compiled, and time both."""
+        """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
         host, device = prepared
-        while True:
-            programs = compiled_programs()
-            prompt, prefill_seconds = _timed(prefill, self.model, device, method)
-            shapes = tuple(span.keys.shape for span in prompt.cache)
-            output, decode_seconds = _timed(
-                decode, self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids)
-            )
-            key = (method, shapes, max_new_tokens)
-            if programs == compiled_programs() and key in self._warm:
-                break
-            self._warm.add(key)
+        prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
         lengths = np.asarray(output.lengths)
         texts = self.processor.decode(output.tokens, output.lengths)
         size = len(texts)
@@ -77,6 +94,17 @@ class ModelAnswerer:
             )
             for sample, text in enumerate(texts)
         ]
+
+    def _run(
+        self, device: Inputs, method: Method, max_new_tokens: int
+    ) -> tuple[Prefill, Output, float, float]:
+        start = time.perf_counter()
+        prompt = prefill(self.model, device, method)
+        jax.block_until_ready((prompt.logits, prompt.cache))
+        middle = time.perf_counter()
+        output = decode(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
+        jax.block_until_ready(output.tokens)
+        return prompt, output, middle - start, time.perf_counter() - middle
 
 
 def fingerprint(path: str) -> str:
@@ -101,14 +129,6 @@ def fingerprint(path: str) -> str:
             content.seek(-(1 << 20), 2)
             digest.update(content.read())
     return digest.hexdigest()[:16]
-
-
-def _timed(function: Any, *arguments: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = function(*arguments)
-    arrays = (result.logits, result.cache) if isinstance(result, Prefill) else result.tokens
-    jax.block_until_ready(arrays)
-    return result, time.perf_counter() - start
 
 
 def _kept_visual(prompt: Prefill, host: Inputs, sample: int) -> list[int]:

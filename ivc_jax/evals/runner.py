@@ -38,6 +38,9 @@ class Answerer(Protocol):
     def prepare(self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]) -> Any:
         """Tokenize a batch and put it on the device; ValueError if a prompt cannot be used."""
 
+    def warm_up(self, prepared: Any, methods: Sequence[Any], max_new_tokens: int) -> None:
+        """Compile what these methods need for a batch of this shape, unless done before."""
+
     def answer(self, prepared: Any, method: Any, max_new_tokens: int) -> list[Answer]:
         """Answer a prepared batch under a pruning method."""
 
@@ -144,6 +147,9 @@ def _run_batch(
         return
     rows, failures = _read(entry, positions, names, answerer.family)
     prepared, rows = _prepare(plan, entry, answerer, rows, failures)
+    if rows:
+        needed = [method.method for method in plan.methods if missing[method.spec]]
+        answerer.warm_up(prepared, needed, entry.task.max_new_tokens)
     for method in plan.methods:
         if not missing[method.spec]:
             continue

@@ -1,0 +1,97 @@
+"""The decoder over packed questions.
+
+The blocks are the library's own. Only the attention between them is written out here, because most
+of the N x N mask of a packed sequence is empty: the picture is attended once, and every question
+looks at the picture and at its own slots.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digit_scenes.loop import Params
+from digit_scenes.packing import PICTURE, Plan
+from ivc_jax.config import DecoderConfig
+from ivc_jax.nn import decoder, rope
+from ivc_jax.nn.attention import attend
+
+LOOK_LAYER = 2  # the decoder block that is taught where to look
+COMPARE_LAYER = 3  # the one after which a relation's two digits should have been compared
+
+
+def answer_logits(
+    config: DecoderConfig, params: Params, plan: Plan, tokens: jax.Array, visual: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Run packed sequences [B, N] behind visual tokens [B, W, D].
+
+    Returns:
+        Logits [B, A, vocab]; the attention [B, H, K, W] that the slots which have to look at the
+        picture pay to it in block `LOOK_LAYER`; and the hidden states [B, Q, D] at the end of
+        every prompt after block `COMPARE_LAYER`.
+    """
+    hidden = decoder.embed(params, tokens)
+    hidden = hidden.at[:, 1 : PICTURE - 1].set(visual)
+    positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
+    angles = rope.angles(config.rope, positions)
+    block, looks, ends = decoder.DecoderBlock(config), None, None
+    for layer in range(config.num_layers):
+        weights = {"params": jax.tree.map(lambda p: p[layer], params["layers"])}  # noqa: B023
+        queries, keys, values = block.apply(weights, hidden, angles, method="qkv")
+        mixed, far = attend_packed(plan, queries, keys, values)
+        hidden = block.apply(weights, hidden, mixed, method="mix")
+        if layer == LOOK_LAYER:
+            looks = far[:, :, plan.look_index - PICTURE, 1 : PICTURE - 1]
+        if layer == COMPARE_LAYER:
+            ends = hidden[:, plan.prompt_end]
+    return decoder.logits(config, params, hidden[:, plan.answer_index]), looks, ends
+
+
+def attend_packed(
+    plan: Plan, queries: jax.Array, keys: jax.Array, values: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attend as `plan.mask` says, without forming the N x N scores.
+
+    Returns:
+        The mixed values [B, N, H, C], and the probabilities [B, H, T, picture] with which the T
+        question slots look at the picture.
+    """
+    B, _, H, C = queries.shape
+    picture = attend(queries[:, :PICTURE], keys[:, :PICTURE], values[:, :PICTURE], causal=True)
+    asking = queries[:, PICTURE:] * C**-0.5
+    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :PICTURE])]
+    longest = max(length for _, length, _ in _runs(plan))
+    near = []
+    for begin, length, count in _runs(plan):
+        own = np.s_[:, begin : begin + count * length]
+        shape = (B, count, length, H, C)
+        asked = asking[:, own[1].start - PICTURE : own[1].stop - PICTURE].reshape(shape)
+        block = jnp.einsum("bnqhc,bnkhc->bhnqk", asked, keys[own].reshape(shape))
+        block = jnp.where(np.tri(length, dtype=bool), block, -1e30)
+        block = jnp.pad(block, 4 * [(0, 0)] + [(0, longest - length)], constant_values=-1e30)
+        near.append(block.reshape(B, H, count * length, longest))
+    scores.append(jnp.concatenate(near, axis=2))
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1))
+    far, near_weights = weights[..., :PICTURE], weights[..., PICTURE:]
+    mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :PICTURE])
+    parts, at = [], 0
+    for begin, length, count in _runs(plan):
+        size = count * length
+        block = near_weights[:, :, at : at + size, :length].reshape(B, H, count, length, length)
+        own = values[:, begin : begin + size].reshape(B, count, length, H, C)
+        parts.append(jnp.einsum("bhnqk,bnkhc->bnqhc", block, own).reshape(B, size, H, C))
+        at += size
+    return jnp.concatenate([picture, mixed + jnp.concatenate(parts, axis=1)], axis=1), far
+
+
+def _runs(plan: Plan) -> list[tuple[int, int, int]]:
+    """Return (first slot, slots of a question, questions) of each run of one task."""
+    runs, at = [], PICTURE
+    for _, group in itertools.groupby(plan.tasks):
+        count = len(list(group))
+        index = plan.starts.index(at)
+        following = plan.starts[index + 1] if index + 1 < len(plan.starts) else plan.length
+        runs.append((at, following - at, count))
+        at += runs[-1][1] * count
+    return runs

@@ -1,0 +1,247 @@
+"""Digit scenes: reproducible data, answers right by construction, packing that changes nothing."""
+
+import base64
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from digit_scenes import answering, dense, digits, model, packing, questions, scenes, tower, tsv
+from digit_scenes import tokenizer as words
+from ivc_jax.config import DecoderConfig, RopeConfig
+from ivc_jax.nn import decoder, rope
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return words.build()
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    random = np.random.default_rng(3)
+    source = digits.load("test")
+    return [scenes.render(random, source, 3 + i % 7) for i in range(30)]
+
+
+def test_scene_bytes_follow_from_seed():
+    random = np.random.default_rng(0)
+    scene = scenes.render(random, digits.load("test"), 5)
+    crowd = scenes.render(random, digits.load("train"), 24)
+    digest = hashlib.sha256(scene.pixels.tobytes() + crowd.pixels.tobytes()).hexdigest()
+    assert scene.pixels.shape == (192, 192, 3)
+    assert scene.pixels.dtype == np.uint8
+    assert (len(scene.digits), len(crowd.digits)) == (5, 24)
+    assert digest[:16] == "5cacbc81c1342401"
+
+
+def test_digit_splits_are_disjoint_and_complete():
+    train, test = digits.load("train"), digits.load("test")
+    assert (len(train.labels), len(test.labels)) == (1437, 360)
+    assert not set(train.source) & set(test.source)
+    assert set(test.labels) == set(range(10))
+    with pytest.raises(ValueError, match="unknown split 'valid'"):
+        digits.load("valid")
+
+
+def test_digits_do_not_overlap_and_stay_inside_the_frame(drawn):
+    for scene in drawn:
+        for number, a in enumerate(scene.digits):
+            assert min(a.box) > scenes.FRAME
+            assert max(a.box) < scene.size - scenes.FRAME
+            for b in scene.digits[:number]:
+                apart = [a.box[2] <= b.box[0], b.box[2] <= a.box[0]]
+                assert any([*apart, a.box[3] <= b.box[1], b.box[3] <= a.box[1]])
+
+
+def test_answers_are_right(drawn):
+    random = np.random.default_rng(5)
+    for scene in drawn:
+        name_count = collections.Counter(d.name for d in scene.digits)
+        by_name = {d.name: d for d in scene.digits}
+
+        q = questions.ask(random, scene, "grounding")
+        assert by_name[q.text[11:-1]].box == q.box
+        assert name_count[q.text[11:-1]] == 1
+        corners = np.array(eval(f"({q.answer})")).reshape(4)
+        assert np.abs(corners * scene.size / 1000 - q.box).max() < 1
+
+        q = questions.ask(random, scene, "reading")
+        x, y = (int(v) * scene.size / 1000 for v in q.text[10:-2].split(","))
+        holding = [d for d in scene.digits if d.box[0] <= x < d.box[2] and d.box[1] <= y < d.box[3]]
+        assert [str(d.label) for d in holding] == [q.answer]
+
+        q = questions.ask(random, scene, "colour")
+        assert {scenes.COLOUR_NAMES[d.colour] for d in scene.digits if str(d.label) in q.text} == {
+            q.answer
+        }
+
+        for _ in range(4):
+            q = questions.ask(random, scene, "counting")
+            matching = [d for d in scene.digits if d.name.split()[0] in q.text]
+            expected = scene.digits if q.text == "How many digits?" else matching
+            assert q.answer == str(len(expected))
+
+            q = questions.ask(random, scene, "existence")
+            name = q.text.split(" ", 3)[3][:-1]
+            assert q.answer == ("Yes" if name in by_name else "No")
+            if q.answer == "No":
+                label, colour = name[-1], name.split()[0]
+                labels = {str(d.label) for d in scene.digits}
+                assert q.category != "adversarial" or label in labels
+                assert q.category != "popular" or (
+                    label not in labels and any(colour in d.name for d in scene.digits)
+                )
+
+
+def test_relations_compare_middles(drawn):
+    random = np.random.default_rng(6)
+    answers = collections.Counter()
+    for scene in drawn * 3:
+        q = questions.ask(random, scene, "relations")
+        if q is None:
+            continue
+        (first,), (second,) = q.subject, q.other
+        dx, dy = (
+            second[0] + second[2] - first[0] - first[2],
+            second[1] + second[3] - first[1] - first[3],
+        )
+        truth = {"left": dx > 0, "right": dx < 0, "above": dy > 0, "below": dy < 0}
+        (way,) = [w for w in truth if f" {w} " in q.text]
+        assert q.answer == ("Yes" if truth[way] else "No")
+        answers[q.answer] += 1
+    assert min(answers.values()) > 25
+
+
+def test_ambiguous_digits_are_never_named():
+    twin = [scenes.Digit(7, 0, (10, 10, 40, 40)), scenes.Digit(7, 0, (100, 10, 140, 50))]
+    lone = scenes.Digit(3, 1, (50, 100, 90, 140))
+    scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (*twin, lone))
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        assert questions.grounding(random, scene).text == "Locate the orange 3."
+        assert questions.colour(random, scene).text == "What colour is the 3?"
+        assert questions.relations(random, scene) is None
+
+
+def test_every_word_is_one_token_and_lengths_hold(tokenizer, drawn):
+    random = np.random.default_rng(1)
+    singles = [str(v) for v in range(0, 1001, 10)] + ["),(", "Yes", "No", *scenes.COLOUR_NAMES]
+    singles += [f" {name}" for name in scenes.COLOUR_NAMES] + [f" {d}" for d in range(10)]
+    assert all(len(tokenizer.encode(word).ids) == 1 for word in singles)
+    assert tokenizer.get_vocab_size() < 600
+    for scene in drawn:
+        for task, (asked, answered) in packing.LENGTHS.items():
+            q = questions.ask(random, scene, task)
+            if q is not None:
+                assert len(tokenizer.encode(q.text).ids) == asked <= 8
+                assert len(tokenizer.encode(q.answer).ids) == answered
+                assert tokenizer.decode(tokenizer.encode(q.text).ids) == q.text
+
+
+def test_dense_targets_name_the_digit_under_a_token():
+    digit = scenes.Digit(4, 2, (32, 48, 64, 80))  # tokens are 16 pixels: columns 2, 3, rows 3, 4
+    scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (digit,))
+    wanted = dense.targets([scene])
+    label = wanted["label"].reshape(12, 12)
+    assert (label[3:5, 2:4] == 4).all()
+    assert (label != 10).sum() == 4
+    assert wanted["colour"].reshape(12, 12)[3, 2] == 2
+    place = wanted["place"].reshape(12, 12, 6)[3, 2] * model.STEP / 1000 * 192
+    np.testing.assert_allclose(place, [32, 48, 64, 80, 40, 56], rtol=1e-6)
+    assert packing.covered(digit.box).reshape(12, 12).sum() == 4
+
+
+def test_quarters_keep_tokens_together():
+    grid = np.arange(144).reshape(1, 144)
+    quarters = tower.quarter(grid)
+    assert quarters.shape == (4, 36)
+    np.testing.assert_array_equal(quarters[1, :7], [6, 7, 8, 9, 10, 11, 18])
+    np.testing.assert_array_equal(quarters[2, 0], 72)
+
+
+def _tiny(vocab_size: int) -> DecoderConfig:
+    return DecoderConfig(
+        num_layers=3,
+        hidden_size=24,
+        intermediate_size=32,
+        num_heads=2,
+        num_kv_heads=2,
+        vocab_size=vocab_size,
+        rope=RopeConfig(head_dim=12, theta=1e4, sections=(2, 2, 2)),
+        tie_embeddings=True,
+    )
+
+
+def test_packed_questions_equal_single_ones(tokenizer, drawn):
+    config = _tiny(tokenizer.get_vocab_size())
+    scene = next(s for s in drawn if len(s.digits) == 9)
+    layout = packing.Plan(("grounding", "existence", "reading", "grounding", "counting"))
+    batch = answering.pack(np.random.default_rng(2), tokenizer, layout, [scene])
+    bundled = model.model_config(words.special_ids(tokenizer), config.vocab_size)
+    small = dataclasses.replace(bundled.vision, depth=1, embed_dim=8, num_heads=1, mlp_dim=8)
+    sizes = dataclasses.replace(bundled, decoder=config, vision=small)
+    params = jax.jit(lambda key: decoder.init_params(sizes, key)["decoder"])(jax.random.key(0))
+    visual = jax.random.normal(jax.random.key(1), (1, 144, 24))
+    packed, *_ = jax.jit(
+        lambda p: answering.answer_logits(config, p, layout, batch["tokens"], visual)
+    )(params)
+
+    @jax.jit
+    def run_alone(params, tokens):
+        length = tokens.shape[1]
+        hidden = decoder.embed(params, tokens).at[:, 1:145].set(visual)
+        # Qwen2-VL: the picture's cells share one time step; text goes on after the largest index.
+        positions = np.zeros((3, 1, length), np.int32)
+        cell = np.arange(144)
+        positions[:, 0, 1:145] = [1 + 0 * cell, 1 + cell // 12, 1 + cell % 12]
+        positions[:, 0, 145:] = 13 + np.arange(length - 145)
+        angles = rope.angles(config.rope, jnp.asarray(positions))
+        lengths = jnp.array([length])
+        hidden, _, _ = decoder.run_span(
+            config, params["layers"], hidden, angles, 0, config.num_layers, lengths=lengths
+        )
+        return decoder.logits(config, params, hidden)
+
+    at = 0
+    for start, task in zip(layout.starts, layout.tasks, strict=True):
+        asked, answered = packing.LENGTHS[task]
+        own = batch["tokens"][:, start : start + asked + 2 + answered]
+        tokens = np.concatenate([batch["tokens"][:, : packing.PICTURE], own], axis=1)
+        single = run_alone(params, tokens)[:, -(answered + 1) :]
+        np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)
+        at += answered + 1
+
+
+def test_tsv_rows(tmp_path):
+    first = tsv.write(tmp_path / "a", num_scenes=7, seed=4)
+    again = tsv.write(tmp_path / "b", num_scenes=7, seed=4)
+    assert [p.name for p in first] == [f"DigitScenes_{task}.tsv" for task in questions.TASKS]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+    csv.field_size_limit(1 << 24)
+    for path in first:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        assert [int(row["index"]) for row in rows] == list(range(len(rows)))
+        for row in rows:
+            image = row["image"]
+            if len(image) <= 64:
+                image = rows[int(image)]["image"]
+            picture = Image.open(io.BytesIO(base64.b64decode(image)))
+            assert picture.size == (192, 192)
+            assert picture.mode == "RGB"
+        if "grounding" in path.name:
+            box = [int(v) for v in rows[0]["answer"].split()]
+            assert len(box) == 4
+            assert (rows[0]["height"], rows[0]["width"]) == ("192", "192")
+        if "existence" in path.name:
+            balance = collections.Counter((row["category"], row["answer"]) for row in rows)
+            assert set(balance) == {(c, a) for c in questions.NEGATIVES for a in ("Yes", "No")}
+            assert all(balance[c, "Yes"] == balance[c, "No"] for c in questions.NEGATIVES)
