@@ -84,7 +84,7 @@ def test_a_mixed_batch_equals_its_prompts_alone(pair):
 def test_the_first_caches_may_stay_whole(pair):
     model, _ = pair
     batch = collate(
-        ivc_jax.Batch.from_hf(**hf_arrays([(6, ("image", (1, 8, 12)), 9)])), model.config, BUCKET
+        ivc_jax.Batch.from_hf(**hf_arrays([(6, ("image", (1, 6, 8)), 9)])), model.config, BUCKET
     )
     full, some = (
         ivc_jax.prefill(model, batch, IVCPrune(layer=4, whole_kv_layers=count)) for count in (0, 1)
@@ -94,6 +94,6 @@ def test_the_first_caches_may_stay_whole(pair):
     assert short < 24 + 32
     assert [span.keys.shape[0] for span in some.cache] == [1, 3, 2]
     assert [span.keys.shape[2] for span in some.cache] == [24 + 32, short, short]
-    assert some.cache[0].lengths.tolist() == [17 + 24]
-    assert some.cache[1].lengths.tolist() == [17 + 12]
+    assert some.cache[0].lengths.tolist() == [17 + 12]
+    assert some.cache[1].lengths.tolist() == [17 + 6]
     np.testing.assert_array_equal(full.cache[0].keys[1:], some.cache[1].keys)
