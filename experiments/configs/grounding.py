@@ -5,8 +5,9 @@
 TSVS holds RefCOCO_testA.tsv and others in the format of VLMEvalKit; sets without a file are left
 out. Qwen2.5-VL is scored in the frame of its resized images, as published; the metric
 accuracy_original_frame scales its boxes back instead. Files in that frame are other tasks
-(--tasks RefCOCO_testA_for_qwen25vl). Hardware: one accelerator with 16 GB. Expected: IVC-Prune at
-0.5 within a point of dense, FastV clearly below; not measured with this code yet.
+(--tasks RefCOCO_testA_for_qwen25vl). Hardware: one accelerator with 16 GB. The paper has, for the
+7B model, IVC-Prune at 0.5 within a point of dense and FastV clearly below; not measured with this
+code yet.
 """
 
 from experiments.settings import RunConfig
