@@ -24,6 +24,9 @@ def attend(
         lengths: valid keys of each row, counted from the left.
         causal: a query sees no key in a later slot.
     """
+    implementation = _implementation(queries)
+    if implementation is None and mask is None and not causal:
+        return _attend_in_chunks(queries, keys, values, lengths)
     return jax.nn.dot_product_attention(
         queries,
         keys,
@@ -31,8 +34,34 @@ def attend(
         mask=mask,
         key_value_seq_lengths=lengths,
         is_causal=causal,
-        implementation=_implementation(queries),
+        implementation=implementation,
     )
+
+
+# XLA's own attention holds all float32 scores at once: 2.3 GB a block for the tower's 16 heads and
+# 6,000 patches. More than this many bytes are worked off in chunks of queries.
+_SCORE_BYTES = 2**28
+
+
+def _attend_in_chunks(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array | None
+) -> jax.Array:
+    """Attend without a mask between queries and keys, few enough queries at a time."""
+    B, N, H, C = queries.shape
+    chunks = min(N, -(-4 * B * H * N * keys.shape[1] // _SCORE_BYTES))
+
+    def attend_chunk(chunk: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            chunk, keys, values, key_value_seq_lengths=lengths, implementation="xla"
+        )
+
+    if chunks <= 1:
+        return attend_chunk(queries)
+    size = -(-N // chunks)
+    padded = jnp.pad(queries, ((0, 0), (0, chunks * size - N), (0, 0), (0, 0)))
+    split = jnp.moveaxis(padded.reshape(B, chunks, size, H, C), 1, 0)
+    mixed = jnp.moveaxis(jax.lax.map(attend_chunk, split), 0, 1)
+    return mixed.reshape(B, chunks * size, H, C)[:, :N]
 
 
 def _implementation(queries: jax.Array) -> str | None:
