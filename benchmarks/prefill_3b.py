@@ -6,7 +6,7 @@
 Random float32 weights (15 GB) are drawn in memory, one image of rows x columns visual tokens and a
 short question are prefilled, methods in turn within one process. The first call of each method
 compiles and is left out. Needs about 20 GB of memory.
-Expected on two CPU cores: about three minutes a prefill, the pruned one cheaper by its later blocks.
+Expected on two CPU cores: about three minutes a prefill, the pruned one cheaper in later blocks.
 """
 
 import argparse
