@@ -13,7 +13,7 @@ A sample sits at the left of its row and padding follows it:
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -41,11 +41,13 @@ class Layout:
     `visual_index`, `visual_valid`, `image_id` and `grid` describe visual space; the rest describes
     the sequence. An image or a whole video is one segment, numbered from 0 within its sample.
     Padding has index 0, segment -1, grid -1 and count 0. Counts are those of the unpruned prompt
-    and stay as they are when an earlier stage has already dropped tokens.
+    and stay as they are when an earlier stage has already dropped tokens; `visual_origin` is the
+    place of a token in the visual space of the unpruned prompt.
     """
 
     visual_index: jax.Array  # [B, V] int32, slot in the sequence, ascending over the valid ones
     visual_valid: jax.Array  # [B, V] bool
+    visual_origin: jax.Array  # [B, V] int32, ascending over the valid ones
     image_id: jax.Array  # [B, V] int32
     grid: jax.Array  # [B, V, 3] int32, (frame, row, column) of the merged cell
     image_count: jax.Array  # [B, V] int32, unpruned token count of this token's image
@@ -73,10 +75,16 @@ class Inputs:
 
 @flax.struct.dataclass
 class Selection:
-    """Kept visual tokens: ascending indices in visual space, valid ones first."""
+    """Kept visual tokens: ascending indices in visual space, valid ones first.
+
+    With `weights` the hidden state of a kept token becomes the weighted sum of those of the V
+    tokens that it came from, so that dropped tokens can be merged into kept ones.
+    """
 
     index: jax.Array  # [B, K] int32, 0 where not valid
     valid: jax.Array  # [B, K] bool
+    weights: jax.Array | None = None  # [B, K, V] float32, 0 where not valid
+    carry: Any = None  # whatever the next stage of the method wants to read (`methods.base.Carry`)
 
 
 @flax.struct.dataclass
@@ -86,6 +94,7 @@ class KVSpan:
     keys: jax.Array  # [L, B, S, G, C]
     values: jax.Array  # [L, B, S, G, C]
     lengths: jax.Array  # [B] int32, valid slots; they come first
+    shift: jax.Array | None = None  # [B] int32, how far renumbering moved the next position down
 
     @property
     def nbytes(self) -> int:

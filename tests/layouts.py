@@ -2,12 +2,21 @@
 
 from functools import partial
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import RopeConfig
-from ivc_jax.methods.base import AttentionRows, Method, RopeSettings, Stage, TokenVectors, Values
+from ivc_jax.methods.base import (
+    AttentionRows,
+    Method,
+    Received,
+    RopeSettings,
+    Stage,
+    TokenVectors,
+    Values,
+)
 from ivc_jax.types import Layout, Selection
 
 ROPE = RopeConfig(16, 1e4, (2, 3, 3))
@@ -33,6 +42,7 @@ def make_layout(samples, text_slots=0, visual_slots=0, num_images=0, num_positio
     return Layout(
         visual_index=stack("visual", V, 0),
         visual_valid=stack("image", V, -1) >= 0,
+        visual_origin=stack("origin", V, 0),
         image_id=stack("image", V, -1),
         grid=stack("grid", V, -1),
         image_count=stack("count", V, 0),
@@ -49,7 +59,8 @@ def make_layout(samples, text_slots=0, visual_slots=0, num_images=0, num_positio
 
 def lay_out(sample) -> dict[str, list]:
     """List slots, image numbers, cells, counts and positions of one sample, unpadded."""
-    row = {name: [] for name in ("visual", "image", "grid", "count", "text", "positions")}
+    names = ("visual", "origin", "image", "grid", "count", "text", "positions")
+    row = {name: [] for name in names}
     position = images = slot = 0
     for part in sample:
         if isinstance(part, int):
@@ -59,6 +70,7 @@ def lay_out(sample) -> dict[str, list]:
             continue
         frames = part if len(part) == 3 else (1, *part)
         cells = np.stack(np.unravel_index(np.arange(np.prod(part)), frames), axis=1)
+        row["origin"] += range(len(row["visual"]), len(row["visual"]) + len(cells))
         row["visual"] += range(slot, slot + len(cells))
         row["image"] += [images] * len(cells)
         row["grid"] += cells.tolist()
@@ -123,6 +135,11 @@ def kept_sets(method, layout, values=(), attention=None, num_keep=None) -> list[
     attention = draw_attention(layout) if attention is None else attention
     chosen = run_select(method, stage, K, layout, gather_values(layout, values), attention)
     assert chosen.index.shape == chosen.valid.shape == (len(layout.lengths), K)
+    return listed(chosen)
+
+
+def listed(chosen: Selection) -> list[list[int]]:
+    """List the kept tokens of each sample; check the form of the selection."""
     sets = []
     for index, valid in zip(np.asarray(chosen.index), np.asarray(chosen.valid), strict=True):
         count = valid.sum()
@@ -131,3 +148,48 @@ def kept_sets(method, layout, values=(), attention=None, num_keep=None) -> list[
         assert (index[count:] == 0).all()
         sets.append(index[:count].tolist())
     return sets
+
+
+@flax.struct.dataclass
+class FixedAttention(Received):
+    """The signal of `TowerAttention`, given as a matrix a sample [B, V, V], queries first."""
+
+    matrix: jax.Array
+    layout: Layout
+
+    def __call__(self, weights=None):
+        valid = self.layout.visual_valid
+        weights = jnp.where(valid, 1.0 if weights is None else weights, 0.0)
+        same = self.layout.image_id[:, :, None] == self.layout.image_id[:, None]
+        weights = jnp.where(same & valid[:, None], weights[:, :, None], 0.0)  # [B, query, key]
+        total = weights.sum(axis=1)
+        return (self.matrix * weights).sum(axis=1) / jnp.where(total > 0, total, 1.0)
+
+
+def run_stage(method, layout, signals, number=0, num_keep=None) -> Selection:
+    """Run one cut of a resolved method, compiled, with signals given by request.
+
+    Args:
+        number: which of the cuts.
+        num_keep: by default the method's own capacity.
+    """
+    stage = method.stages[number]
+    V = layout.visual_index.shape[1]
+    capacity = min(V, method.capacity(stage, layout.visual_slots, layout.num_images))
+    wanted = set(method.requests(stage)) - {RopeSettings()}
+    assert wanted <= set(signals), f"no signal for {wanted - set(signals)}"
+    chosen = _run_stage(
+        method, stage, num_keep or capacity, tuple(signals), layout, list(signals.values())
+    )
+    assert chosen.index.shape == chosen.valid.shape == (len(layout.lengths), num_keep or capacity)
+    return chosen
+
+
+@partial(
+    jax.jit,
+    static_argnums=(0, 1, 2, 3),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+def _run_stage(method, stage, num_keep, requests, layout, values):
+    signals = dict(zip(requests, values, strict=True)) | {RopeSettings(): ROPE}
+    return method.select(signals, layout, stage, num_keep)

@@ -203,6 +203,7 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
     return Layout(
         visual_index=_stack([sample.visual_slot for sample in samples], shape.visual),
         visual_valid=_valid(visual_counts, shape.visual),
+        visual_origin=_stack([np.arange(count) for count in visual_counts], shape.visual),
         image_id=_stack([sample.segment_id for sample in samples], shape.visual, fill=-1),
         grid=_stack([sample.grid for sample in samples], shape.visual, fill=-1),
         image_count=_stack(image_count, shape.visual),

@@ -3,6 +3,7 @@
 ivc:layer=16,keep_ratio=0.5
 fastv+ivc:keep_ratio=0.5,cos_fraction=0.05
 ivc:frequencies=0-15/20                          planes 0 to 15, and 20
+pyramiddrop:layers=7/14/21,ratios=0.5/0.25/0.125
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ def describe(method: Method) -> str:
     for layer in reversed(layers):
         for field in _fields(type(layer)).values():
             value = getattr(layer, field.name)
-            if field.name == "keep_ratio" or value != field.default:
+            if value != field.default or (field.name == "keep_ratio" and value is not None):
                 parts.append(f"{field.name}={_write(value, field.type)}")
     return ":".join([method.name, ",".join(parts)]) if parts else method.name
 
@@ -117,6 +118,8 @@ def _read(field: str, text: str, annotation: Any) -> Any:
                 return None
             if choice is bool and text.lower() in _BOOLS:
                 return _BOOLS[text.lower()]
+            if typing.get_origin(choice) is tuple and float in typing.get_args(choice):
+                return tuple(float(part) for part in text.split("/"))
             if typing.get_origin(choice) is tuple:
                 return _read_planes(text)
             if choice in (int, float, str) and text:
@@ -137,6 +140,8 @@ def _read_planes(text: str) -> tuple[int, ...]:
 
 
 def _write(value: Any, annotation: Any) -> str:
+    if isinstance(value, tuple) and any(isinstance(part, float) for part in value):
+        return "/".join(map(repr, value))
     if isinstance(value, tuple):
         return _write_planes(value)
     if isinstance(value, bool) or value is None:

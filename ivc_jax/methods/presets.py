@@ -2,10 +2,12 @@
 
 import functools
 import logging
+from typing import TypeVar
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 # (family, blocks) -> first pruned block, as released (VLMEvalKit/vlmeval/config.py, "ivcp_k").
@@ -19,11 +21,11 @@ def default_layer(config: ModelConfig) -> int:
     return released or _two_thirds(config.family, depth)
 
 
-def resolved(layer: int | None, name: str) -> int:
-    """Return `layer`, or raise MethodError if it still depends on the model."""
-    if layer is None:
-        raise MethodError(f"{name}: layer is not set; give layer=... or call resolve(config)")
-    return layer
+def resolved(value: _T | None, name: str, field: str = "layer") -> _T:
+    """Return the value of a field, or raise MethodError if it still depends on the model."""
+    if value is None:
+        raise MethodError(f"{name}: {field} is not set; give {field}=... or call resolve(config)")
+    return value
 
 
 @functools.cache  # the note appears once for each kind of model

@@ -15,7 +15,9 @@ from ivc_jax.types import Layout, Selection, typed
 
 __all__ = [
     "ROUNDING",
+    "at_least_one",
     "from_mask",
+    "keep_weights",
     "largest_total",
     "one_segment",
     "rank_in_segment",
@@ -24,6 +26,7 @@ __all__ = [
     "segment_sum",
     "spread",
     "to_mask",
+    "unit",
     "visual_positions",
 ]
 
@@ -40,6 +43,11 @@ def rounded_counts(
     """
     products = float(fraction) * np.arange(max_count + 1, dtype=np.float64)
     return ROUNDING[mode](products).astype(np.int32)
+
+
+def at_least_one(counts: np.ndarray) -> np.ndarray:
+    """Raise the counts of non-empty sets, [max_count + 1], to 1."""
+    return np.maximum(counts, np.minimum(np.arange(len(counts)), 1)).astype(np.int32)
 
 
 def largest_total(counts: np.ndarray, num_images: int) -> int:
@@ -87,6 +95,21 @@ def to_mask(selection: Selection, visual_slots: int) -> Bool[Array, "B V"]:
     rows = jnp.arange(selection.index.shape[0])[:, None]
     empty = jnp.zeros((selection.index.shape[0], visual_slots), bool)
     return empty.at[rows, selection.index].max(selection.valid)
+
+
+@typed
+def keep_weights(selection: Selection, visual_slots: int) -> Float[Array, "B K V"]:
+    """Return the weights (`Selection.weights`) that leave every kept token as it is."""
+    place = selection.index[..., None] == jnp.arange(visual_slots)
+    return (place & selection.valid[..., None]).astype(jnp.float32)
+
+
+@typed
+def unit(vectors: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """Scale vectors to length one in float32; a zero vector stays zero."""
+    vectors = vectors.astype(jnp.float32)
+    length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.maximum(length, 1e-12)
 
 
 @typed
