@@ -16,7 +16,7 @@ from digit_scenes import dense, digits, optimiser
 from digit_scenes.loop import Params, Stage
 from digit_scenes.model import GRID, MERGE, VISION, patch_positions, patchify
 from digit_scenes.scenes import SIZE, render
-from ivc_jax.nn.vision import VisionTower
+from ivc_jax.nn.tower import VisionTower
 
 _tower = VisionTower(VISION)
 _AREA = MERGE * MERGE

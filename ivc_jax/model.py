@@ -56,6 +56,7 @@ def load(
     config = read_config(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
     processor = Processor.from_pretrained(folder, config)
+    config = _with_pixels(config, processor)
     return Model(config, load_params(folder, config, chosen, mesh), mesh), processor
 
 
@@ -98,6 +99,17 @@ def find_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path} is no local directory, and fetching it from the hub failed: {reason}"
         ) from error
+
+
+def _with_pixels(config: ModelConfig, processor: Processor) -> ModelConfig:
+    """Note how the processor scales pixels, for methods that undo it."""
+    images = processor.images
+    mean, std = (0.0,) * config.vision.in_channels, (1.0,) * config.vision.in_channels
+    if images.do_normalize:
+        mean, std = tuple(images.image_mean), tuple(images.image_std)
+    return dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, pixel_mean=mean, pixel_std=std)
+    )
 
 
 def _choose_dtype(dtype: str | None, mesh: Mesh | None) -> np.dtype:

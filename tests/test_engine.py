@@ -256,6 +256,7 @@ def test_compaction_by_hand():
     layout = Layout(
         visual_index=int32([1, 2, 3, 4], [1, 2, 0, 0]),
         visual_valid=jnp.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], bool),
+        visual_origin=int32([0, 1, 2, 3], [0, 1, 0, 0]),
         image_id=int32([0, 0, 0, 0], [0, 0, -1, -1]),
         grid=jnp.stack([int32([0, 0, 1, 1], [0, 0, -1, -1])] * 3, axis=-1),
         image_count=int32([4, 4, 4, 4], [2, 2, 0, 0]),
@@ -269,10 +270,7 @@ def test_compaction_by_hand():
         num_positions=32,
     )
     slots = jnp.tile(jnp.arange(8, dtype=jnp.int32), (2, 1))
-    sequence = Sequence(
-        hidden=slots[..., None].astype(jnp.float32), layout=layout, origin=slots,
-        visual_origin=slots[:, :4],
-    )  # fmt: skip
+    sequence = Sequence(hidden=slots[..., None].astype(jnp.float32), layout=layout, origin=slots)
     selection = Selection(index=int32([1, 3], [1, 0]), valid=jnp.asarray([[1, 1], [1, 0]], bool))
     short, order = compact(sequence, selection)
     assert order.tolist() == [[0, 2, 4, 5, 6, 1], [0, 2, 3, 1, 4, 5]]
@@ -283,4 +281,4 @@ def test_compaction_by_hand():
     assert short.layout.image_id.tolist() == [[0, 0], [0, -1]]
     assert short.layout.grid[..., 0].tolist() == [[0, 1], [0, -1]]
     assert short.layout.positions[0].tolist() == (np.array(order) + 10).tolist()
-    assert short.visual_origin[0].tolist() == [1, 3]
+    assert short.layout.visual_origin[0].tolist() == [1, 3]

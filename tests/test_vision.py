@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ivc_jax.nn import attention, layers, rope
-from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock, VisionTower
+from ivc_jax.nn.tower import VisionTower
+from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock
 from ivc_jax.weights.load import load_safetensors
 from ivc_jax.weights.source import read_config
 

@@ -12,7 +12,7 @@ from ivc_jax import config as ivc_config
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.nn.decoder import init_params
-from ivc_jax.nn.vision import VisionTower
+from ivc_jax.nn.tower import VisionTower
 from ivc_jax.weights.load import load_safetensors
 from ivc_jax.weights.source import read_config
 

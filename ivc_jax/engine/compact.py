@@ -22,7 +22,6 @@ class Sequence:
     hidden: jax.Array  # [B, N, D]
     layout: Layout
     origin: jax.Array  # [B, N] int32, slot in the unpruned prompt
-    visual_origin: jax.Array  # [B, V] int32, index in the unpruned visual space
 
 
 @typed
@@ -41,8 +40,13 @@ def keep_mask(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
 
 
 @typed
-def compact(sequence: Sequence, selection: Selection) -> tuple[Sequence, Int[Array, "B S"]]:
-    """Gather the kept tokens to the left.
+def compact(
+    sequence: Sequence, selection: Selection, renumber: bool = False
+) -> tuple[Sequence, Int[Array, "B S"]]:
+    """Merge hidden states as the selection says and gather the kept tokens to the left.
+
+    Args:
+        renumber: number the tokens 0, 1, 2, ... instead of keeping their positions.
 
     Returns:
         The sequence of static length S = N - V + K, and the old slot of each new slot.
@@ -58,11 +62,15 @@ def compact(sequence: Sequence, selection: Selection) -> tuple[Sequence, Int[Arr
     def take(array: jax.Array) -> jax.Array:
         return jnp.take_along_axis(array, selection.index, axis=1)
 
+    positions = jnp.take_along_axis(layout.positions, order[None], axis=2)
+    if renumber:
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), positions.shape)
     shorter = layout.replace(
         visual_index=jnp.where(
             valid, jnp.take_along_axis(new_slot, take(layout.visual_index), axis=1), 0
         ),
         visual_valid=valid,
+        visual_origin=jnp.where(valid, take(layout.visual_origin), 0),
         image_id=jnp.where(valid, take(layout.image_id), -1),
         grid=jnp.where(
             valid[..., None],
@@ -73,22 +81,37 @@ def compact(sequence: Sequence, selection: Selection) -> tuple[Sequence, Int[Arr
         text_index=jnp.where(
             layout.text_valid, jnp.take_along_axis(new_slot, layout.text_index, axis=1), 0
         ),
-        positions=jnp.take_along_axis(layout.positions, order[None], axis=2),
+        positions=positions,
         lengths=keep.sum(axis=1, dtype=jnp.int32),
     )
     return Sequence(
-        hidden=jnp.take_along_axis(sequence.hidden, order[..., None], axis=1),
+        hidden=jnp.take_along_axis(_merge(sequence, selection), order[..., None], axis=1),
         layout=shorter,
         origin=jnp.take_along_axis(sequence.origin, order, axis=1),
-        visual_origin=take(sequence.visual_origin),
     ), order
+
+
+def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
+    """Give the kept tokens the weighted sums of the tokens merged into them: [B, N, D]."""
+    hidden, layout = sequence.hidden, sequence.layout
+    if selection.weights is None:
+        return hidden
+    visual = jnp.take_along_axis(hidden, layout.visual_index[..., None], axis=1)
+    # Padding may hold anything, and 0 * NaN is NaN.
+    visual = jnp.where(layout.visual_valid[..., None], visual, 0).astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
+    merged = jnp.einsum("bkv,bvd->bkd", selection.weights, visual, precision=exact)
+    slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)
+    slot = jnp.where(selection.valid, slot, hidden.shape[1])
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    return hidden.at[rows, slot].set(merged.astype(hidden.dtype), mode="drop")
 
 
 @typed
 def compact_cache(span: KVSpan, order: Int[Array, "B S"], lengths: Int[Array, "B"]) -> KVSpan:
     """Drop the same tokens from the caches of earlier layers."""
     index = order[None, :, :, None, None]
-    return KVSpan(
+    return span.replace(
         keys=jnp.take_along_axis(span.keys, index, axis=2),
         values=jnp.take_along_axis(span.values, index, axis=2),
         lengths=lengths,

@@ -130,10 +130,10 @@ def _step(
     """Run one token [B] through all layers; `written` generated tokens are cached already."""
     sizes = config.decoder
     hidden = decoder.embed(params, token[:, None])
-    position = jnp.broadcast_to(next_position + written, (3, *token.shape))[..., None]
-    angles = rope.angles(sizes.rope, position)
     layer, results = 0, []
     for span, (keys, values) in zip(cache, grown, strict=True):
+        place = next_position + written - (0 if span.shift is None else span.shift)
+        angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, *token.shape))[..., None])
         count, prompt_slots = span.keys.shape[0], span.keys.shape[2]
         column = jnp.arange(keys.shape[2])
         mask = (column < span.lengths[:, None]) | (

@@ -4,20 +4,26 @@
     fastv:layer=2 on 28 layers      Span(0, 1)  Span(1, 2, alone)  Cut(2)  Span(2, 28)
 
 Blocks whose queries are asked for run alone; keys and values come out of any span, so asking for
-them costs nothing.
+them costs nothing. A cut may also ask for attention and keys of the block right behind it: then the
+projections of that block are applied once more, to the sequence as it stands before the cut.
 """
 
 import dataclasses
 
 from ivc_jax.methods.base import (
+    AttentionReceived,
     AttentionRows,
+    Keys,
+    LayerRequest,
     Method,
     MethodError,
     Request,
-    RopeSettings,
     Stage,
     check_keep_ratio,
 )
+
+_NEED_QUERIES = AttentionRows | AttentionReceived
+_OF_NEXT_BLOCK = _NEED_QUERIES | Keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +60,8 @@ def make_plan(num_layers: int, method: Method) -> Plan:
         _check_stage(stage, done, num_layers)
         requests = method.requests(stage)
         _check_requests(requests, done, stage)
-        alone = {request.layer for request in requests if isinstance(request, AttentionRows)}
-        steps += _spans(done, stage.layer, alone)
+        alone = {request.layer for request in requests if isinstance(request, _NEED_QUERIES)}
+        steps += _spans(done, stage.layer, alone - {stage.layer})
         steps.append(Cut(stage))
         done = stage.layer
     return tuple(steps + _spans(done, num_layers, set()))
@@ -87,9 +93,10 @@ def _check_requests(requests: tuple[Request, ...], done: int, stage: Stage) -> N
     # Signals must describe the sequence as it stands at the cut: a block before the last cut saw
     # other tokens.
     for request in requests:
-        if isinstance(request, RopeSettings):
+        if not isinstance(request, LayerRequest):
             continue
-        if not done <= request.layer < stage.layer:
+        last = stage.layer if isinstance(request, _OF_NEXT_BLOCK) else stage.layer - 1
+        if not done <= request.layer <= last:
             raise MethodError(
                 f"{request} cannot be had for a cut before layer {stage.layer}: "
                 f"blocks {done} to {stage.layer - 1} have run on the present tokens"

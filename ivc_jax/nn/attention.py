@@ -89,3 +89,51 @@ def attention_rows(
     visible = mask[:, None, None]
     rows = jax.nn.softmax(logits, axis=-1, where=visible)
     return jnp.where(visible, rows, 0.0).reshape(B, H, Q, -1)
+
+
+# The scores of this many bytes at a time: few enough for a CPU's cache to help.
+_RECEIVED_BYTES = 2**24
+
+
+@typed
+def attention_received(
+    queries: Float[Array, "B Q H C"],
+    keys: Float[Array, "B S G C"],
+    visible: Bool[Array, "B S"],
+    weights: Float[Array, "B Q"],
+    ends: Int[Array, "B Q"] | None = None,
+) -> Float[Array, "B S"]:
+    """Sum attention probabilities over queries, weighted, and average over heads: float32.
+
+    Quadratic in time, linear in memory: chunks of queries pass by, no map is kept.
+
+    Args:
+        visible: keys that may be seen at all.
+        weights: of the queries; one of weight 0 counts nowhere.
+        ends: a query sees only keys in slots below its own end.
+    """
+    B, Q, H, C = queries.shape
+    S, G = keys.shape[1:3]
+    chunks = min(Q, -(-4 * B * H * Q * S // _RECEIVED_BYTES))
+    size = -(-Q // chunks)
+    ends = jnp.full((B, Q), S) if ends is None else ends
+    keys = keys.astype(jnp.float32)
+
+    def cut(array: jax.Array) -> jax.Array:
+        padding = ((0, 0), (0, chunks * size - Q), *((0, 0),) * (array.ndim - 2))
+        return jnp.moveaxis(
+            jnp.pad(array, padding).reshape(B, chunks, size, *array.shape[2:]), 1, 0
+        )
+
+    def add_chunk(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
+        queries, weights, ends = chunk
+        grouped = queries.reshape(B, size, G, H // G, C).astype(jnp.float32)
+        logits = jnp.einsum("bqgrc,bsgc->bgrqs", grouped, keys) * C**-0.5
+        seen = (visible[:, None] & (jnp.arange(S) < ends[..., None]))[:, None, None]
+        top = logits.max(axis=-1, keepdims=True, where=seen, initial=jnp.finfo(jnp.float32).min)
+        raised = jnp.where(seen, jnp.exp(logits - top), 0.0)
+        share = weights[:, None, None] / jnp.maximum(raised.sum(axis=-1), 1e-30)
+        return total + jnp.einsum("bgrq,bgrqs->bs", share, raised), None
+
+    parts = cut(queries), cut(weights), cut(ends)
+    return jax.lax.scan(add_chunk, jnp.zeros((B, S), jnp.float32), parts)[0] / H

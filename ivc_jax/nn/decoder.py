@@ -16,7 +16,7 @@ from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import GatedMLP
-from ivc_jax.nn.vision import VisionTower
+from ivc_jax.nn.tower import VisionTower
 from ivc_jax.types import typed
 
 Params = dict[str, Any]
@@ -64,6 +64,19 @@ class DecoderBlock(nn.Module):
 def layer_params(layers: Params, index: jax.Array | int) -> Params:
     """Take one block's parameters out of the stack."""
     return jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+
+
+@typed
+def project(
+    config: DecoderConfig,
+    layers: Params,
+    hidden: Float[Array, "B N D"],
+    angles: Float[Array, "B N F"],
+    index: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return queries, keys and values of block `index` without running it."""
+    params = {"params": layer_params(layers, index)}
+    return DecoderBlock(config).apply(params, hidden, angles, method="qkv")
 
 
 @typed

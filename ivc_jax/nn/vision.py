@@ -1,4 +1,4 @@
-"""Vision tower of Qwen2-VL and Qwen2.5-VL over padded patch rows.
+"""Parts of the vision tower of Qwen2-VL and Qwen2.5-VL, over padded patch rows.
 
 One row holds the patches of one image (or of one temporal slice of a video); rows never see each
 other. In Qwen2-VL attention is full inside a row, and rows are padded on the right:
@@ -17,14 +17,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import MLP, NORMS, GatedMLP
-from ivc_jax.types import typed
 
 
 @flax.struct.dataclass
@@ -40,7 +38,17 @@ class VisionAttention(nn.Module):
 
     config: VisionConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declare the projections under the names that checkpoints use."""
+        self.qkv = nn.Dense(3 * self.config.embed_dim)
+        self.proj = nn.Dense(self.config.embed_dim)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Project [R, P, D] to queries, keys and values [R, P, H, C], none of them rotated."""
+        R, P, _ = x.shape
+        qkv = self.qkv(x).reshape(R, P, 3, self.config.num_heads, self.config.head_dim)
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
     def __call__(
         self,
         x: jax.Array,
@@ -57,10 +65,7 @@ class VisionAttention(nn.Module):
             windows: without them attention is over the row, whose real patches come first.
             full: scalar bool, attend over the row despite the windows; None is False.
         """
-        R, P, D = x.shape
-        qkv = nn.Dense(3 * D, name="qkv")(x)
-        qkv = qkv.reshape(R, P, 3, self.config.num_heads, self.config.head_dim)
-        queries, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        queries, keys, values = self.project(x)
         queries, keys = rope.rotate(queries, angles), rope.rotate(keys, angles)
         if windows is None:
             mixed = attend(queries, keys, values, lengths=lengths)
@@ -73,7 +78,7 @@ class VisionAttention(nn.Module):
                 lambda *qkv: _attend_within(windows, *qkv),
                 *(queries, keys, values),
             )
-        return nn.Dense(D, name="proj")(mixed.reshape(R, P, D))
+        return self.proj(mixed.reshape(x.shape))
 
 
 def _attend_within(
@@ -104,7 +109,18 @@ class VisionBlock(nn.Module):
 
     config: VisionConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declare the parts under the names that checkpoints use."""
+        config = self.config
+        self.norm1, self.norm2 = NORMS[config.norm](), NORMS[config.norm]()
+        self.attn = VisionAttention(config)
+        sizes = (config.mlp_dim, config.embed_dim, config.activation)
+        self.mlp = GatedMLP(*sizes, use_bias=True) if config.gated_mlp else MLP(*sizes)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the unrotated queries, keys and values [R, P, H, C] of the block's attention."""
+        return self.attn.project(self.norm1(x))
+
     def __call__(
         self,
         x: jax.Array,
@@ -114,16 +130,8 @@ class VisionBlock(nn.Module):
         full: jax.Array | None = None,
     ) -> jax.Array:
         """Map [R, P, D] to [R, P, D]."""
-        config = self.config
-        norm = NORMS[config.norm]
-        attention = VisionAttention(config, name="attn")
-        x = x + attention(norm(name="norm1")(x), angles, lengths, windows, full)
-        sizes = (config.mlp_dim, config.embed_dim, config.activation)
-        if config.gated_mlp:
-            mlp = GatedMLP(*sizes, use_bias=True, name="mlp")
-        else:
-            mlp = MLP(*sizes, name="mlp")
-        return x + mlp(norm(name="norm2")(x))
+        x = x + self.attn(self.norm1(x), angles, lengths, windows, full)
+        return x + self.mlp(self.norm2(x))
 
 
 class PatchMerger(nn.Module):
@@ -141,50 +149,7 @@ class PatchMerger(nn.Module):
         return MLP(joined, self.config.out_dim, "gelu", name="mlp")(x)
 
 
-class VisionTower(nn.Module):
-    """Patch embedding, transformer blocks (scanned, parameters stacked), merger."""
-
-    config: VisionConfig
-
-    @nn.compact
-    @typed
-    def __call__(
-        self, patches: Float[Array, "R P E"], patch_positions: Int[Array, "R P 2"]
-    ) -> Float[Array, "R W D"]:
-        """Encode patch rows.
-
-        Args:
-            patches: flattened pixels, merge-block order, window by window if the tower has
-                windows; zeros at padding. P is a multiple of `config.row_unit`.
-            patch_positions: (row, column) of each patch, -1 at padding.
-
-        Returns:
-            Visual tokens [R, P / merge², out_dim] in the order of the row; those of padding are
-            meaningless.
-        """
-        config = self.config
-        valid = patch_positions[..., 0] >= 0
-        # A row of padding alone still needs one key, or its softmax is 0 / 0.
-        lengths = valid.sum(axis=1).clip(min=1)
-        windows, full = None, None
-        if config.window_size is not None:
-            windows = _find_windows(valid, config.row_unit)
-            # One scan for both kinds of blocks: the choice is data, and parameters stay stacked.
-            is_full = np.isin(np.arange(config.depth), config.full_attention_blocks)
-            full = jnp.asarray(is_full) if is_full.any() else None
-        angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)
-        x = nn.Dense(config.embed_dim, use_bias=False, name="patch_embed")(patches)
-        blocks = nn.scan(
-            lambda block, x, full: (block(x, angles, lengths, windows, full), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=config.depth,
-        )
-        x, _ = blocks(VisionBlock(config, name="blocks"), x, full)
-        return PatchMerger(config, name="merger")(x)
-
-
-def _find_windows(valid: Bool[Array, "R P"], window_patches: int) -> Windows:
+def find_windows(valid: Bool[Array, "R P"], window_patches: int) -> Windows:
     """Count the real patches of each window; list the slots of a row, real patches first."""
     R, P = valid.shape
     lengths = valid.reshape(R, P // window_patches, window_patches).sum(axis=2)

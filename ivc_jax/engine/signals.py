@@ -1,0 +1,89 @@
+"""What the decoder can tell a method: vectors and attention of one block on one sequence."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ivc_jax.methods.base import (
+    AttentionReceived,
+    AttentionRows,
+    Keys,
+    Request,
+    TokenVectors,
+    Values,
+)
+from ivc_jax.nn.attention import attention_received, attention_rows
+from ivc_jax.types import Layout
+
+
+def layer_signals(
+    requests: Iterable[Request],
+    layout: Layout,
+    queries: jax.Array | None,
+    keys: jax.Array,
+    values: jax.Array,
+) -> dict[Request, Any]:
+    """Answer requests about one block.
+
+    Args:
+        requests: all of this block.
+        queries: [B, N, H, C], rotated; None if no request needs them.
+        keys: [B, N, G, C], rotated.
+        values: [B, N, G, C].
+    """
+    signals: dict[Request, Any] = {}
+    for request in requests:
+        if isinstance(request, Values):
+            signals[request] = split(layout, values)
+        elif isinstance(request, Keys):
+            signals[request] = split(layout, keys)
+        elif isinstance(request, AttentionRows):
+            signals[request] = _rows(request, layout, queries, keys)
+        elif isinstance(request, AttentionReceived):
+            signals[request] = _received(request, layout, queries, keys)
+    return signals
+
+
+def split(layout: Layout, vectors: jax.Array) -> TokenVectors:
+    """Gather per-token vectors [B, N, ...] of visual and text slots."""
+    return TokenVectors(
+        visual=_take(vectors, layout.visual_index), text=_take(vectors, layout.text_index)
+    )
+
+
+def _take(vectors: jax.Array, slots: jax.Array) -> jax.Array:
+    index = slots.reshape(*slots.shape, *(1,) * (vectors.ndim - 2))
+    return jnp.take_along_axis(vectors, index, axis=1)
+
+
+def _rows(request: AttentionRows, layout: Layout, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Return causal attention rows over the visual tokens: [B, H, Q, V]."""
+    if request.queries == "text":
+        slots, valid = layout.text_index, layout.text_valid
+    else:
+        slots = layout.lengths[:, None] - request.count + jnp.arange(request.count)
+        valid = slots >= 0
+        slots = jnp.maximum(slots, 0)
+    visible = (jnp.arange(keys.shape[1]) <= slots[..., None]) & valid[..., None]
+    rows = attention_rows(_take(queries, slots), keys, visible)  # [B, H, Q, N]
+    columns = jnp.take_along_axis(rows, layout.visual_index[:, None, None], axis=3)
+    return jnp.where(layout.visual_valid[:, None, None], columns, 0.0)
+
+
+def _received(
+    request: AttentionReceived, layout: Layout, queries: jax.Array, keys: jax.Array
+) -> jax.Array:
+    """Return the mean attention from visual tokens to each of them: [B, V]."""
+    valid = layout.visual_valid
+    ends = layout.visual_index + 1
+    if not request.causal:
+        last = jnp.where(valid, ends, 0).max(axis=1, keepdims=True, initial=0)
+        ends = jnp.broadcast_to(last, ends.shape)
+    visible = jnp.arange(keys.shape[1]) < layout.lengths[:, None]
+    mass = attention_received(
+        _take(queries, layout.visual_index), keys, visible, valid.astype(jnp.float32), ends
+    )
+    mass = _take(mass, layout.visual_index) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+    return jnp.where(valid, mass, 0.0)

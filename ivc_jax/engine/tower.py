@@ -1,0 +1,150 @@
+"""What the vision tower can tell a method, in the visual space of the unpruned prompt.
+
+The tower works on rows of patches; the patches of a merged token lie next to each other, and
+`visual_source` says which merged cell is which visual token:
+
+    patches     a a a a  b b b b  c c c c  - - - -        a row, -: padding
+    cells          0        1        2        3
+    visual_source  [0, 2, 1]                              tokens a, c, b (a tower with windows)
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ivc_jax.config import VisionConfig
+from ivc_jax.methods.base import (
+    MethodError,
+    PixelEntropy,
+    Received,
+    Request,
+    TowerAttention,
+    TowerFeatures,
+    TowerKeys,
+    TowerRequest,
+)
+from ivc_jax.nn import rope
+from ivc_jax.nn.attention import attention_received
+from ivc_jax.nn.tower import Features, Projections, Tap
+from ivc_jax.types import Inputs
+
+_GREY_LEVELS = 256
+
+
+def tap_of(request: TowerRequest, vision: VisionConfig) -> Tap | None:
+    """Say what of the tower a request needs; None is nothing but the pixels.
+
+    Raises:
+        MethodError: a block that the tower does not have, or one without attention over the
+            whole image.
+    """
+    if isinstance(request, PixelEntropy):
+        return None
+    if isinstance(request, TowerFeatures):
+        first, last = _block(request.first, vision), _block(request.last, vision)
+        if first > last:
+            raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
+        return Features(first, last, request.merged)
+    full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
+    if request.block is None:
+        return Projections(max(full, default=vision.depth - 1))
+    block = _block(request.block, vision)
+    if isinstance(request, TowerAttention) and block not in full:
+        raise MethodError(
+            f"block {block} of the tower attends within windows; choose one of {tuple(full)}"
+        )
+    return Projections(block)
+
+
+def _block(block: int, vision: VisionConfig) -> int:
+    if not -vision.depth <= block < vision.depth:
+        raise MethodError(f"the vision tower has blocks 0 to {vision.depth - 1}, asked for {block}")
+    return block % vision.depth
+
+
+def tower_signals(
+    requests: Iterable[TowerRequest], inputs: Inputs, tapped: dict[Tap, Any], vision: VisionConfig
+) -> dict[Request, Any]:
+    """Turn what was tapped into signals."""
+    cells = _Cells(inputs, vision.merge_area)
+    signals: dict[Request, Any] = {}
+    for request in requests:
+        tap = tap_of(request, vision)
+        if isinstance(request, PixelEntropy):
+            signals[request] = cells.pooled(_entropy(inputs.patches, vision))
+        elif isinstance(request, TowerFeatures):
+            gather = cells.gathered if request.merged else cells.pooled
+            signals[request] = gather(tapped[tap])
+        elif isinstance(request, TowerKeys):
+            signals[request] = cells.pooled(tapped[tap][1].astype(jnp.float32).mean(axis=2))
+        else:
+            queries, keys, angles = tapped[tap]
+            turned = rope.rotate(queries, angles), rope.rotate(keys, angles)
+            signals[request] = _ReceivedInTower(cells, *turned)
+    return signals
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """Moves between patch rows, merged cells and visual tokens."""
+
+    inputs: Inputs
+    area: int
+
+    def gathered(self, cells: jax.Array) -> jax.Array:
+        """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...]."""
+        return cells.reshape(-1, *cells.shape[2:])[self.inputs.visual_source].astype(jnp.float32)
+
+    def pooled(self, patches: jax.Array) -> jax.Array:
+        """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""
+        R, P = patches.shape[:2]
+        split = patches.astype(jnp.float32).reshape(
+            R, P // self.area, self.area, *patches.shape[2:]
+        )
+        return self.gathered(split.mean(axis=2))
+
+    def spread(self, tokens: jax.Array) -> jax.Array:
+        """Hand each patch the value of its visual token: [B, V] to [R, P], 0 at padding."""
+        R, P = self.inputs.patches.shape[:2]
+        tokens = jnp.where(self.inputs.layout.visual_valid, tokens, 0.0)
+        flat = jnp.zeros(R * P // self.area, jnp.float32).at[self.inputs.visual_source].add(tokens)
+        return jnp.repeat(flat.reshape(R, -1), self.area, axis=1)
+
+
+@flax.struct.dataclass
+class _ReceivedInTower(Received):
+    """Attention received within each row of patches, formed when it is asked for."""
+
+    cells: _Cells = flax.struct.field(pytree_node=False)
+    queries: jax.Array  # [R, P, H, C], rotated
+    keys: jax.Array  # [R, P, H, C], rotated
+
+    def __call__(self, weights: jax.Array | None = None) -> jax.Array:
+        layout = self.cells.inputs.layout
+        weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights
+        patches = self.cells.spread(weights.astype(jnp.float32))
+        visible = self.cells.inputs.patch_positions[..., 0] >= 0
+        mass = attention_received(self.queries, self.keys, visible, patches)
+        total = patches.sum(axis=1, keepdims=True)
+        received = self.cells.pooled(mass / jnp.where(total > 0, total, 1.0))
+        return jnp.where(layout.visual_valid, received, 0.0)
+
+
+def _entropy(patches: jax.Array, vision: VisionConfig) -> jax.Array:
+    """Return the entropy in bits of the grey levels of each patch: [R, P]."""
+    R, P, _ = patches.shape
+    channels = patches.reshape(R, P, vision.in_channels, -1).astype(jnp.float32)
+    mean, std = (np.array(x, np.float32)[:, None] for x in (vision.pixel_mean, vision.pixel_std))
+    grey = jnp.round((channels * std + mean).mean(axis=2) * (_GREY_LEVELS - 1))
+
+    def add_level(total: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
+        share = (grey == level).mean(axis=2, dtype=jnp.float32)
+        return total - jax.scipy.special.xlogy(share, share) / np.log(2), None
+
+    levels = jnp.arange(_GREY_LEVELS, dtype=jnp.float32)
+    return jax.lax.scan(add_level, jnp.zeros((R, P), jnp.float32), levels)[0]
