@@ -7,6 +7,9 @@ pyramiddrop:layers=7/14/21,ratios=0.5/0.25/0.125
 """
 
 import dataclasses
+import functools
+import importlib.metadata
+import logging
 import types
 import typing
 from typing import Any
@@ -15,7 +18,7 @@ from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.baselines import Random, Uniform
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.ivc import IVCPrune
-from ivc_jax.methods.modifiers import WithIVC
+from ivc_jax.methods.modifiers import WithIVC, chain
 
 __all__ = [
     "METHODS",
@@ -39,17 +42,23 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC}
+PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class
+_log = logging.getLogger(__name__)
 _BOOLS = {"true": True, "false": False}
 
 
 def parse(spec: str | Method) -> Method:
     """Build a method from "name[+ivc][:field=value,...]"; a method is returned as it is.
 
+    Packages may add methods through entry points of the group "ivc_jax.methods"; they are loaded
+    here, once, and appear in `METHODS` under their names.
+
     Raises:
         MethodError: unknown name or field, or a value that the field cannot take.
     """
     if isinstance(spec, Method):
         return spec
+    _load_plugins()
     if not isinstance(spec, str):
         raise MethodError(f"a method is named by a string, got {type(spec).__name__}")
     names, colon, assignments = spec.partition(":")
@@ -64,7 +73,9 @@ def parse(spec: str | Method) -> Method:
             raise MethodError(f"{spec!r}: expected field=value, got {assignment!r}")
         owner = next((i for i, fields in enumerate(known) if field in fields), None)
         if owner is None:
-            listed = ", ".join(sorted(set().union(*known))) or "none"
+            # The modifiers' own fields come first.
+            listed = ", ".join(name for fields in reversed(known) for name in sorted(fields))
+            listed = listed or "none"
             raise MethodError(f"{names.strip()} has no field {field!r}; known fields: {listed}")
         if field in values[owner]:
             raise MethodError(f"{spec!r}: {field} is given twice")
@@ -81,16 +92,31 @@ def describe(method: Method) -> str:
     It holds keep_ratio and every field that differs from its default, in order of definition:
     one method has one string, which serves as its key in records.
     """
-    layers = [method]
-    while isinstance(layers[-1], WithIVC):
-        layers.append(layers[-1].host)
     parts = []
-    for layer in reversed(layers):
+    for layer in reversed(chain(method)):
         for field in _fields(type(layer)).values():
             value = getattr(layer, field.name)
             if value != field.default or (field.name == "keep_ratio" and value is not None):
                 parts.append(f"{field.name}={_write(value, field.type)}")
     return ":".join([method.name, ",".join(parts)]) if parts else method.name
+
+
+@functools.cache
+def _load_plugins() -> None:
+    """Add the methods of other packages to the table; a broken one is logged and left out."""
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        if entry.name in METHODS:
+            _log.warning("entry point %s: the name %r is taken", entry.value, entry.name)
+            continue
+        try:
+            method = entry.load()
+        except Exception as error:  # whatever a stranger's package raises
+            _log.warning("method %r of %s does not load: %s", entry.name, entry.value, error)
+            continue
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            _log.warning("entry point %s is not a Method class", entry.value)
+            continue
+        METHODS[entry.name] = method
 
 
 def _look_up(table: dict[str, type[Method]], role: str, name: str) -> type[Method]:

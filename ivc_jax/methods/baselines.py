@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import scoring
-from ivc_jax.methods.base import Method, MethodError, Signals, Stage, check_keep_ratio
+from ivc_jax.methods import budget, scoring
+from ivc_jax.methods.base import Method, MethodError, Signals, Stage
 from ivc_jax.methods.presets import default_layer, resolved
 from ivc_jax.types import Layout, Selection
 
@@ -27,33 +27,35 @@ class _CellRanking(Method):
     """Keep the best cells of each image by a score of the cell alone."""
 
     layer: int | None = None
-    keep_ratio: float = 0.5
+    keep_ratio: float | None = None
     compact_earlier_kv: bool = True
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 0:
             raise MethodError(f"layer must not be negative, got {self.layer}")
-        check_keep_ratio(self.keep_ratio)
+        budget.settle_keep_ratio(self)
 
     def resolve(self, config: ModelConfig) -> Method:
-        """Fill in IVC-Prune's layer."""
+        """Fill in IVC-Prune's layer; solve the budget."""
         layer = default_layer(config) if self.layer is None else self.layer
-        return dataclasses.replace(self, layer=layer)
+        method = dataclasses.replace(self, layer=layer)
+        return budget.solved(method, config.decoder.num_layers)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
         layer = resolved(self.layer, self.name)
-        return (Stage(layer, self.keep_ratio, self.compact_earlier_kv),)
+        return (Stage(layer, budget.resolved_ratio(self), self.compact_earlier_kv),)
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the sum of round(keep_ratio * tokens) over the images."""
-        counts = scoring.rounded_counts(self.keep_ratio, visual_slots)
+        counts = scoring.rounded_counts(stage.keep_ratio, visual_slots)
         return scoring.largest_total(counts, num_images)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Keep round(keep_ratio * tokens) cells of every image."""
-        counts = scoring.rounded_counts(self.keep_ratio, layout.visual_slots)
+        counts = scoring.rounded_counts(stage.keep_ratio, layout.visual_slots)
         rank = scoring.rank_in_segment(
             self._cell_scores(layout), layout.image_id, layout.visual_valid
         )
@@ -72,8 +74,9 @@ class Random(_CellRanking):
 
     Attributes:
         layer: first block that sees the shorter sequence; None asks `resolve`.
-        keep_ratio: share of each image's tokens kept, rounded half to even.
+        keep_ratio: share of each image's tokens kept, rounded half to even; 0.5 without a budget.
         compact_earlier_kv: also drop the tokens from earlier caches.
+        budget: mean over layers of the share in the cache, instead of keep_ratio.
         seed: of the draw.
     """
 
@@ -110,8 +113,9 @@ class Uniform(_CellRanking):
 
     Attributes:
         layer: first block that sees the shorter sequence; None asks `resolve`.
-        keep_ratio: share of each image's tokens kept, rounded half to even.
+        keep_ratio: share of each image's tokens kept, rounded half to even; 0.5 without a budget.
         compact_earlier_kv: also drop the tokens from earlier caches.
+        budget: mean over layers of the share in the cache, instead of keep_ratio.
     """
 
     name: ClassVar[str] = "uniform"

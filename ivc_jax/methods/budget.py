@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ivc_jax.methods.base import Method, MethodError, Stage, check_keep_ratio
+from ivc_jax.methods.presets import resolved
 
 _STEPS = 60  # halvings; float64 has 53 bits
 _SMALLEST = 1e-3  # share of the tokens; less is no selection any more
@@ -65,6 +66,15 @@ def settle_keep_ratio(method: Method, default: float = 0.5) -> None:
     if keep_ratio is None:
         object.__setattr__(method, "keep_ratio", default)
     check_keep_ratio(method.keep_ratio)
+
+
+def resolved_ratio(method: Method) -> float:
+    """Return the keep ratio of a method of one cut.
+
+    Raises:
+        MethodError: it has a budget that is not solved yet.
+    """
+    return resolved(method.keep_ratio, method.name, "keep_ratio")
 
 
 def solved(method: _M, num_layers: int) -> _M:

@@ -17,6 +17,7 @@ Frequencies = str | tuple[int, ...]
 
 POSITIONS = ("absolute", "relative", "index")
 AXES = ("thw", "hw")
+_WHOLE_FRACTIONS = 0.5  # the budget for which the released fractions were chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,11 @@ def check_fractions(**fractions: float) -> None:
         ivc.check_fractions(**fractions)
     except ValueError as error:
         raise MethodError(str(error)) from None
+
+
+def budget_scale(budget: float | None) -> float:
+    """Return the factor by which IVC fractions, meant for half of the tokens, shrink."""
+    return 1.0 if budget is None else min(1.0, budget / _WHOLE_FRACTIONS)
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -3,41 +3,48 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
-from ivc_jax.methods import scoring
+from ivc_jax.config import ModelConfig
+from ivc_jax.methods import budget, scoring
 from ivc_jax.methods.base import (
     AttentionRows,
-    Method,
     MethodError,
     Request,
+    Scored,
     Signals,
     Stage,
-    check_keep_ratio,
 )
 from ivc_jax.types import Layout, Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class FastV(Method):
+class FastV(Scored):
     """Keep the visual tokens that the last prompt token attends to most (section 4.1).
 
     The score follows the released code: the last token's row of the block before the cut, averaged
     over heads. The paper's text averages over all rows.
 
     Attributes:
-        layer: first block that sees the shorter sequence (K of the paper).
-        keep_ratio: share of visual tokens kept, 1 - R of the paper.
+        layer: first block that sees the shorter sequence (K of the paper). A budget that the
+            blocks before it would exceed moves it forward.
+        keep_ratio: share of visual tokens kept, 1 - R of the paper; 0.5 if no budget is given.
         per_image: give every image its own budget instead of one for the sample.
         rounding: of keep_ratio times the token count: "round" (half to even), "floor" or "ceil".
+        budget: mean over layers of the share in the cache, instead of keep_ratio.
+        compact_earlier_kv: drop the tokens from the caches of the blocks before as well, which
+            the published method does not.
     """
 
     name: ClassVar[str] = "fastv"
 
     layer: int = 2
-    keep_ratio: float = 0.5
+    keep_ratio: float | None = None
     per_image: bool = False
     rounding: str = "round"
+    budget: float | None = None
+    compact_earlier_kv: bool = False
 
     def __post_init__(self) -> None:
         if self.layer < 1:
@@ -45,15 +52,27 @@ class FastV(Method):
                 f"fastv needs the attention of an earlier block: choose layer >= 1, "
                 f"got {self.layer}"
             )
-        check_keep_ratio(self.keep_ratio)
+        budget.settle_keep_ratio(self)
         if self.rounding not in scoring.ROUNDING:
             known = tuple(scoring.ROUNDING)
             raise MethodError(f"rounding must be one of {known}, got {self.rounding!r}")
 
+    def resolve(self, config: ModelConfig) -> "FastV":
+        """Solve the budget at the latest layer that allows it."""
+        for layer in range(self.layer, 0, -1):
+            try:
+                method = dataclasses.replace(self, layer=layer)
+                return budget.solved(method, config.decoder.num_layers)
+            except MethodError:
+                if layer == 1:
+                    raise
+        raise AssertionError("layer is at least 1")
+
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One cut; the blocks before it keep their caches whole."""
-        return (Stage(self.layer, self.keep_ratio, compact_earlier_kv=False),)
+        """One cut; the blocks before it keep their caches whole by default."""
+        keep_ratio = budget.resolved_ratio(self)
+        return (Stage(self.layer, keep_ratio, compact_earlier_kv=self.compact_earlier_kv),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the last token's attention in the block before the cut."""
@@ -61,17 +80,22 @@ class FastV(Method):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens by the published rounding."""
-        counts = scoring.rounded_counts(self.keep_ratio, visual_slots, self.rounding)
+        counts = scoring.rounded_counts(stage.keep_ratio, visual_slots, self.rounding)
         return scoring.largest_total(counts, num_images if self.per_image else 1)
 
-    def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Keep the best tokens by mean attention over the heads."""
-        attention = signals[AttentionRows(stage.layer - 1, "last")]  # [B, H, 1, V]
+    def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
+        """Return the mean attention over the heads."""
+        return signals[AttentionRows(stage.layer - 1, "last")].mean(axis=(1, 2))
+
+    def choose(
+        self, scores: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
+    ) -> Selection:
+        """Keep the best tokens of the sample or of each image."""
         slots = layout.visual_slots
-        counts = jnp.asarray(scoring.rounded_counts(self.keep_ratio, slots, self.rounding))
+        counts = jnp.asarray(scoring.rounded_counts(stage.keep_ratio, slots, self.rounding))
         if self.per_image:
-            segment, budget = layout.image_id, counts[layout.image_count]
+            segment, count = layout.image_id, counts[layout.image_count]
         else:
-            segment, budget = scoring.one_segment(layout), counts[layout.visual_count][:, None]
-        rank = scoring.rank_in_segment(attention.mean(axis=(1, 2)), segment, layout.visual_valid)
-        return scoring.from_mask(rank < budget, num_keep)
+            segment, count = scoring.one_segment(layout), counts[layout.visual_count][:, None]
+        rank = scoring.rank_in_segment(scores, segment, layout.visual_valid)
+        return scoring.from_mask(rank < count, num_keep)

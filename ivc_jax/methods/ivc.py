@@ -8,7 +8,7 @@ import numpy as np
 
 from ivc_jax import ivc
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import scoring, segments
+from ivc_jax.methods import budget, scoring, segments
 from ivc_jax.methods.base import (
     Method,
     MethodError,
@@ -17,13 +17,13 @@ from ivc_jax.methods.base import (
     Signals,
     Stage,
     Values,
-    check_keep_ratio,
 )
 from ivc_jax.methods.coordinates import (
     AXES,
     POSITIONS,
     CoordinateRules,
     Frequencies,
+    budget_scale,
     canonical_frequencies,
     check_choice,
     check_fractions,
@@ -64,8 +64,8 @@ class IVCPrune(Method):
 
     Attributes:
         layer: first block that sees the shorter sequence; None asks `resolve`.
-        keep_ratio: share of an image's tokens to keep under "fill". If IVC tokens and seeds alone
-            are more, they all stay. Not used by "union".
+        keep_ratio: share of an image's tokens to keep under "fill", 0.5 without a budget. If IVC
+            tokens and seeds alone are more, they all stay. Not used by "union".
         cos_fraction: share of the tokens nearest to the identity rotation.
         sin_fraction: share of the tokens nearest to a quarter turn.
         seed_fraction: share of the tokens that act as queries beside the text, at least one.
@@ -90,6 +90,8 @@ class IVCPrune(Method):
         whole_kv_layers: first blocks whose caches stay whole all the same (1 in the released code
             for LLaVA and DeepSeek-VL2).
         score_dtype: "float32", or "bfloat16" to round scores as the released code does.
+        budget: mean over layers of the share in the cache, instead of keep_ratio. Below 0.5 the
+            cos and sin fractions shrink with it, so that IVC tokens keep their part of what stays.
         quirks: "official" prunes the first image of a sample alone; later ones stay whole and act
             as queries, as the released code has it.
     """
@@ -97,7 +99,7 @@ class IVCPrune(Method):
     name: ClassVar[str] = "ivc"
 
     layer: int | None = None
-    keep_ratio: float = 0.5
+    keep_ratio: float | None = None
     cos_fraction: float = 0.1
     sin_fraction: float = 0.1
     seed_fraction: float = 0.01
@@ -117,13 +119,14 @@ class IVCPrune(Method):
     whole_kv_layers: int = 0
     score_dtype: str = "float32"
     quirks: str = "none"
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
             raise MethodError(
                 f"ivc needs the values of an earlier block: choose layer >= 1, got {self.layer}"
             )
-        check_keep_ratio(self.keep_ratio)
+        budget.settle_keep_ratio(self)
         check_fractions(
             cos_fraction=self.cos_fraction,
             sin_fraction=self.sin_fraction,
@@ -137,6 +140,8 @@ class IVCPrune(Method):
             check_choice(name, getattr(self, name), known)
         if self.foreground_fraction is not None and self.combine != "union":
             raise MethodError("foreground_fraction has an effect with combine=union only")
+        if self.budget is not None and self.combine == "union":
+            raise MethodError("combine=union keeps what its fractions say; it takes no budget")
         if self._official and (self.scope, self.per_frame, self.queries) != (
             "image",
             False,
@@ -146,17 +151,25 @@ class IVCPrune(Method):
         object.__setattr__(self, "frequencies", canonical_frequencies(self.frequencies))
 
     def resolve(self, config: ModelConfig) -> "IVCPrune":
-        """Fill in the layer and check the planes against the model."""
+        """Fill in the layer, solve the budget and check the planes against the model."""
         check_frequencies(self.frequencies, config.decoder.rope)
         layer = default_layer(config) if self.layer is None else self.layer
-        return dataclasses.replace(self, layer=layer)
+        scale = budget_scale(self.budget)
+        method = dataclasses.replace(
+            self,
+            layer=layer,
+            cos_fraction=scale * self.cos_fraction,
+            sin_fraction=scale * self.sin_fraction,
+        )
+        return budget.solved(method, config.decoder.num_layers)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
-        ratio = self.keep_ratio
         if self.combine == "union":
             ratio = min(1.0, self._foreground + self.cos_fraction + self.sin_fraction)
+        else:
+            ratio = budget.resolved_ratio(self)
         layer = resolved(self.layer, self.name)
         return (Stage(layer, ratio, self.compact_earlier_kv, self.whole_kv_layers),)
 
@@ -184,14 +197,14 @@ class IVCPrune(Method):
         """Rank by IVC scores and by two passes of value attention, then combine."""
         slots = layout.visual_slots
         asked = segments.samples(layout) if self.scope == "sample" else segments.images(layout)
-        budget = segments.frames(layout) if self.per_frame else asked
+        shared = segments.frames(layout) if self.per_frame else asked
         priority = ivc_mask(
             layout,
             signals[RopeSettings()],
             CoordinateRules(self.frequencies, self.positions, self.axes, self.score_dtype),
             scoring.rounded_counts(self.cos_fraction, slots),
             scoring.rounded_counts(self.sin_fraction, slots),
-            within=budget,
+            within=shared,
         )
         seed_counts = self._seed_counts(slots)
         foreground, seeds = foreground_scores(
@@ -207,11 +220,11 @@ class IVCPrune(Method):
         counts = scoring.rounded_counts(
             self.keep_ratio if self.combine == "fill" else self._foreground, slots
         )
-        counts = jnp.asarray(counts)[budget.count]
+        counts = jnp.asarray(counts)[shared.count]
         if self.combine == "fill":
-            keep = fill(foreground, priority, counts, budget.number)
+            keep = fill(foreground, priority, counts, shared.number)
         else:
-            rank = scoring.rank_in_segment(foreground, budget.number, layout.visual_valid)
+            rank = scoring.rank_in_segment(foreground, shared.number, layout.visual_valid)
             keep = priority | (rank < counts)
         if self._official:
             keep |= layout.visual_valid & (layout.image_id > 0)

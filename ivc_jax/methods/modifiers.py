@@ -2,14 +2,25 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import scoring
-from ivc_jax.methods.base import Method, MethodError, Request, RopeSettings, Signals, Stage
+from ivc_jax.methods.base import (
+    Method,
+    MethodError,
+    Modifier,
+    Request,
+    RopeSettings,
+    Signals,
+    Stage,
+)
 from ivc_jax.methods.coordinates import (
     CoordinateRules,
     Frequencies,
+    budget_scale,
     canonical_frequencies,
     check_fractions,
     check_frequencies,
@@ -20,14 +31,18 @@ from ivc_jax.types import Layout, Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class WithIVC(Method):
+class WithIVC(Modifier):
     """Keep the IVC tokens beside whatever another method keeps (the paper's FastV + IVC).
 
     The IVC set is that of the unpruned image at every stage of the host, so that no later stage
-    loses a token of it.
+    loses a token of it. IVC tokens stay as they are, also where the host merges them into others.
+
+    IVC tokens come on top of what the host keeps, but not on top of a budget: with a budget b and
+    a share s of IVC tokens the host gets (b - s) / (1 - s), which makes the union b if the two
+    choose independently of each other. Below b = 0.5 the fractions shrink with it.
 
     Attributes:
-        host: the method to extend; it keeps its own budget, IVC tokens come on top.
+        host: the method to extend.
         cos_fraction: share of an image's tokens nearest to the identity rotation.
         sin_fraction: share of an image's tokens nearest to a quarter turn.
         frequencies: planes in the IVC score: "all", "section" or indices.
@@ -39,7 +54,7 @@ class WithIVC(Method):
     frequencies: Frequencies = "all"
 
     def __post_init__(self) -> None:
-        if isinstance(self.host, IVCPrune | WithIVC):
+        if any(isinstance(part, IVCPrune | WithIVC) for part in chain(self.host)):
             raise MethodError(f"{self.host.name} keeps the IVC tokens already; drop the +ivc")
         if type(self.host) is Method:
             raise MethodError("dense keeps every token; +ivc needs a method that prunes")
@@ -52,9 +67,22 @@ class WithIVC(Method):
         return f"{self.host.name}+ivc"
 
     def resolve(self, config: ModelConfig) -> "WithIVC":
-        """Resolve the host and check the planes against the model."""
+        """Share the budget, if there is one, with the host; check the planes against the model."""
         check_frequencies(self.frequencies, config.decoder.rope)
-        return dataclasses.replace(self, host=self.host.resolve(config))
+        budget = host_budget(self.host)
+        scale = budget_scale(budget)
+        method = dataclasses.replace(
+            self,
+            cos_fraction=scale * self.cos_fraction,
+            sin_fraction=scale * self.sin_fraction,
+        )
+        host = self.host
+        if budget is not None:
+            added = method.cos_fraction + method.sin_fraction
+            if added >= budget:
+                raise MethodError(f"{self.name}: IVC tokens alone exceed budget={budget:g}")
+            host = with_host_budget(host, (budget - added) / (1 - added))
+        return dataclasses.replace(method, host=host.resolve(config))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -74,12 +102,48 @@ class WithIVC(Method):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Unite the host's selection with the IVC tokens."""
         slots = layout.visual_index.shape[1]
-        chosen = scoring.to_mask(self.host.select(signals, layout, stage, num_keep), slots)
+        capacity = self.host.capacity(stage, layout.visual_slots, layout.num_images)
+        selection = self.host.select(signals, layout, stage, min(num_keep, capacity))
+        chosen = scoring.to_mask(selection, slots)
         counts = self._counts(layout.visual_slots)
         rules = CoordinateRules(self.frequencies)
         added = ivc_mask(layout, signals[RopeSettings()], rules, *counts)
-        return scoring.from_mask(chosen | added, num_keep)
+        united = scoring.from_mask(chosen | added, num_keep)
+        if selection.weights is not None:
+            united = united.replace(weights=_widened(selection, united, chosen))
+        return united.replace(carry=selection.carry)
 
     def _counts(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
         cosine = scoring.rounded_counts(self.cos_fraction, max_count)
         return cosine, scoring.rounded_counts(self.sin_fraction, max_count)
+
+
+def _widened(selection: Selection, united: Selection, chosen: jax.Array) -> jax.Array:
+    """Give the weights of a selection rows for added tokens, which stay as they are: [B, K, V]."""
+    row_of = jnp.cumsum(chosen, axis=1) - 1  # [B, V], row of a token in the host's weights
+    row = jnp.take_along_axis(row_of, united.index, axis=1)
+    row = jnp.clip(row, 0, selection.weights.shape[1] - 1)
+    weights = jnp.take_along_axis(selection.weights, row[..., None], axis=1)
+    own = jnp.take_along_axis(chosen, united.index, axis=1) & united.valid
+    alone = scoring.keep_weights(united, chosen.shape[1])
+    return jnp.where(own[..., None], weights, alone)
+
+
+def chain(method: Method) -> list[Method]:
+    """List a method and its hosts, outermost first."""
+    parts = [method]
+    while isinstance(parts[-1], Modifier):
+        parts.append(parts[-1].host)
+    return parts
+
+
+def host_budget(method: Method) -> float | None:
+    """Return the budget of the innermost host, if it has one."""
+    return getattr(chain(method)[-1], "budget", None)
+
+
+def with_host_budget(method: Method, budget: float) -> Method:
+    """Return the same method with another budget of its innermost host."""
+    if isinstance(method, Modifier):
+        return dataclasses.replace(method, host=with_host_budget(method.host, budget))
+    return dataclasses.replace(method, budget=budget)
