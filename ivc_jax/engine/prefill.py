@@ -10,26 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.compact import Sequence, compact, compact_caches
-from ivc_jax.engine.plan import Cut, Span, make_plan
-from ivc_jax.engine.signals import layer_signals, split
+from ivc_jax.engine.compact import Sequence
+from ivc_jax.engine.plan import make_plan
+from ivc_jax.engine.signals import split
 from ivc_jax.engine.tower import tap_of, tower_signals
+from ivc_jax.engine.walk import Walk
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods.base import (
     DENSE,
     Carry,
     Embeddings,
-    Hidden,
-    LayerRequest,
     Method,
-    MethodError,
     Request,
     RopeSettings,
     TowerRequest,
 )
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder, rope
+from ivc_jax.nn import decoder
 from ivc_jax.nn.tower import VisionTower
 from ivc_jax.parallel import place_inputs
 from ivc_jax.types import Inputs, KVSpan, Selection
@@ -110,7 +108,7 @@ def run_prefill(
     asked = dict.fromkeys(r for stage in method.stages for r in method.requests(stage))
     hidden, signals = _embed(config, params, inputs, list(asked))
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
-    walk = _Walk(config, method, params["decoder"], inputs, list(asked), signals)
+    walk = Walk(config, method, params["decoder"], inputs, signals)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
@@ -158,90 +156,3 @@ def _embed(
     if Embeddings() in asked:
         signals[Embeddings()] = split(inputs.layout, hidden)
     return hidden, signals
-
-
-class _Walk:
-    """Walks a plan while the prefill is traced; fills `cache`, `computed` and `selection`."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        method: Method,
-        params: dict[str, Any],
-        inputs: Inputs,
-        asked: Several[Request],
-        signals: dict[Request, Any],
-    ) -> None:
-        self.sizes, self.method, self.params = config.decoder, method, params
-        self.inputs, self.asked, self.signals = inputs, asked, signals
-        self.cache: list[KVSpan] = []
-        self.computed: list[jax.Array] = []
-        self.selection: Selection | None = None
-        self.shift: jax.Array | None = None
-
-    def run(self, sequence: Sequence) -> Sequence:
-        """Take all steps."""
-        for step in make_plan(self.sizes.num_layers, self.method):
-            sequence = (
-                self._cut(sequence, step) if isinstance(step, Cut) else self._span(sequence, step)
-            )
-        return sequence
-
-    def _span(self, sequence: Sequence, span: Span) -> Sequence:
-        """Run the blocks of a span and answer requests about them."""
-        layers, layout = self.params["layers"], sequence.layout
-        angles = rope.angles(self.sizes.rope, layout.positions)
-        queries = None
-        if span.alone:
-            hidden, (queries, keys, values) = decoder.run_layer(
-                self.sizes, layers, sequence.hidden, angles, span.start, lengths=layout.lengths
-            )
-            keys, values = keys[None], values[None]
-        else:
-            hidden, keys, values = decoder.run_span(
-                self.sizes, layers, sequence.hidden, angles, span.start, span.stop,
-                lengths=layout.lengths,
-            )  # fmt: skip
-        for layer in range(span.start, span.stop):
-            offset = layer - span.start
-            self._answer(layer, layout, queries, keys[offset], values[offset])
-        self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
-        count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)
-        self.computed += [count] * (span.stop - span.start)
-        return sequence.replace(hidden=hidden)
-
-    def _answer(self, layer: int, layout: Any, *projections: jax.Array | None) -> None:
-        of_layer = [r for r in self.asked if isinstance(r, LayerRequest) and r.layer == layer]
-        self.signals |= layer_signals(of_layer, layout, *projections)
-
-    def _cut(self, sequence: Sequence, cut: Cut) -> Sequence:
-        """Select and compact; with `jax.named_scope`, so that profiles show what it costs."""
-        method, stage, layout = self.method, cut.stage, sequence.layout
-        with jax.named_scope("selection"):
-            requests = method.requests(stage)
-            if any(isinstance(r, LayerRequest) and r.layer == stage.layer for r in requests):
-                angles = rope.angles(self.sizes.rope, layout.positions)
-                layers = self.params["layers"]
-                projections = decoder.project(
-                    self.sizes, layers, sequence.hidden, angles, stage.layer
-                )
-                self._answer(stage.layer, layout, *projections)
-            if Hidden() in requests:
-                self.signals[Hidden()] = split(layout, sequence.hidden)
-            capacity = method.capacity(stage, layout.visual_slots, layout.num_images)
-            num_keep = min(capacity, layout.visual_index.shape[1])
-            chosen = method.select(self.signals, layout, stage, num_keep)
-            if chosen.weights is not None and stage.compact_earlier_kv and stage.layer:
-                raise MethodError(
-                    f"{method.name} merges tokens, which earlier caches cannot follow: its stage"
-                    " must not have compact_earlier_kv"
-                )
-            self.signals[Carry()] = chosen.carry
-            sequence, order = compact(sequence, chosen, stage.renumber)
-            lengths = sequence.layout.lengths
-            self.selection = Selection(sequence.layout.visual_origin, chosen.valid)
-            if stage.renumber:
-                self.shift = self.inputs.next_position - lengths
-            if stage.compact_earlier_kv:
-                self.cache = compact_caches(self.cache, order, lengths, stage.whole_kv_layers)
-        return sequence

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from ivc_jax.engine.cost import prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, prefill
 from ivc_jax.evals.runner import Answer
@@ -79,6 +80,7 @@ class ModelAnswerer:
         prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
         lengths = np.asarray(output.lengths)
         texts = self.processor.decode(output.tokens, output.lengths)
+        shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)
         size = len(texts)
         return [
             Answer(
@@ -91,6 +93,8 @@ class ModelAnswerer:
                 decode_ms=decode_seconds * 1000 / size,
                 # the loop runs until the longest answer of the batch has ended
                 decode_steps=int(lengths.max()),
+                cached_share=float(shares[sample]),
+                flops=float(flops[sample]),
             )
             for sample, text in enumerate(texts)
         ]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
-_FORMAT = 1
+_FORMAT = 2
 _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 
@@ -29,7 +29,9 @@ class Record:
     """The outcome of one example under one method.
 
     Times are those of the batch divided by its size. `kept` lists the surviving visual tokens,
-    counted from 0 within the sample. A failed row has `error` and no prediction.
+    counted from 0 within the sample; `cached_share` is the mean over layers of the share of them in
+    the cache, `flops` counts the operations of the decoder in the prefill. A failed row has
+    `error` and no prediction.
     """
 
     task: str
@@ -56,6 +58,8 @@ class Record:
     seed: int
     commit: str
     row: int
+    cached_share: float = 1.0
+    flops: float = 0.0
     failed: bool = False
     error: str | None = None
 

@@ -18,7 +18,11 @@ from ivc_jax.evals.tsv import Row, RowError, TsvFile
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said to one prompt, and what it cost; times are shares of the batch's."""
+    """What a model said to one prompt, and what it cost; times are shares of the batch's.
+
+    `cached_share` is the mean over layers of the share of visual tokens in the cache, `flops` the
+    operations of the decoder in the prefill.
+    """
 
     text: str
     visual_tokens: int
@@ -28,6 +32,8 @@ class Answer:
     prefill_ms: float
     decode_ms: float
     decode_steps: int
+    cached_share: float = 1.0
+    flops: float = 0.0
 
 
 class Answerer(Protocol):
@@ -255,6 +261,8 @@ def _scored(
         prefill_ms=round(answer.prefill_ms, 4),
         decode_ms=round(answer.decode_ms, 4),
         decode_steps=answer.decode_steps,
+        cached_share=round(answer.cached_share, 6),
+        flops=answer.flops,
         seconds=round((answer.prefill_ms + answer.decode_ms) / 1000, 6),
         seed=plan.seed,
         commit=plan.commit,

@@ -10,6 +10,7 @@ from ivc_jax.evals.tasks import TASKS
 Record = Mapping[str, Any]
 AVERAGE = "average"
 _DENSE = "dense"
+COSTS = ("cached_share", "flops")  # metrics that say what a method costs
 
 
 def rows(
@@ -48,6 +49,7 @@ def _task_row(task: str, method: str, records: list[Record], dense: list[Record]
     values["low"], values["high"] = metrics.bootstrap_interval(
         [record["score"] for record in records]
     )
+    values |= {name: metrics.mean([record.get(name, 0.0) for record in records]) for name in COSTS}
     dense_score = scoring.aggregate(dense)[scoring.headline] if dense else None
     if dense and method != _DENSE:
         before = {record["example_id"]: record["score"] for record in dense}
@@ -106,7 +108,9 @@ def _average(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         "keep_ratio": parts[0]["keep_ratio"],
         "n": sum(part["n"] for part in parts),
         "score": metrics.mean([part["score"] for part in parts]),
-        "metrics": {},
+        "metrics": {
+            name: metrics.mean([part["metrics"][name] for part in parts]) for name in COSTS
+        },
         "retention": None if None in retentions else metrics.mean(retentions),
         **averaged,
     }

@@ -19,6 +19,8 @@ from ivc_jax.methods.baselines import Random, Uniform
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.modifiers import WithIVC, chain
+from ivc_jax.methods.pore import WithPoRe
+from ivc_jax.methods.pyramiddrop import PyramidDrop
 
 __all__ = [
     "METHODS",
@@ -27,9 +29,11 @@ __all__ = [
     "IVCPrune",
     "Method",
     "MethodError",
+    "PyramidDrop",
     "Random",
     "Uniform",
     "WithIVC",
+    "WithPoRe",
     "describe",
     "parse",
 ]
@@ -40,8 +44,9 @@ METHODS: dict[str, type[Method]] = {
     "uniform": Uniform,
     "ivc": IVCPrune,
     "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
 }
-MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC}
+MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe}
 PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class
 _log = logging.getLogger(__name__)
 _BOOLS = {"true": True, "false": False}

@@ -50,15 +50,17 @@ class Progressive(Method):
             if list(self.ratios) != sorted(self.ratios, reverse=True):
                 raise MethodError(f"ratios must not grow from cut to cut, got {self.ratios}")
         if self.layers is not None:
+            if not self.layers:
+                raise MethodError("layers must name at least one cut")
             object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
             if list(self.layers) != sorted(set(self.layers)):
                 raise MethodError(f"layers must ascend, got {self.layers}")
-            if self.layers and self.layers[0] < self.first_layer:
+            if self.layers[0] < self.first_layer:
                 raise MethodError(
                     f"{self.name} cannot cut before layer {self.first_layer}, got {self.layers}"
                 )
         both = self.layers is not None and self.ratios is not None
-        if both and (not self.layers or len(self.layers) != len(self.ratios)):
+        if both and len(self.layers) != len(self.ratios):
             raise MethodError(
                 f"layers and ratios must pair up, got {self.layers} and {self.ratios}"
             )

@@ -1,0 +1,118 @@
+"""The decoder part of a prefill, traced step by step along its plan."""
+
+from collections.abc import Sequence as Several
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.engine.compact import Sequence, compact, compact_caches
+from ivc_jax.engine.plan import Cut, Span, make_plan
+from ivc_jax.engine.signals import layer_signals, split
+from ivc_jax.methods.base import (
+    Carry,
+    Hidden,
+    LayerRequest,
+    Method,
+    MethodError,
+    Request,
+    Stage,
+)
+from ivc_jax.nn import decoder, rope
+from ivc_jax.types import Inputs, KVSpan, Layout, Selection
+
+
+class Walk:
+    """Walks a plan while the prefill is traced; fills `cache`, `computed` and `selection`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        method: Method,
+        params: dict[str, Any],
+        inputs: Inputs,
+        signals: dict[Request, Any],
+    ) -> None:
+        self.sizes, self.method, self.params = config.decoder, method, params
+        self.inputs, self.signals = inputs, signals
+        self.cache: list[KVSpan] = []
+        self.computed: list[jax.Array] = []
+        self.selection: Selection | None = None
+        self.shift: jax.Array | None = None
+
+    def run(self, sequence: Sequence) -> Sequence:
+        """Take all steps."""
+        steps = make_plan(self.sizes.num_layers, self.method)
+        for number, step in enumerate(steps):
+            cut = next((later for later in steps[number:] if isinstance(later, Cut)), None)
+            requests = self.method.requests(cut.stage) if cut else ()
+            if isinstance(step, Cut):
+                sequence = self._cut(sequence, step.stage, requests)
+            else:
+                sequence = self._span(sequence, step, requests)
+        return sequence
+
+    def _span(self, sequence: Sequence, span: Span, requests: Several[Request]) -> Sequence:
+        """Run the blocks of a span and answer what the next cut asks about them."""
+        layers, layout = self.params["layers"], sequence.layout
+        angles = rope.angles(self.sizes.rope, layout.positions)
+        queries = None
+        if span.alone:
+            hidden, (queries, keys, values) = decoder.run_layer(
+                self.sizes, layers, sequence.hidden, angles, span.start, lengths=layout.lengths
+            )
+            keys, values = keys[None], values[None]
+        else:
+            hidden, keys, values = decoder.run_span(
+                self.sizes, layers, sequence.hidden, angles, span.start, span.stop,
+                lengths=layout.lengths,
+            )  # fmt: skip
+        for layer in range(span.start, span.stop):
+            offset = layer - span.start
+            self._answer(requests, layer, layout, queries, keys[offset], values[offset])
+        self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
+        count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)
+        self.computed += [count] * (span.stop - span.start)
+        return sequence.replace(hidden=hidden)
+
+    def _answer(
+        self, requests: Several[Request], layer: int, layout: Layout, *vectors: jax.Array | None
+    ) -> None:
+        """Note the signals of one block, made of its queries, keys and values."""
+        here = [r for r in requests if isinstance(r, LayerRequest) and r.layer == layer]
+        self.signals |= layer_signals(here, layout, *vectors)
+
+    def _cut(self, sequence: Sequence, stage: Stage, requests: Several[Request]) -> Sequence:
+        """Select and compact."""
+        method, layout = self.method, sequence.layout
+        with jax.named_scope("selection"):
+            self._look_ahead(sequence, stage, requests)
+            capacity = method.capacity(stage, layout.visual_slots, layout.num_images)
+            num_keep = min(capacity, layout.visual_index.shape[1])
+            chosen = method.select(self.signals, layout, stage, num_keep)
+            if chosen.weights is not None and stage.compact_earlier_kv and stage.layer:
+                raise MethodError(
+                    f"{method.name} merges tokens, which earlier caches cannot follow: its stage"
+                    " must not have compact_earlier_kv"
+                )
+            self.signals[Carry()] = chosen.carry
+            sequence, order = compact(sequence, chosen, stage.renumber)
+            lengths = sequence.layout.lengths
+            self.selection = Selection(sequence.layout.visual_origin, chosen.valid)
+            if stage.renumber:
+                self.shift = self.inputs.next_position - lengths
+            if stage.compact_earlier_kv:
+                self.cache = compact_caches(self.cache, order, lengths, stage.whole_kv_layers)
+        return sequence
+
+    def _look_ahead(self, sequence: Sequence, stage: Stage, requests: Several[Request]) -> None:
+        """Answer requests about the sequence as it stands at a cut, and the block behind it."""
+        layout = sequence.layout
+        if Hidden() in requests:
+            self.signals[Hidden()] = split(layout, sequence.hidden)
+        if any(isinstance(r, LayerRequest) and r.layer == stage.layer for r in requests):
+            angles = rope.angles(self.sizes.rope, layout.positions)
+            layers = self.params["layers"]
+            vectors = decoder.project(self.sizes, layers, sequence.hidden, angles, stage.layer)
+            self._answer(requests, stage.layer, layout, *vectors)
