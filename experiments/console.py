@@ -64,7 +64,7 @@ def print_table(console: Console, results: dict[str, Any]) -> None:
     labels = short_labels(methods)
     cells = {(row["task"], row["method"]): row for row in rows}
     table = Table(title="Score in percent; costs are means over tasks, times per example")
-    for name in ("method", "keep"):
+    for name in ("method", "keep", "cached"):
         table.add_column(name)
     for name in (*map(short_task, tasks), "retention", "kept tokens", "KV", "prefill"):
         table.add_column(name, justify="right")
@@ -77,7 +77,8 @@ def print_table(console: Console, results: dict[str, Any]) -> None:
         last = here[-1]  # the average where several tasks ran
         table.add_row(
             labels[method],
-            f"{last['keep_ratio']:g}",
+            f"{last['keep_ratio']:.3g}",
+            f"{last['metrics']['cached_share']:.3f}",
             *scores,
             "-" if last["retention"] is None else f"{100 * last['retention']:.1f} %",
             f"{last['kept_tokens']:.0f} of {last['visual_tokens']:.0f}",

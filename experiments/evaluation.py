@@ -35,6 +35,7 @@ class Session:
     folder: RunFolder
     plan: runner.RunPlan
     answerer: ModelAnswerer
+    unreachable: dict[str, str]
 
     def close(self) -> None:
         """Close the files."""
@@ -71,13 +72,16 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         entries = [_open_task(settings, task, folder.path) for task in chosen]
         log(f"loading {_shown(path)}")
         model, processor = ivc_jax.load(path, dtype=settings.dtype)
+        reached, unreachable = _method_entries(methods, model, settings.skip_unreachable)
+        for reason in unreachable.values():
+            log(f"left out: {reason}")
         plan = runner.RunPlan(
             tasks=entries,
-            methods=_method_entries(methods, model),
+            methods=reached,
             batch_size=settings.batch_size,
             model=_shown(path),
             seed=settings.seed,
-            commit=_commit(),
+            commit=commit(),
             limit=settings.limit,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -92,7 +96,8 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         folder.close()
         raise
     log(f"{_device()}, {_dtype(model)}, jax {jax.__version__}")
-    return Session(settings, folder, plan, ModelAnswerer(model, processor, _buckets(settings)))
+    answerer = ModelAnswerer(model, processor, _buckets(settings))
+    return Session(settings, folder, plan, answerer, unreachable)
 
 
 def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
@@ -113,6 +118,7 @@ def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
         "compiled_programs": compiled_programs(),
         "tasks": [entry.task.name for entry in plan.tasks],
         "methods": [entry.spec for entry in plan.methods],
+        "unreachable": session.unreachable,
         "files": {entry.task.name: str(entry.file.path) for entry in plan.tasks},
         "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
         "image_start": _image_start(session),
@@ -154,16 +160,28 @@ def _seeded(method: Any, seed: int) -> Any:
     return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
 
 
-def _method_entries(methods: list[Any], model: Any) -> list[runner.MethodEntry]:
-    """Check the methods against the model; the keep ratio of a method is that of its last cut."""
-    entries = []
+def _method_entries(
+    methods: list[Any], model: Any, skip_unreachable: bool
+) -> tuple[list[runner.MethodEntry], dict[str, str]]:
+    """Check the methods against the model; the keep ratio of a method is that of its last cut.
+
+    Returns:
+        The methods that can run, and why others cannot reach their budget.
+    """
+    entries, unreachable = [], {}
     for method in methods:
-        resolved = method.resolve(model.config)
+        spec = ivc_jax.methods.describe(method)
+        try:
+            resolved = method.resolve(model.config)
+        except ivc_jax.methods.BudgetError as error:
+            if not skip_unreachable:
+                raise
+            unreachable[spec] = str(error)
+            continue
         make_plan(model.config.decoder.num_layers, resolved)
         keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
-        spec = ivc_jax.methods.describe(method)
         entries.append(runner.MethodEntry(spec, keep_ratio, method))
-    return entries
+    return entries, unreachable
 
 
 def _open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path) -> runner.TaskEntry:
@@ -249,7 +267,7 @@ def _shown(path: str) -> str:
 
 
 @functools.cache
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of this checkout, marked "-dirty" if files differ from it."""
     command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

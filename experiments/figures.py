@@ -14,23 +14,22 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import ivc_map
-from experiments.labels import short_labels, short_task
+from experiments import comparison, curves, ivc_map
+from experiments.labels import short_labels, short_task, size_of
 from ivc_jax.evals.tasks import TASKS
 from ivc_jax.evals.tsv import RowError, TsvError, TsvFile
 
 _DENSE = "dense"
 _DARKENED = 0.25  # brightness of a dropped cell
 _LONGEST = 28  # letters of an answer below a panel
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#333333")
-_MARKERS = "osD^vPX"
+_MOST_COLUMNS = 7
 
 Record = dict[str, Any]
 
 
 _ACCURACY_CAPTION = (
-    "Every point is one keep ratio; bars are 95 % bootstrap intervals. The x axis is the measured"
-    " share, since +ivc adds tokens to the budget of its host; points are set apart a little."
+    "Every point is one keep ratio or budget; bars are 95 % bootstrap intervals. x: mean over"
+    " layers of the share of visual tokens in the cache; points are set apart a little."
 )
 _KEPT_CAPTION = (
     "Dropped cells are darkened. Green answers score, red ones do not. Dashed: reference box;"
@@ -43,13 +42,19 @@ _IVC_CAPTION = (
 )
 
 
-def draw(folder: pathlib.Path, results: dict[str, Any], records: list[Record]) -> list[dict]:
+def draw(
+    folder: pathlib.Path,
+    results: dict[str, Any],
+    records: list[Record],
+    cells: Sequence[comparison.Cell] = (),
+) -> list[dict]:
     """Draw all figures of a run; return path, title and caption of each."""
     (folder / "figures").mkdir(exist_ok=True)
     meta = results["meta"]
-    pictures = [
-        ("accuracy", "Score against visual tokens kept", _ACCURACY_CAPTION, _accuracy(results))
-    ]
+    title = "Score against visual tokens in the cache"
+    pictures = [("accuracy", title, _ACCURACY_CAPTION, _accuracy(results))]
+    if cells:
+        pictures.append(("budgets", "Equal budgets", curves.CAPTION, curves.draw(cells)))
     for task in _pictured_tasks(meta["tasks"]):
         name = short_task(task)
         picture = _kept_tokens(meta, [record for record in records if record["task"] == task])
@@ -74,10 +79,7 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
     labels = short_labels(results["meta"]["methods"])
     names = list(dict.fromkeys(labels.values()))
-    styles = {
-        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
-        for i, name in enumerate(name for name in names if name != _DENSE)
-    }
+    styles = curves.styles([name for name in names if name != _DENSE])
     columns = min(4, len(tasks))
     lines = -(-len(tasks) // columns)
     figure, grid = pyplot.subplots(
@@ -88,29 +90,31 @@ def _accuracy(results: dict[str, Any]) -> Figure:
         here = [row for row in rows if row["task"] == task]
         for number, (name, style) in enumerate(styles.items()):
             # set apart a little: methods with equal budgets would hide each other
-            shift = 1.1 * (number - (len(styles) - 1) / 2)
+            shift = 5.5 * (number / max(len(styles) - 1, 1) - 0.5)
             chosen = [row for row in here if labels[row["method"]] == name]
             _line(axes, chosen, name, style, shift)
         for row in here:
             if row["method"] == _DENSE:
                 axes.axhline(100 * row["score"], color="black", ls="--", lw=1, label=_DENSE)
-        axes.set(title=short_task(task), xlabel="visual tokens kept (%)", ylabel="score (%)")
+        axes.set(
+            title=short_task(task), xlabel="visual tokens in the cache (%)", ylabel="score (%)"
+        )
         axes.set(xlim=(0, 100), ylim=(-3, 103))
         axes.grid(alpha=0.25)
     for axes in grid.flat[len(tasks) :]:
         axes.axis("off")
     handles, texts = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles, texts, loc="outside lower center", ncols=8, frameon=False)
     return figure
 
 
 def _line(
-    axes: Axes, rows: list[dict[str, Any]], name: str, style: dict[str, str], shift: float
+    axes: Axes, rows: list[dict[str, Any]], name: str, style: dict[str, Any], shift: float
 ) -> None:
-    rows = sorted(rows, key=lambda row: row["kept_tokens"])
-    shares = [100 * row["kept_tokens"] / max(row["visual_tokens"], 1) + shift for row in rows]
+    rows = sorted(rows, key=lambda row: row["metrics"]["cached_share"])
+    shares = [100 * row["metrics"]["cached_share"] + shift for row in rows]
     scores = np.array([100 * row["score"] for row in rows])
-    axes.plot(shares, scores, label=name, markersize=5, lw=2.5 if name == "ivc" else 1.3, **style)
+    axes.plot(shares, scores, label=name, markersize=5, **style)
     for share, score, row in zip(shares, scores, rows, strict=True):
         if "low" in row["metrics"]:
             low, high = 100 * row["metrics"]["low"], 100 * row["metrics"]["high"]
@@ -127,7 +131,7 @@ def _pictured_tasks(tasks: Sequence[str]) -> list[str]:
 
 
 def _kept_tokens(meta: dict[str, Any], records: list[Record]) -> Figure | None:
-    """Draw one example, one panel a method, one line a keep ratio."""
+    """Draw one example: one panel a method, one line a budget; one budget if methods are many."""
     example = _chosen_example(meta, records)
     if not example:
         return None
@@ -137,11 +141,21 @@ def _kept_tokens(meta: dict[str, Any], records: list[Record]) -> Figure | None:
         return None  # drawn for a single image only
     labels = short_labels(meta["methods"])
     pruned = [record for record in example.values() if record["method"] != _DENSE]
-    ratios = sorted({record["keep_ratio"] for record in pruned}, reverse=True)
+    sizes = {record["method"]: size_of(record["method"], record["keep_ratio"]) for record in pruned}
     names = list(dict.fromkeys(labels[record["method"]] for record in pruned))
+    lines = sorted(set(sizes.values()), reverse=True)
+    columns, places = len(names) + 1, {}
+    if columns > _MOST_COLUMNS:
+        pruned = [r for r in pruned if sizes[r["method"]] == lines[len(lines) // 2]]
+        columns = _MOST_COLUMNS
+        places = {r["method"]: divmod(number, columns) for number, r in enumerate(pruned, 1)}
+    for record in pruned:
+        place = lines.index(sizes[record["method"]]), 1 + names.index(labels[record["method"]])
+        places.setdefault(record["method"], place)
+    count = 1 + max((line for line, _ in places.values()), default=0)
     figure, grid = pyplot.subplots(
-        max(len(ratios), 1), len(names) + 1, squeeze=False, layout="constrained",
-        figsize=(2.35 * (len(names) + 1), 2.85 * max(len(ratios), 1) + 0.6),
+        count, columns, squeeze=False, layout="constrained",
+        figsize=(2.35 * columns, 2.85 * count + 0.6),
     )  # fmt: skip
     for axes in grid.flat:
         axes.axis("off")
@@ -150,8 +164,8 @@ def _kept_tokens(meta: dict[str, Any], records: list[Record]) -> Figure | None:
     if _DENSE in example:
         _panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
     for record in pruned:
-        axes = grid[ratios.index(record["keep_ratio"]), 1 + names.index(labels[record["method"]])]
-        _panel(axes, pixels, record, f"{labels[record['method']]}, {record['keep_ratio']:g}")
+        method = record["method"]
+        _panel(grid[places[method]], pixels, record, f"{labels[method]}, {sizes[method][1]:g}")
     return figure
 
 

@@ -4,20 +4,26 @@ python experiments/report.py runs/default        # again, from the records of a 
 """
 
 import base64
+import dataclasses
+import functools
 import json
+import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jinja2
 
-from experiments.labels import short_labels, short_task
+from experiments import comparison
+from experiments.labels import short_labels, short_task, size_of
 from ivc_jax.evals import summary
 from ivc_jax.evals.records import read_all, write_atomically
 
 _RESULTS = "results.json"
+_COMPARISON = "comparison.json"
 _SHOWN_FAILURES = 5
 _EXAMPLES = 3  # of each task in the report
 
@@ -45,11 +51,17 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     from experiments import figures  # matplotlib takes a while to import
 
     records = [record for record in _wanted(folder, results["meta"]) if not record["failed"]]
-    drawn = figures.draw(folder, results, records)
-    content = _content(results, records)
+    cells = comparison.compare(records, results["meta"]["methods"])
+    if cells:
+        text = json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1)
+        write_atomically(folder / _COMPARISON, text + "\n")
+    drawn = figures.draw(folder, results, records, cells)
+    content = _content(results, records) | {"comparison": _by_budget(cells)}
+    content["difference"] = functools.partial(_difference, bold="**")
     markdown = _render("report.md.jinja", content, escape=False, figures=drawn)
     write_atomically(folder / "report.md", markdown)
     inlined = [{**figure, "source": _data_uri(folder / figure["path"])} for figure in drawn]
+    content["difference"] = _difference
     html = _render("report.html.jinja", content, escape=True, figures=inlined)
     write_atomically(folder / "report.html", html)
 
@@ -78,6 +90,7 @@ def _content(results: dict[str, Any], records: list[dict[str, Any]]) -> dict[str
         "tasks": names,
         "columns": [name for name in names if "/" not in name],
         "short_task": short_task,
+        "size_of": size_of,
         "cells": cells,
         "best": _best(meta["methods"], cells),
         "rows": rows,
@@ -86,19 +99,36 @@ def _content(results: dict[str, Any], records: list[dict[str, Any]]) -> dict[str
 
 
 def _best(methods: list[str], cells: dict[tuple[str, str], dict[str, Any]]) -> set[tuple[str, str]]:
-    """Name the best pruned method of each task at each keep ratio."""
-    groups: dict[tuple[str, float], list[tuple[float, str]]] = {}
+    """Name the best pruned method of each task at each budget or keep ratio."""
+    groups: dict[tuple[str, tuple[str, float]], list[tuple[float, str]]] = {}
     for (method, task), row in cells.items():
         if method != "dense":
-            groups.setdefault((task, row["keep_ratio"]), []).append(
-                (round(row["score"], 9), method)
-            )
+            size = size_of(method, row["keep_ratio"])
+            groups.setdefault((task, size), []).append((round(row["score"], 9), method))
     return {
         (method, task)
         for (task, _), scored in groups.items()
         for score, method in scored
         if score == max(scored)[0] > min(scored)[0]
     }
+
+
+def _by_budget(cells: Sequence[comparison.Cell]) -> dict[str, Any]:
+    """Arrange a comparison as one table a budget: rows of methods, columns of task groups."""
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    tables: dict[float, dict[str, dict[str, comparison.Cell]]] = {}
+    for cell in cells:
+        tables.setdefault(cell.budget, {}).setdefault(cell.label, {})[cell.group] = cell
+    return {"groups": groups, "tables": tables, "reference": comparison.REFERENCE}
+
+
+def _difference(cell: comparison.Cell, bold: str = "") -> str:
+    """Write a paired difference and its interval in points; "-" where there is none."""
+    if math.isnan(cell.difference):
+        return "-"
+    low, high = 100 * cell.difference_low, 100 * cell.difference_high
+    mark = bold if low > 0 or high < 0 else ""
+    return f"{mark}{100 * cell.difference:+.1f}{mark} [{low:+.1f}, {high:+.1f}]"
 
 
 def _examples(meta: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ class RunConfig:
         visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
         patch_buckets: the same for the patches of an image.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
+        skip_unreachable: leave out methods whose budget the model is too shallow for.
         skip_missing_files: leave out tasks whose file the data folder lacks, if it holds one.
     """
 
@@ -46,6 +47,7 @@ class RunConfig:
     patch_buckets: tuple[int, ...] = ()
     official_prompts: bool = False
     skip_missing_files: bool = False
+    skip_unreachable: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_scenes"):

@@ -102,6 +102,13 @@ def run_prefill(
     config: ModelConfig, method: Method, params: dict[str, Any], inputs: Inputs
 ) -> Prefill:
     """Compiled body of `prefill`; `method` is resolved, `inputs` are collated."""
+    return trace_prefill(config, method, params, inputs)[0]
+
+
+def trace_prefill(
+    config: ModelConfig, method: Method, params: dict[str, Any], inputs: Inputs
+) -> tuple[Prefill, dict[Request, Any]]:
+    """Trace a prefill; return it and the last signals that the method was given."""
     layout = inputs.layout
     # Without a single image in the bucket there is nothing to cut.
     method = method if inputs.visual_source.shape[1] else DENSE
@@ -112,7 +119,7 @@ def run_prefill(
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
-    return Prefill(
+    prompt = Prefill(
         logits=decoder.logits(config.decoder, params["decoder"], hidden),
         cache=tuple(walk.cache),
         selection=walk.selection,
@@ -123,6 +130,7 @@ def run_prefill(
         visual_count=layout.visual_count,
         visual_computed=jnp.stack(walk.computed, axis=1),
     )
+    return prompt, walk.signals
 
 
 def embed_inputs(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:

@@ -16,21 +16,25 @@ from typing import Any
 
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.baselines import Random, Uniform
+from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.modifiers import WithIVC, chain
 from ivc_jax.methods.pore import WithPoRe
 from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.sparsevlm import SparseVLM
 
 __all__ = [
     "METHODS",
     "MODIFIERS",
+    "BudgetError",
     "FastV",
     "IVCPrune",
     "Method",
     "MethodError",
     "PyramidDrop",
     "Random",
+    "SparseVLM",
     "Uniform",
     "WithIVC",
     "WithPoRe",
@@ -45,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
     "ivc": IVCPrune,
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe}
 PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class

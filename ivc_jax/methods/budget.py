@@ -14,6 +14,11 @@ from typing import TypeVar
 from ivc_jax.methods.base import Method, MethodError, Stage, check_keep_ratio
 from ivc_jax.methods.presets import resolved
 
+
+class BudgetError(MethodError):
+    """A budget that a method cannot reach on a model."""
+
+
 _STEPS = 60  # halvings; float64 has 53 bits
 _SMALLEST = 1e-3  # share of the tokens; less is no selection any more
 _M = TypeVar("_M", bound=Method)
@@ -81,7 +86,7 @@ def solved(method: _M, num_layers: int) -> _M:
     """Turn the budget of a method of one cut, if it has one, into its keep ratio.
 
     Raises:
-        MethodError: the blocks before the cut hold more than the budget already.
+        BudgetError: the blocks before the cut hold more than the budget already.
     """
     if method.budget is None:
         return method
@@ -95,10 +100,10 @@ def solved(method: _M, num_layers: int) -> _M:
     return with_share(share)
 
 
-def unreachable(method: Method, stages: Sequence[Stage], num_layers: int) -> MethodError:
+def unreachable(method: Method, stages: Sequence[Stage], num_layers: int) -> BudgetError:
     """Say that the blocks before the first of `stages` cost more than the budget."""
     least = layer_mean(stages, num_layers)
-    return MethodError(
+    return BudgetError(
         f"{method.name}: budget={method.budget:g} cannot be reached on {num_layers} layers, the "
         f"{stages[0].layer} before the first cut hold every token; the least is {least:.3g}"
     )

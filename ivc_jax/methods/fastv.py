@@ -63,7 +63,7 @@ class FastV(Scored):
             try:
                 method = dataclasses.replace(self, layer=layer)
                 return budget.solved(method, config.decoder.num_layers)
-            except MethodError:
+            except budget.BudgetError:
                 if layer == 1:
                     raise
         raise AssertionError("layer is at least 1")

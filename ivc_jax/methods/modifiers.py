@@ -17,6 +17,7 @@ from ivc_jax.methods.base import (
     Signals,
     Stage,
 )
+from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.coordinates import (
     CoordinateRules,
     Frequencies,
@@ -80,7 +81,7 @@ class WithIVC(Modifier):
         if budget is not None:
             added = method.cos_fraction + method.sin_fraction
             if added >= budget:
-                raise MethodError(f"{self.name}: IVC tokens alone exceed budget={budget:g}")
+                raise BudgetError(f"{self.name}: IVC tokens alone exceed budget={budget:g}")
             host = with_host_budget(host, (budget - added) / (1 - added))
         return dataclasses.replace(method, host=host.resolve(config))
 

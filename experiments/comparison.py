@@ -1,0 +1,142 @@
+"""Methods at equal budgets: scores by task group, and paired differences to IVC-Prune.
+
+Runs of one method that differ in their seed alone are pooled: an example's score is the mean over
+seeds. Every task of a group weighs the same. Intervals are 95 % percentile bootstrap; resampling
+draws examples within each task, and the same examples for both sides of a difference.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.labels import budget_of, short_labels
+from ivc_jax.evals.tasks import TASKS
+
+REFERENCE = "ivc"
+ALL = "average"
+_RESAMPLES = 2000
+_DENSE = "dense"
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method at one budget on one group of tasks; scores from 0 to 1, NaN if it did not run."""
+
+    label: str
+    budget: float
+    group: str
+    runs: int
+    score: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    cached_share: float
+    kept_share: float
+    kv_bytes: float
+    flops: float
+
+
+def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
+    """Compare all methods that have a budget; dense stands at budget 1.
+
+    Returns:
+        Cells in order of group, budget (largest first) and method; empty without budgets.
+    """
+    labels = short_labels(specs, without=("seed",))
+    budgets = {spec: 1.0 if spec == _DENSE else budget_of(spec) for spec in specs}
+    if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
+        return []
+    pools: dict[tuple[str, float], list[Record]] = {}
+    for record in records:
+        budget = budgets.get(record["method"])
+        if budget is not None and not record["failed"]:
+            pools.setdefault((labels[record["method"]], budget), []).append(record)
+    tasks = [task for task in TASKS if any(r["task"] == task for p in pools.values() for r in p)]
+    groups = {ALL: tasks}
+    for task in tasks:
+        groups.setdefault(TASKS[task].group, []).append(task)
+    order = sorted(pools, key=lambda pool: -pool[1])
+    return [
+        _cell(group, members, label, budget, pools)
+        for group, members in groups.items()
+        for label, budget in order
+    ]
+
+
+def _cell(
+    group: str,
+    tasks: Sequence[str],
+    label: str,
+    budget: float,
+    pools: Mapping[tuple[str, float], list[Record]],
+) -> Cell:
+    pool = [record for record in pools[label, budget] if record["task"] in tasks]
+    scores = _by_task(pool, tasks)
+    other = [r for r in pools.get((REFERENCE, budget), []) if r["task"] in tasks]
+    score, low, high = _interval(scores)
+    difference = (float("nan"),) * 3
+    if other and label != REFERENCE:
+        difference = _interval(_paired(scores, _by_task(other, tasks)))
+    visual = max(_mean(pool, "visual_tokens"), 1)
+    return Cell(
+        label=label,
+        budget=budget,
+        group=group,
+        runs=len({record["method"] for record in pool}),
+        score=score,
+        low=low,
+        high=high,
+        difference=difference[0],
+        difference_low=difference[1],
+        difference_high=difference[2],
+        cached_share=_mean(pool, "cached_share"),
+        kept_share=_mean(pool, "kept_tokens") / visual,
+        kv_bytes=_mean(pool, "kv_bytes"),
+        flops=_mean(pool, "flops"),
+    )
+
+
+def _by_task(records: Sequence[Record], tasks: Sequence[str]) -> list[dict[str, float]]:
+    """Average the score of each example over seeds, one dictionary a task."""
+    result = []
+    for task in tasks:
+        examples: dict[str, list[float]] = {}
+        for record in records:
+            if record["task"] == task:
+                examples.setdefault(record["example_id"], []).append(record["score"])
+        result.append({name: float(np.mean(values)) for name, values in examples.items()})
+    return result
+
+
+def _paired(
+    scores: Sequence[dict[str, float]], others: Sequence[dict[str, float]]
+) -> list[dict[str, float]]:
+    """Subtract, example by example."""
+    return [
+        {name: score - other[name] for name, score in one.items() if name in other}
+        for one, other in zip(scores, others, strict=True)
+    ]
+
+
+def _interval(tasks: Sequence[dict[str, float]]) -> tuple[float, float, float]:
+    """Return the mean over tasks of the mean over examples, and its interval."""
+    columns = [np.array(list(task.values())) for task in tasks if task]
+    if not columns:
+        return (float("nan"),) * 3
+    random = np.random.default_rng(0)
+    total = np.zeros(_RESAMPLES)
+    for column in columns:
+        drawn = random.integers(0, len(column), (_RESAMPLES, len(column)))
+        total += column[drawn].mean(axis=1)
+    low, high = np.percentile(total / len(columns), [2.5, 97.5])
+    return float(np.mean([column.mean() for column in columns])), float(low), float(high)
+
+
+def _mean(records: Sequence[Record], key: str) -> float:
+    return float(np.mean([record[key] for record in records])) if records else float("nan")

@@ -1,0 +1,51 @@
+"""Which method keeps most at equal budget? All of them on the bundled model and benchmark.
+
+    python experiments/run.py methods
+
+A budget is the mean over layers of the share of visual tokens in the cache. Methods that cannot
+reach one on this model's five layers, because a whole first layer holds more, are left out there
+and named in the report. The sigma of pore was fitted to the trend of each host on training scenes
+(`python experiments/fit_pore.py`).
+Hardware: two CPU cores, about an hour; kept answers make it go on after a kill.
+Expected: docs/methods_run.
+"""
+
+from experiments.settings import RunConfig
+
+_BUDGETS = (0.5, 0.33, 0.22, 0.11)
+_SEEDS = (0, 1, 2)
+_METHODS = (
+    "ivc",
+    *(f"random:seed={seed}" for seed in _SEEDS),
+    "uniform",
+    "fastv",
+    "fastv+ivc",
+    "fastv+pore",
+    "pyramiddrop",
+    "pyramiddrop+ivc",
+    "pyramiddrop+pore",
+    "sparsevlm",
+    "holov",
+    "scope",
+    "visiondrop",
+    "fsr",
+    "nuwa",
+    "vflowopt",
+)
+
+
+def _at(spec: str, budget: float) -> str:
+    return f"{spec}{',' if ':' in spec else ':'}budget={budget}"
+
+
+CONFIG = RunConfig(
+    methods=("dense", *(_at(spec, budget) for budget in _BUDGETS for spec in _METHODS)),
+    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
+    batch_size=16,
+    limit=80,
+    # the tokens and patches of a bundled scene: no padding
+    visual_buckets=(144,),
+    patch_buckets=(576,),
+    out="runs/methods",
+    skip_unreachable=True,
+)
