@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, means in mean_scores(model, processor, hosts, chosen.pairs).items():
         sigma, scale = fit_trend(means, np.arange(len(means)) / len(means))
         fits[name] = {"cut": hosts[name].stages[0].layer, "sigma": sigma, "mu": scale}
-        print(f"{name}: before block {fits[name]['cut']}, sigma {sigma:.4f}, mu {scale:.6f}")
+        print(f"{name}: before block {fits[name]['cut']}, sigma {sigma:.4f}, mu {scale:.3g}")
     if chosen.out:
         command = shlex.join(["fit_pore.py", *(sys.argv[1:] if arguments is None else arguments)])
         record = {"command": command, "commit": commit(), "pairs": chosen.pairs}
