@@ -24,47 +24,19 @@ ROOT = Path(__file__).parent.parent
 SLACK = 2 * 10**9  # bytes allowed beside the model and its largest tensor
 _SAMPLE_SECONDS = 0.005
 
-# The sizes that the published config.json of Qwen2-VL-2B-Instruct states.
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2_vl",
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": True,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_config": {
-        "depth": 32,
-        "embed_dim": 1280,
-        "num_heads": 16,
-        "mlp_ratio": 4,
-        "hidden_size": 1536,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-    },
-}
-
 
 def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
     """Write random bfloat16 shards; return the bytes of the model and of its largest tensor."""
     import jax
     import ml_dtypes
     import numpy as np
+    from shapes import QWEN2_VL_2B
 
     from ivc_jax.config import from_hf
     from ivc_jax.nn.decoder import init_params
     from ivc_jax.weights import keymap
 
-    config = from_hf(CONFIG)
+    config = from_hf(QWEN2_VL_2B)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves, sizes = keymap.flatten(shapes), {}
     for name, target in keymap.expected_tensors(shapes):
@@ -77,7 +49,7 @@ def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
         part = names[number::num_shards]
         _write_shard(folder / file, {name: sizes[name] for name in part}, noise)
         weight_map |= dict.fromkeys(part, file)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(QWEN2_VL_2B))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     counts = [2 * int(np.prod(shape)) for shape in sizes.values()]
     return {"model_bytes": sum(counts), "largest_tensor_bytes": max(counts)}

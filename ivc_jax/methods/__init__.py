@@ -18,10 +18,12 @@ from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.baselines import Random, Uniform
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.fastv import FastV
+from ivc_jax.methods.holov import HoloV
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.modifiers import WithIVC, chain
 from ivc_jax.methods.pore import WithPoRe
 from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.sparsevlm import SparseVLM
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "MODIFIERS",
     "BudgetError",
     "FastV",
+    "HoloV",
     "IVCPrune",
     "Method",
     "MethodError",
     "PyramidDrop",
     "Random",
+    "Scope",
     "SparseVLM",
     "Uniform",
     "WithIVC",
@@ -50,6 +54,8 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,
+    "holov": HoloV,
+    "scope": Scope,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe}
 PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class

@@ -53,7 +53,7 @@ def solve(
         low, high = (
             (middle, high) if layer_mean(family(middle), num_layers) <= budget else (low, middle)
         )
-    return low if low < 1 - 1e-12 else 1.0
+    return round(low, 12)  # bisection may stop a bit below a round number, which floor would see
 
 
 def settle_keep_ratio(method: Method, default: float = 0.5) -> None:

@@ -1,0 +1,67 @@
+"""Methods that cut once, before the decoder, and give every frame its own budget."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.methods import budget, scoring
+from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.coordinates import check_choice
+from ivc_jax.methods.presets import resolved
+from ivc_jax.types import Layout, typed
+
+
+@dataclasses.dataclass(frozen=True)
+class Upfront(Method):
+    """Base of such methods; subclasses give `requests` and `select`.
+
+    Attributes:
+        keep_ratio: share of the tokens kept, rounded down; 0.5 if neither this nor budget is given.
+        budget: mean over layers of the share in the cache. All layers see the shorter sequence, so
+            this is keep_ratio by another name.
+        positions: "original" position ids or "reindex" to number what is left 0, 1, 2, ...; None
+            asks `resolve`: "original" with M-RoPE, "reindex" with 1-D rotary embedding.
+    """
+
+    keep_ratio: float | None = None
+    budget: float | None = None
+    positions: str | None = None
+
+    def __post_init__(self) -> None:
+        budget.settle_keep_ratio(self)
+        if self.positions is not None:
+            check_choice("positions", self.positions, ("original", "reindex"))
+
+    def resolve(self, config: ModelConfig) -> "Upfront":
+        """Fill in keep_ratio and positions."""
+        # Taken over as it is: a solver could miss it by one bit, which rounding down would show.
+        ratio = self.keep_ratio if self.budget is None else self.budget
+        ids = self.positions or ("reindex" if config.decoder.rope.sections is None else "original")
+        return dataclasses.replace(self, keep_ratio=ratio, budget=None, positions=ids)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One cut, before the decoder."""
+        ratio = resolved(self.keep_ratio, self.name, "keep_ratio")
+        return (Stage(0, ratio, renumber=self.positions == "reindex"),)
+
+    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
+        """Bound the kept tokens; frames that round on their own keep no more than a whole video."""
+        counts = scoring.at_least_one(self._counts(stage, visual_slots))
+        return scoring.largest_total(counts, num_images)
+
+    def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
+        """Tabulate the tokens kept of every count 0 .. max_count."""
+        return scoring.rounded_counts(stage.keep_ratio, max_count, "floor")
+
+
+@typed
+def lose_no_image(counts: Int[Array, "B V"], layout: Layout) -> Int[Array, "B V"]:
+    """Raise the count of an image's or video's first frame to at least one.
+
+    Not that of every frame: the static bound on what a sample keeps would then be all of it.
+    """
+    return jnp.maximum(counts, layout.grid[..., 0] == 0)
