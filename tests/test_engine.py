@@ -20,6 +20,19 @@ from ivc_jax.nn import decoder, rope
 from ivc_jax.types import Layout, Selection
 
 PRUNED = ["random", "uniform", "ivc", "fastv:layer=1", "fastv+ivc:layer=2"]
+RELATED = [
+    "fastv+pore:layer=2,sigma=3",
+    "pyramiddrop",
+    "sparsevlm+ivc",
+    "holov",
+    "scope",
+    "visiondrop",
+    "fsr",
+    "nuwa+ivc",
+    "vflowopt:cell=2",
+]
+# These never leave all tokens as they are, whatever the keep ratio.
+NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc")
 PROMPTS = [
     (3, ("image", (1, 6, 8)), 5),
     (11,),
@@ -62,7 +75,7 @@ def ratio(spec, value):
     return parse(f"{spec}{',' if ':' in spec else ':'}keep_ratio={value}")
 
 
-@pytest.mark.parametrize("spec", PRUNED)
+@pytest.mark.parametrize("spec", [s for s in PRUNED + RELATED if s not in NEVER_DENSE])
 def test_keep_ratio_one_equals_dense_bit_for_bit(model, inputs, prompts, spec):
     dense, full = prompts("dense"), ivc_jax.prefill(model, inputs, ratio(spec, 1.0))
     np.testing.assert_array_equal(full.logits, dense.logits)
@@ -84,7 +97,20 @@ def test_batch_mates_and_larger_buckets_change_nothing(model, prompts, spec):
             np.testing.assert_array_equal(other.tokens[place], alone.tokens[0])
 
 
-@pytest.mark.parametrize("spec", PRUNED)
+@pytest.mark.parametrize("spec", RELATED)
+def test_batch_mates_and_larger_buckets_change_no_selection(model, prompts, spec):
+    """As above without decoding, which recomputation checks below."""
+    method, order = parse(spec), (2, 3, 0, 1)
+    together = prompts(spec)
+    wide = ivc_jax.prefill(model, collate(batch_of(*order), model.config, WIDE), method)
+    for row, place in enumerate(np.argsort(order)):
+        np.testing.assert_array_equal(wide.kept[place], together.kept[row])
+        np.testing.assert_allclose(wide.logits[place], together.logits[row], rtol=0, atol=1e-4)
+        share = wide.cached_share[place], together.cached_share[row]
+        assert share[0] == pytest.approx(share[1])
+
+
+@pytest.mark.parametrize("spec", PRUNED + RELATED)
 def test_kept_positions_are_ascending_and_hold_all_text(model, prompts, spec):
     marks = [model.config.image_token_id, model.config.video_token_id]
     for tokens, kept in zip(batch_of(0, 1, 2, 3).tokens, prompts(spec).kept, strict=True):
@@ -95,9 +121,9 @@ def test_kept_positions_are_ascending_and_hold_all_text(model, prompts, spec):
             assert 0 < visual[kept].sum() < visual.sum()
 
 
-@pytest.mark.parametrize("spec", ["random", "uniform+ivc"])
+@pytest.mark.parametrize("spec", ["random:layer=0", "uniform+ivc:layer=0", "holov", "scope+ivc"])
 def test_cut_before_the_decoder_equals_masking_dropped_tokens(model, inputs, spec):
-    pruned = ivc_jax.prefill(model, inputs, parse(f"{spec}:layer=0"))
+    pruned = ivc_jax.prefill(model, inputs, parse(spec))
     B, N = inputs.tokens.shape
     visible = np.zeros((B, N), bool)
     for row, kept in zip(visible, pruned.kept, strict=True):
@@ -114,18 +140,23 @@ def test_cut_before_the_decoder_equals_masking_dropped_tokens(model, inputs, spe
     np.testing.assert_allclose(pruned.logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", ["dense", *PRUNED])
-def test_decode_from_the_cache_equals_recomputation(model, prompts, spec):
+@pytest.mark.parametrize(
+    "spec", ["dense", *PRUNED, *RELATED, "pyramiddrop:positions=reindex,layers=0/2/3"]
+)
+def test_decode_from_the_cache_equals_recomputation(model, inputs, prompts, spec):
     """Feed the generated tokens through the pruned model at once and compare every choice."""
     prompt = prompts(spec)
     out = ivc_jax.decode(model, prompt, STEPS)
     config, params = model.config.decoder, model.params["decoder"]
     for row, kept in enumerate(prompt.kept):
         tokens = np.asarray(out.tokens[row, : STEPS - 1])
-        position = int(prompt.next_position[row]) + np.arange(STEPS - 1)
-        angles = rope.angles(config.rope, jnp.asarray(np.tile(position, (3, 1, 1))))
         hidden, layer = decoder.embed(params, tokens[None]), 0
         for span in prompt.cache:
+            first = int(prompt.next_position[row])
+            if "reindex" in spec and span.keys.shape[2] < inputs.tokens.shape[1]:
+                first = int(span.lengths[row])  # survivors are numbered from 0
+            position = first + np.arange(STEPS - 1)
+            angles = rope.angles(config.rope, jnp.asarray(np.tile(position, (3, 1, 1))))
             for keys, values in zip(span.keys, span.values, strict=True):
                 length = int(span.lengths[row])
                 past = keys[row : row + 1, :length], values[row : row + 1, :length]
@@ -149,19 +180,21 @@ def attend_to_past(config, layers, index, hidden, angles, past):
     return block.apply({"params": weights}, hidden, mixed, method="mix")
 
 
-@pytest.mark.parametrize("spec", PRUNED)
+@pytest.mark.parametrize("spec", PRUNED + RELATED)
 def test_caches_have_the_pruned_length_and_kv_bytes_is_theirs(model, inputs, prompts, spec):
     config = model.config.decoder
     B, N = inputs.tokens.shape
     V, prompt = inputs.visual_source.shape[1], prompts(spec)
     method = parse(spec).resolve(model.config)
-    (stage,) = method.stages
-    K = min(V, method.capacity(stage, V, inputs.layout.num_images))
-    assert K < V
+    slots_of, present = [N] * config.num_layers, V
+    for stage in method.stages:
+        present = min(present, method.capacity(stage, V, inputs.layout.num_images))
+        for layer in range(0 if stage.compact_earlier_kv else stage.layer, config.num_layers):
+            slots_of[layer] = N - V + present
+    assert present < V
     layer, expected = 0, 0
     for span in prompt.cache:
-        early = layer < stage.layer and not stage.compact_earlier_kv
-        slots = N if early else N - V + K
+        slots = slots_of[layer]
         assert span.keys.shape == span.values.shape
         assert span.keys.shape[1:] == (B, slots, config.num_kv_heads, config.rope.head_dim)
         layer += span.keys.shape[0]

@@ -1,4 +1,4 @@
-"""The README's example of a method runs as printed."""
+"""The examples of methods in README and docs run as printed; their tables name every method."""
 
 import re
 from pathlib import Path
@@ -8,26 +8,65 @@ import pytest
 from prompts import hf_arrays
 
 import ivc_jax
-from ivc_jax.methods import METHODS
+from ivc_jax.engine.observe import observe
+from ivc_jax.inputs.bucket import collate
+from ivc_jax.methods import METHODS, MODIFIERS
+from ivc_jax.methods.base import AttentionRows
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README, DOCS = ((ROOT / name).read_text() for name in ("README.md", "docs/methods.md"))
 
 
 @pytest.fixture
-def example():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (code,) = [block for block in blocks if "class" in block]
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    yield METHODS["long_values"]
-    METHODS.pop("long_values")
+def run_example(monkeypatch):
+    """Give a function that runs the example of a method in a text."""
+
+    def run(text):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        (code,) = [block for block in blocks if "class" in block]
+        monkeypatch.setattr(ivc_jax.methods, "METHODS", METHODS)
+        exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+    before = dict(METHODS)
+    yield run
+    METHODS.clear()
+    METHODS.update(before)
 
 
-def test_method_example_keeps_the_longest_values(example, tiny_hf):
-    model, _ = ivc_jax.load(tiny_hf(), dtype="float32")
-    arrays = hf_arrays([(3, ("image", (1, 6, 8)), 5)])
-    batch = ivc_jax.Batch.from_hf(**arrays)
-    kept = ivc_jax.prefill(model, batch, ivc_jax.methods.parse("long_values:keep_ratio=0.25"))
-    values = ivc_jax.prefill(model, batch).cache[0].values[1, 0, 4:16]  # block 1, the image's slots
-    length = np.linalg.norm(values, axis=(1, 2))
-    expected = 4 + np.sort(np.argsort(-length, kind="stable")[:3])
-    np.testing.assert_array_equal(kept.kept[0], [*range(4), *expected, *range(16, 22)])
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return ivc_jax.load(tiny_hf(), dtype="float32")[0]
+
+
+BATCH = ivc_jax.Batch.from_hf(**hf_arrays([(3, ("image", (1, 6, 8)), 5)]))  # 4 + 12 visual + 6
+
+
+def top(scores, count):
+    """Prompt positions kept: all text, and the visual tokens of the largest scores."""
+    chosen = 4 + np.sort(np.argsort(-np.asarray(scores), kind="stable")[:count])
+    return [*range(4), *chosen, *range(16, 22)]
+
+
+def test_method_example_keeps_the_longest_values(run_example, model):
+    run_example(README)
+    method = ivc_jax.methods.parse("long_values:keep_ratio=0.25")
+    kept = ivc_jax.prefill(model, BATCH, method).kept[0]
+    values = ivc_jax.prefill(model, BATCH).cache[0].values[1, 0, 4:16]  # block 1, the image's slots
+    np.testing.assert_array_equal(kept, top(np.linalg.norm(values, axis=(1, 2)), 3))
+
+
+def test_docs_example_keeps_what_heads_disagree_about(run_example, model):
+    run_example(DOCS)
+    inputs = collate(BATCH, model.config)
+    (rows,) = observe(model, inputs, 2, AttentionRows(1))
+    method = ivc_jax.methods.parse("disputed:budget=0.75")  # 2 layers whole, 0.25 in the third
+    prompt = ivc_jax.prefill(model, inputs, method)
+    np.testing.assert_array_equal(prompt.kept[0], top(np.std(rows[0, :, 0, :12], axis=0), 3))
+    np.testing.assert_allclose(prompt.cached_share, 0.75)
+
+
+@pytest.mark.parametrize("text", [README, DOCS], ids=["README", "docs"])
+def test_the_table_names_every_method(text):
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("| "))
+    for name in (*METHODS, *(f"+{name}" for name in MODIFIERS)):
+        assert f"{name}`" in rows or name == "dense"

@@ -5,7 +5,7 @@
 A budget is the mean over layers of the share of visual tokens in the cache. Methods that cannot
 reach one on this model's five layers, because a whole first layer holds more, are left out there
 and named in the report. The sigma of pore was fitted to the trend of each host on training scenes
-(`python experiments/fit_pore.py`).
+(`python experiments/fit_pore.py`, docs/methods_run/pore_fit.json).
 Hardware: two CPU cores, about an hour; kept answers make it go on after a kill.
 Expected: docs/methods_run.
 """
@@ -20,10 +20,10 @@ _METHODS = (
     "uniform",
     "fastv",
     "fastv+ivc",
-    "fastv+pore",
+    "fastv+pore:sigma={sigma}",
     "pyramiddrop",
     "pyramiddrop+ivc",
-    "pyramiddrop+pore",
+    "pyramiddrop+pore:sigma={sigma}",
     "sparsevlm",
     "holov",
     "scope",
@@ -34,8 +34,13 @@ _METHODS = (
 )
 
 
+# FastV and PyramidDrop look at block 1 where their budget allows it, at block 0 below.
+_SIGMA_OF_BLOCK = (5.2517, 2.7046)
+
+
 def _at(spec: str, budget: float) -> str:
-    return f"{spec}{',' if ':' in spec else ':'}budget={budget}"
+    sigma = _SIGMA_OF_BLOCK[1 if budget >= 0.5 else 0]
+    return f"{spec.format(sigma=sigma)}{',' if ':' in spec else ':'}budget={budget}"
 
 
 CONFIG = RunConfig(

@@ -18,15 +18,20 @@ from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.baselines import Random, Uniform
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.fastv import FastV
+from ivc_jax.methods.fsr import FSR
 from ivc_jax.methods.holov import HoloV
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.modifiers import WithIVC, chain
+from ivc_jax.methods.nuwa import Nuwa
 from ivc_jax.methods.pore import WithPoRe
 from ivc_jax.methods.pyramiddrop import PyramidDrop
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.sparsevlm import SparseVLM
+from ivc_jax.methods.vflowopt import VFlowOpt
+from ivc_jax.methods.visiondrop import VisionDrop
 
 __all__ = [
+    "FSR",
     "METHODS",
     "MODIFIERS",
     "BudgetError",
@@ -35,11 +40,14 @@ __all__ = [
     "IVCPrune",
     "Method",
     "MethodError",
+    "Nuwa",
     "PyramidDrop",
     "Random",
     "Scope",
     "SparseVLM",
     "Uniform",
+    "VFlowOpt",
+    "VisionDrop",
     "WithIVC",
     "WithPoRe",
     "describe",
@@ -56,6 +64,10 @@ METHODS: dict[str, type[Method]] = {
     "sparsevlm": SparseVLM,
     "holov": HoloV,
     "scope": Scope,
+    "visiondrop": VisionDrop,
+    "fsr": FSR,
+    "nuwa": Nuwa,
+    "vflowopt": VFlowOpt,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe}
 PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class

@@ -83,7 +83,11 @@ class WithIVC(Modifier):
             if added >= budget:
                 raise BudgetError(f"{self.name}: IVC tokens alone exceed budget={budget:g}")
             host = with_host_budget(host, (budget - added) / (1 - added))
-        return dataclasses.replace(method, host=host.resolve(config))
+        try:
+            return dataclasses.replace(method, host=host.resolve(config))
+        except BudgetError as error:
+            message = f"{self.name}: budget={budget:g} is shared with the IVC tokens; {error}"
+            raise BudgetError(message) from None
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -1,0 +1,67 @@
+"""Give dropped tokens back as one mean a grid cell (VFlowOpt, arXiv 2508.05211, section 3).
+
+A grid of 3 x 4 and cells of 2 x 2; k is kept, the others are the pool:
+
+     0   1 |  k   3      cells {0, 1, 4}, {3, 6, 7}, {8}, {10, 11}: each becomes its mean, weighted
+     4   k |  6   7      by importance, in the slot of its most important token
+    -------+-------
+     8   k | 10  11
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ivc_jax.methods import scoring
+from ivc_jax.types import Layout, Selection, typed
+
+_LEAST_WEIGHT = 1e-9  # an entropy with a negative weight may bring an importance below 0
+
+
+@typed
+def recycled(
+    worth: Float[Array, "B V"],
+    keep: Bool[Array, "B V"],
+    pool: Bool[Array, "B V"],
+    cell: Int[Array, "B V"],
+    num_keep: int,
+) -> Selection:
+    """Keep tokens as they are, and the pool of each cell as its mean, weighted by worth.
+
+    The mean takes the slot of the most important token of the pool in its cell, the first of
+    equals.
+    """
+    leads = scoring.rank_in_segment(worth, cell, pool) == 0
+    chosen = scoring.from_mask(keep | leads, num_keep)
+
+    def of_kept(field: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(field, chosen.index, axis=1)[..., None]
+
+    mean = of_kept(leads) & chosen.valid[..., None]
+    member = mean & pool[:, None] & (of_kept(cell) == cell[:, None])  # [B, K, V]
+    mass = jnp.where(member, jnp.maximum(worth, _LEAST_WEIGHT)[:, None], 0.0)
+    mass /= jnp.where(mean, mass.sum(axis=2, keepdims=True), 1.0)
+    itself = scoring.keep_weights(chosen, worth.shape[1])
+    return chosen.replace(weights=jnp.where(mean, mass, itself))
+
+
+@typed
+def number_cells(layout: Layout, cell: float) -> Int[Array, "B V"]:
+    """Number the cells that tokens lie in; alike in every image, anything at padding."""
+    across = np.floor(np.arange(max(layout.visual_slots, 1)) / cell).astype(np.int32)
+    place = jnp.asarray(across)[layout.grid[..., 1:]]
+    return place[..., 0] * (across[-1] + 1) + place[..., 1]
+
+
+def cells_of_grids(cell: float, max_count: int) -> np.ndarray:
+    """Tabulate the most cells that a grid of 0 .. max_count tokens, rows by columns, can touch."""
+    cells = np.zeros(max_count + 1, np.int32)
+    touched = np.floor(np.arange(max_count) / cell).astype(np.int32) + 1  # by 1, 2, ... in a row
+    for rows in range(1, math.isqrt(max_count) + 1):
+        columns = np.arange(rows, max_count // rows + 1)
+        sizes = rows * columns
+        cells[sizes] = np.maximum(cells[sizes], touched[rows - 1] * touched[columns - 1])
+    return cells
