@@ -13,9 +13,9 @@ from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods import MethodError, scoring, segments
 from ivc_jax.methods.base import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.budget import layer_mean
-from ivc_jax.methods.cover import focus, joint_scores, refine, scan
 from ivc_jax.methods.frames import frame_targets
 from ivc_jax.methods.fsr import FSR
+from ivc_jax.methods.parts.cover import focus, joint_scores, refine, scan
 
 # Text, two unequal images, text between them and after them; a video of three frames; one image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)

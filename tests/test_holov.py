@@ -15,8 +15,8 @@ from layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 from ivc_jax.config import from_hf
 from ivc_jax.methods.base import Hidden, MethodError, TokenVectors, TowerAttention, TowerFeatures
 from ivc_jax.methods.budget import layer_mean
-from ivc_jax.methods.crops import crop_mean, crop_quotas, cut
 from ivc_jax.methods.holov import HoloV, crop_number, holistic_scores
+from ivc_jax.methods.parts.crops import crop_mean, crop_quotas, cut
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.segments import frames, images
 

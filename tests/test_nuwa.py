@@ -14,8 +14,8 @@ from ivc_jax.methods import MethodError, scoring, segments
 from ivc_jax.methods.base import AttentionRows, Hidden, TokenVectors, TowerAttention, TowerFeatures
 from ivc_jax.methods.budget import layer_mean
 from ivc_jax.methods.nuwa import Nuwa, rpme
-from ivc_jax.methods.question import question_cosine
-from ivc_jax.methods.regions import best_of_regions, mark_pillars, regions
+from ivc_jax.methods.parts.question import question_cosine
+from ivc_jax.methods.parts.regions import best_of_regions, mark_pillars, regions
 
 # Text and two unequal images; a video of three frames with odd sides.
 PAIR = (3, (4, 6), 4, (3, 5), 5)

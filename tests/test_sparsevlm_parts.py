@@ -8,10 +8,10 @@ from layouts import listed, make_layout, run_stage
 
 from ivc_jax.config import RopeConfig
 from ivc_jax.methods.base import AttentionRows, Embeddings, Hidden, TokenVectors
-from ivc_jax.methods.cluster import density_peaks, merge
-from ivc_jax.methods.raters import match, raters
+from ivc_jax.methods.parts.cluster import density_peaks, merge
+from ivc_jax.methods.parts.gravity import corrected, gravity
+from ivc_jax.methods.parts.raters import match, raters
 from ivc_jax.methods.sparsevlm import SparseVLM
-from ivc_jax.methods.sparsevlm_plus import corrected, gravity
 
 # Example (a): four text tokens behind six visual ones; the raters are the first and the third.
 VISUAL = [[1, 0], [0.5, 0.5], [0, 1], [1, 1], [-1, 0], [0, -1]]

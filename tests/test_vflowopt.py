@@ -13,7 +13,7 @@ from layouts import FixedAttention, listed, make_layout, run_stage
 from ivc_jax.config import from_hf
 from ivc_jax.methods import MethodError, budget, scoring
 from ivc_jax.methods.base import Carry, PixelEntropy, TowerAttention
-from ivc_jax.methods.grid_cells import cells_of_grids, number_cells, recycled
+from ivc_jax.methods.parts.grid_cells import cells_of_grids, number_cells, recycled
 from ivc_jax.methods.vflowopt import VFlowOpt, importance, rank_late_first, third_rate
 
 SINGLE = (3, (5, 7), 4)

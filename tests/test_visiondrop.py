@@ -14,7 +14,7 @@ from layouts import FixedAttention, listed, make_layout, run_stage
 from ivc_jax.config import RopeConfig, from_hf
 from ivc_jax.methods import MethodError, budget
 from ivc_jax.methods.base import AttentionReceived, Keys, TokenVectors, TowerAttention, TowerKeys
-from ivc_jax.methods.contextual import reduce
+from ivc_jax.methods.parts.contextual import reduce
 from ivc_jax.methods.segments import Segments
 from ivc_jax.methods.visiondrop import VisionDrop
 

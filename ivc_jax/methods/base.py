@@ -43,8 +43,9 @@ class Stage:
 
 # Requests. `layer` is the decoder block that produces the signal: one that has run since the last
 # cut, or, for attention and keys, the block behind the cut itself, whose projections are then
-# applied to the sequence as it stands before the cut. `block` is a block of the vision tower, None is its last one with attention
-# over the whole image. V is the current visual space unless it says "unpruned".
+# applied to the sequence as it stands before the cut. `block` is a block of the vision tower, None
+# its last one with attention over the whole image. V is the current visual space unless it says
+# "unpruned".
 
 
 @dataclasses.dataclass(frozen=True)

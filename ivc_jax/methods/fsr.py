@@ -23,10 +23,10 @@ from ivc_jax.methods.base import (
     TowerAttention,
 )
 from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.cover import focus, joint_scores, refine, scan
 from ivc_jax.methods.frames import frame_targets
+from ivc_jax.methods.parts.cover import focus, joint_scores, refine, scan
+from ivc_jax.methods.parts.question import question_cosine
 from ivc_jax.methods.presets import resolved
-from ivc_jax.methods.question import question_cosine
 from ivc_jax.types import Layout, Selection
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import Hidden, MethodError, Request, Signals, Stage, TowerAttention
 from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.crops import crop_mean, crop_quotas, cut
+from ivc_jax.methods.parts.crops import crop_mean, crop_quotas, cut
 from ivc_jax.methods.segments import Segments
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed

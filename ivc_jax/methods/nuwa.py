@@ -27,10 +27,10 @@ from ivc_jax.methods.base import (
 )
 from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.methods.frames import frame_targets
+from ivc_jax.methods.parts.question import question_cosine
+from ivc_jax.methods.parts.regions import aggregate, best_of_regions, mark_pillars
 from ivc_jax.methods.presets import resolved
 from ivc_jax.methods.progressive import Family, Progressive
-from ivc_jax.methods.question import question_cosine
-from ivc_jax.methods.regions import aggregate, best_of_regions, mark_pillars
 from ivc_jax.types import Layout, Selection
 
 # Shares kept by the first cut, and by the second of what the first has left, for 25, 50 and 75 %.

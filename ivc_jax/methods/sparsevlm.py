@@ -22,13 +22,13 @@ from ivc_jax.methods.base import (
     Stage,
     check_keep_ratio,
 )
-from ivc_jax.methods.cluster import merge
 from ivc_jax.methods.coordinates import check_choice
+from ivc_jax.methods.parts.cluster import merge
+from ivc_jax.methods.parts.gravity import corrected, mean_over_heads
+from ivc_jax.methods.parts.raters import raters
+from ivc_jax.methods.parts.recycling import Recycling
 from ivc_jax.methods.presets import resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
-from ivc_jax.methods.raters import raters
-from ivc_jax.methods.recycling import Recycling
-from ivc_jax.methods.sparsevlm_plus import corrected, mean_over_heads
 from ivc_jax.types import Layout, Selection
 
 _DEPTH, _LAYERS = 32, (2, 6, 15)  # of the released model; it cuts behind these blocks

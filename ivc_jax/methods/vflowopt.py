@@ -23,7 +23,7 @@ from ivc_jax.methods.base import (
 )
 from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.methods.frames import over_segment
-from ivc_jax.methods.grid_cells import cells_of_grids, number_cells, recycled
+from ivc_jax.methods.parts.grid_cells import cells_of_grids, number_cells, recycled
 from ivc_jax.methods.presets import resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
 from ivc_jax.types import Layout, Selection, typed

@@ -17,8 +17,8 @@ from ivc_jax.methods.base import (
     TowerAttention,
     TowerKeys,
 )
-from ivc_jax.methods.contextual import reduce
 from ivc_jax.methods.coordinates import check_choice
+from ivc_jax.methods.parts.contextual import reduce
 from ivc_jax.methods.presets import resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
 from ivc_jax.methods.segments import Segments, images

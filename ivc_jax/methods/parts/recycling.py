@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.methods import scoring
-from ivc_jax.methods.cluster import density_peaks
+from ivc_jax.methods.parts.cluster import density_peaks
 from ivc_jax.types import Layout
 
 _TOKENS = 576  # the published lists count of so many
