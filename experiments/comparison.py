@@ -48,8 +48,11 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     Returns:
         Cells in order of group, budget (largest first) and method; empty without budgets.
     """
-    labels = short_labels(specs, without=("seed",))
     budgets = {spec: 1.0 if spec == _DENSE else budget_of(spec) for spec in specs}
+    labels: dict[str, str] = {}
+    for budget in set(budgets.values()):
+        # A field that a method has a value of its own for at each budget is no other method.
+        labels |= short_labels([s for s in specs if budgets[s] == budget], without=("seed",))
     if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
         return []
     pools: dict[tuple[str, float], list[Record]] = {}

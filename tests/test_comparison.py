@@ -18,6 +18,8 @@ SPECS = [
     "random:budget=0.5,seed=1",
     "ivc:budget=0.11",
     "fastv:keep_ratio=0.5",
+    "fastv+pore:sigma=2.0,budget=0.5",
+    "fastv+pore:sigma=3.0,budget=0.11",
 ]
 SCORES = {  # by specification: four answers on grounding, two on colour
     "dense": ([1, 1, 1, 1], [1, 1]),
@@ -26,6 +28,8 @@ SCORES = {  # by specification: four answers on grounding, two on colour
     "random:budget=0.5,seed=1": ([0, 1, 1, 0], [1, 1]),
     "ivc:budget=0.11": ([0, 0, 0, 0], [1, 0]),
     "fastv:keep_ratio=0.5": ([1, 1, 1, 1], [1, 1]),
+    "fastv+pore:sigma=2.0,budget=0.5": ([1, 1, 1, 1], [1, 1]),
+    "fastv+pore:sigma=3.0,budget=0.11": ([1, 0, 0, 0], [1, 1]),
 }
 
 
@@ -59,7 +63,7 @@ def test_groups_weigh_tasks_alike_and_seeds_are_pooled(cells):
 
 
 def test_methods_without_a_budget_stay_out(cells):
-    assert {label for _, _, label in cells} == {"dense", "ivc", "random"}
+    assert {label for _, _, label in cells} == {"dense", "ivc", "random", "fastv+pore"}
     assert compare(list(records()), ["dense", "fastv:keep_ratio=0.5"]) == []
 
 

@@ -19,11 +19,13 @@ from ivc_jax.methods import parse
 
 PROMPTS = [(3, ("image", (1, 8, 8)), 5), (6,)]
 SPECS = ["dense", "ivc:keep_ratio=0.5", "fastv+ivc:layer=1"]
+# Sorts, scatters and loops of their own; the decode is that of the others.
+RELATED = ["pyramiddrop", "sparsevlm", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt"]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_hf):
-    return ivc_jax.load(tiny_hf(), dtype="bfloat16")[0]
+    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="bfloat16")[0]
 
 
 def programs(model, spec, sharding=None):
@@ -53,6 +55,13 @@ def test_programs_lower_for_cuda(model, spec):
         assert "stablehlo.dot_general" in exported.mlir_module()
 
 
+@pytest.mark.parametrize("spec", RELATED)
+def test_prefills_of_the_related_methods_lower_for_cuda(model, spec):
+    function, arguments = next(programs(model, spec))
+    exported = jax.export.export(function, platforms=["cuda"])(*arguments)
+    assert "stablehlo.dot_general" in exported.mlir_module()
+
+
 def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
     model, _ = ivc_jax.load(tiny_hf(family="qwen2_5_vl"), dtype="bfloat16")
     function, arguments = next(programs(model, "ivc:layer=1,keep_ratio=0.5"))
@@ -66,7 +75,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 import ivc_jax
-from test_lowering import SPECS, programs
+from test_lowering import RELATED, SPECS, programs
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
 assert "v5" in topology.devices[0].device_kind, topology.devices[0].device_kind
@@ -76,6 +85,10 @@ for spec in SPECS:
     for function, arguments in programs(model, spec, sharding):
         compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
         print(spec, function.__name__, compiled.memory_analysis().temp_size_in_bytes)
+for spec in RELATED:
+    function, arguments = next(programs(model, spec, sharding))
+    compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+    print(spec, compiled.memory_analysis().temp_size_in_bytes)
 """
 
 
@@ -87,10 +100,10 @@ def test_programs_compile_with_the_tpu_compiler(tiny_hf):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf())],
+        [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf(num_hidden_layers=4))],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     sizes = [int(line.split()[-1]) for line in result.stdout.splitlines()]
-    assert len(sizes) == 2 * len(SPECS)
+    assert len(sizes) == 2 * len(SPECS) + len(RELATED)
     assert min(sizes) > 0
