@@ -7,14 +7,23 @@ import pytest
 
 from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods import (
+    FSR,
     METHODS,
     FastV,
+    HoloV,
     IVCPrune,
     Method,
     MethodError,
+    Nuwa,
+    PyramidDrop,
     Random,
+    Scope,
+    SparseVLM,
     Uniform,
+    VFlowOpt,
+    VisionDrop,
     WithIVC,
+    WithPoRe,
     describe,
     parse,
 )
@@ -52,6 +61,21 @@ def model_config(num_layers=28, family="qwen2_vl", sections=(16, 24, 24)) -> Mod
         ("fastv+ivc:keep_ratio=0.5,cos_fraction=0.05", WithIVC(FastV(), cos_fraction=0.05)),
         ("random+ivc:seed=3,layer=2", WithIVC(Random(layer=2, seed=3))),
         ("uniform:compact_earlier_kv=false", Uniform(compact_earlier_kv=False)),
+        (
+            "pyramiddrop:layers=7/14/21,ratios=0.5/0.25/0.125",
+            PyramidDrop(layers=(7, 14, 21), ratios=(0.5, 0.25, 0.125)),
+        ),
+        (
+            "fastv+pore+ivc:budget=0.5,sigma=1.5",
+            WithIVC(WithPoRe(FastV(budget=0.5), sigma=1.5)),
+        ),
+        ("sparsevlm:recycle=false,gravity=true", SparseVLM(recycle=False, gravity=True)),
+        ("visiondrop:keep_ratio=0.1,causal=false", VisionDrop(keep_ratio=0.1, causal=False)),
+        ("vflowopt+ivc:alpha=0.5,cell=3", WithIVC(VFlowOpt(alpha=0.5, cell=3.0))),
+        ("nuwa:diagonal=self_one,per_region=3", Nuwa(diagonal="self_one", per_region=3)),
+        ("scope:saliency=norm,alpha=0.5", Scope(saliency="norm", alpha=0.5)),
+        ("holov:inner=attention,crops=8", HoloV(inner="attention", crops=8)),
+        ("fsr:relevance=embedding", FSR(relevance="embedding")),
     ],
 )
 def test_specifications_are_read_and_written_back(spec, method):
