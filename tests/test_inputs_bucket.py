@@ -46,6 +46,7 @@ def test_two_samples_are_padded_as_drawn():
         "visual_source": [[0, 1, 2, 3, 0, 0], [0] * 6],
         "visual_index": [[1, 2, 3, 4, 0, 0], [0] * 6],
         "visual_valid": [[True] * 4 + [False] * 2, [False] * 6],
+        "visual_origin": [[0, 1, 2, 3, 0, 0], [0] * 6],
         "image_id": [[0, 0, 0, 0, -1, -1], [-1] * 6],
         "grid": [[[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], *unseen * 2], unseen * 6],
         "image_count": [[4, 4, 4, 4, 0, 0], [0] * 6],
