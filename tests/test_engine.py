@@ -315,3 +315,15 @@ def test_compaction_by_hand():
     assert short.layout.grid[..., 0].tolist() == [[0, 1], [0, -1]]
     assert short.layout.positions[0].tolist() == (np.array(order) + 10).tolist()
     assert short.layout.visual_origin[0].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("spec", ["holov", "nuwa", "visiondrop"])
+def test_a_tower_with_windows_serves_the_same_promises(tiny_hf, spec):
+    """Qwen2.5-VL's rows come in window order; what a method keeps must not show it."""
+    path = tiny_hf(family="qwen2_5_vl", num_hidden_layers=4)
+    model, method = ivc_jax.load(path, dtype="float32")[0], parse(spec)
+    both = ivc_jax.prefill(model, collate(batch_of(2, 3), model.config, BUCKET), method)
+    for row, number in enumerate((2, 3)):
+        alone = ivc_jax.prefill(model, collate(batch_of(number), model.config, WIDE), method)
+        np.testing.assert_array_equal(both.kept[row], alone.kept[0])
+        np.testing.assert_allclose(both.logits[row], alone.logits[0], rtol=0, atol=1e-4)

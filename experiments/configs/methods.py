@@ -47,7 +47,7 @@ CONFIG = RunConfig(
     methods=("dense", *(_at(spec, budget) for budget in _BUDGETS for spec in _METHODS)),
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
     batch_size=16,
-    limit=80,
+    limit=60,
     # the tokens and patches of a bundled scene: no padding
     visual_buckets=(144,),
     patch_buckets=(576,),
