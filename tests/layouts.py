@@ -150,9 +150,29 @@ def listed(chosen: Selection) -> list[list[int]]:
     return sets
 
 
+def shorten(layout: Layout, chosen: Selection) -> Layout:
+    """Drop tokens from visual space; the sequence itself stays as it is."""
+
+    def take(field, padding):
+        kept = jnp.take_along_axis(getattr(layout, field), chosen.index, axis=1)
+        return jnp.where(chosen.valid, kept, padding)
+
+    return layout.replace(
+        visual_index=take("visual_index", 0),
+        visual_valid=chosen.valid,
+        visual_origin=take("visual_origin", 0),
+        image_id=take("image_id", -1),
+        image_count=take("image_count", 0),
+        grid=jnp.take_along_axis(layout.grid, chosen.index[..., None], axis=1),
+    )
+
+
 @flax.struct.dataclass
 class FixedAttention(Received):
-    """The signal of `TowerAttention`, given as a matrix a sample [B, V, V], queries first."""
+    """The signal of `TowerAttention`, given as a matrix a sample [B, V, V], queries first.
+
+    Like the tower's, it stays within an image or a frame of a video.
+    """
 
     matrix: jax.Array
     layout: Layout
@@ -160,7 +180,8 @@ class FixedAttention(Received):
     def __call__(self, weights=None):
         valid = self.layout.visual_valid
         weights = jnp.where(valid, 1.0 if weights is None else weights, 0.0)
-        same = self.layout.image_id[:, :, None] == self.layout.image_id[:, None]
+        row = self.layout.image_id * 1000 + self.layout.grid[..., 0]
+        same = row[:, :, None] == row[:, None]
         weights = jnp.where(same & valid[:, None], weights[:, :, None], 0.0)  # [B, query, key]
         total = weights.sum(axis=1)
         return (self.matrix * weights).sum(axis=1) / jnp.where(total > 0, total, 1.0)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import lay_out, listed, make_layout, run_stage
+from layouts import lay_out, listed, make_layout, run_stage, shorten
 
 from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods.base import AttentionRows, MethodError, Scored
 from ivc_jax.methods.budget import layer_mean
 from ivc_jax.methods.pyramiddrop import PyramidDrop
-from ivc_jax.types import Layout, Selection
+from ivc_jax.types import Selection
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 OTHER = (2, (6, 6), 6)
@@ -36,23 +36,6 @@ def model_config(num_layers=28, sections=(16, 24, 24)) -> ModelConfig:
 
 def solved(num_layers=28, **fields) -> PyramidDrop:
     return PyramidDrop(**fields).resolve(model_config(num_layers))
-
-
-def shorten(layout: Layout, chosen: Selection) -> Layout:
-    """Drop tokens from visual space; the sequence itself stays as it is."""
-
-    def take(field, padding):
-        kept = jnp.take_along_axis(getattr(layout, field), chosen.index, axis=1)
-        return jnp.where(chosen.valid, kept, padding)
-
-    return layout.replace(
-        visual_index=take("visual_index", 0),
-        visual_valid=chosen.valid,
-        visual_origin=take("visual_origin", 0),
-        image_id=take("image_id", -1),
-        image_count=take("image_count", 0),
-        grid=jnp.take_along_axis(layout.grid, chosen.index[..., None], axis=1),
-    )
 
 
 def run_all(method, layout, tables) -> list[list[list[int]]]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layouts import ROPE, lay_out, listed, make_layout, run_stage
+from layouts import ROPE, lay_out, listed, make_layout, run_stage, shorten
 from test_parse import model_config
 
 from ivc_jax.methods import budget
@@ -60,23 +60,6 @@ def signals_of(method, number, layout, data, carry=None):
         Hidden(): gather([table[number] for table in hidden]),
         Carry() if number else Embeddings(): carry if number else gather(embeddings),
     }
-
-
-def shorten(layout, chosen):
-    """Drop tokens from visual space; the sequence itself stays as it is."""
-
-    def take(field, padding):
-        kept = jnp.take_along_axis(getattr(layout, field), chosen.index, axis=1)
-        return jnp.where(chosen.valid, kept, padding)
-
-    return layout.replace(
-        visual_index=take("visual_index", 0),
-        visual_valid=chosen.valid,
-        visual_origin=take("visual_origin", 0),
-        image_id=take("image_id", -1),
-        image_count=take("image_count", 0),
-        grid=jnp.take_along_axis(layout.grid, chosen.index[..., None], axis=1),
-    )
 
 
 def run_all(method, samples, data, **bucket):
@@ -314,7 +297,7 @@ def test_bad_fields(fields, message):
     ("fields", "message"),
     [
         ({"budget": 0.11}, "budget=0.11 cannot be reached on 5 layers"),
-        ({"keep_ratio": 0.001}, "keep_ratio=0.001 is less than what is recycled"),
+        ({"keep_ratio": 0.001}, "asks for less than what is recycled"),
     ],
 )
 def test_targets_out_of_reach(fields, message):

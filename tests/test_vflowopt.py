@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import FixedAttention, listed, make_layout, run_stage
+from layouts import FixedAttention, listed, make_layout, run_stage, shorten
 
 from ivc_jax.config import from_hf
 from ivc_jax.methods import MethodError, budget, scoring
@@ -40,27 +40,7 @@ def draw(layout, seed=0, spoil=np.nan):
         matrices.append(matrix)
         entropies.append(entropy)
     matrix, entropy = (jnp.asarray(np.stack(x), jnp.float32) for x in (matrices, entropies))
-    # Like the tower, it attends within a frame.
-    framed = layout.replace(image_id=100 * layout.image_id + layout.grid[..., 0])
-    return {TowerAttention(): FixedAttention(matrix, framed), PixelEntropy(): entropy}
-
-
-def shorten(layout, chosen):
-    """Drop tokens from visual space; the sequence itself stays as it is."""
-    index, valid = np.asarray(chosen.index), np.asarray(chosen.valid)
-
-    def take(field, padding):
-        kept = np.take_along_axis(np.asarray(getattr(layout, field)), index, axis=1)
-        return np.where(valid, kept, padding)
-
-    return layout.replace(
-        visual_index=take("visual_index", 0),
-        visual_origin=take("visual_origin", 0),
-        visual_valid=valid,
-        image_id=take("image_id", -1),
-        image_count=take("image_count", 0),
-        grid=np.take_along_axis(np.asarray(layout.grid), index[..., None], axis=1),
-    )
+    return {TowerAttention(): FixedAttention(matrix, layout), PixelEntropy(): entropy}
 
 
 def run_all(method, layout, signals):

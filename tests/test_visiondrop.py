@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import FixedAttention, listed, make_layout, run_stage
+from layouts import FixedAttention, listed, make_layout, run_stage, shorten
 
 from ivc_jax.config import RopeConfig, from_hf
 from ivc_jax.methods import MethodError, budget
@@ -54,24 +54,6 @@ def draw(layout, seed=0, spoil=np.nan):
         AttentionReceived(1): arrays["received"],
         Keys(1): TokenVectors(arrays["keys"], arrays["keys"][:, :0]),
     }
-
-
-def shorten(layout, chosen):
-    """Drop tokens from visual space; the sequence itself stays as it is."""
-    index, valid = np.asarray(chosen.index), np.asarray(chosen.valid)
-
-    def take(field, padding):
-        kept = np.take_along_axis(np.asarray(getattr(layout, field)), index, axis=1)
-        return np.where(valid, kept, padding)
-
-    return layout.replace(
-        visual_index=take("visual_index", 0),
-        visual_origin=take("visual_origin", 0),
-        visual_valid=valid,
-        image_id=take("image_id", -1),
-        image_count=take("image_count", 0),
-        grid=np.take_along_axis(np.asarray(layout.grid), index[..., None], axis=1),
-    )
 
 
 def reference(scores, metric, dominant, contextual):
@@ -229,7 +211,9 @@ def test_both_kinds_of_cut_equal_the_slow_reference():
             n, start = len(members), members[0]
             left = max(1, round(0.7 * n))
             matrix = np.asarray(signals[TowerAttention()].matrix, np.float64)[row]
-            scores = matrix[members][:, members].mean(axis=0)
+            frame = np.asarray(layout.grid)[row, members, 0]
+            same = frame[:, None] == frame  # the tower attends within a frame
+            scores = (matrix[members][:, members] * same).sum(axis=0) / same.sum(axis=0)
             metric = np.asarray(signals[TowerKeys()], np.float64)[row, members]
             own = reference(scores, metric, left - round(left / 8), round(left / 8))
             for token, weights in own.items():

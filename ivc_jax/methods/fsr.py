@@ -9,13 +9,10 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 
-from ivc_jax.config import ModelConfig
-from ivc_jax.methods import budget, scoring, segments
+from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import (
     Hidden,
-    Method,
     MethodError,
     Request,
     Signals,
@@ -26,20 +23,18 @@ from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.methods.frames import frame_targets
 from ivc_jax.methods.parts.cover import focus, joint_scores, refine, scan
 from ivc_jax.methods.parts.question import question_cosine
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.upfront import Upfront
 from ivc_jax.types import Layout, Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class FSR(Method):
+class FSR(Upfront):
     """Keep salient tokens up to a share of their mass, then the tokens farthest from those kept.
 
     One cut before the decoder; dropped tokens close to a scanned one are merged into it. Every
     image has its own scores and its own count, floor(keep_ratio * tokens), at least one.
 
     Attributes:
-        keep_ratio: share of each image's tokens kept; 0.5 without a budget.
-        budget: mean over layers of the share in the cache, here the same number.
         alpha: exponent of the relevance.
         beta: exponent of the saliency.
         focus_mass: share rho of the summed joint score that the focus set covers.
@@ -49,14 +44,10 @@ class FSR(Method):
         relevance_sign: factor of the cosine before scaling; -1 where a high one marks background.
         per_frame: score and scan each frame of a video alone, its count split over the frames
             (chosen); otherwise the video as a whole.
-        positions: "original", or "reindex" numbers the tokens left without gaps; None leaves it to
-            `resolve`: "original" with M-RoPE, otherwise "reindex" (chosen).
     """
 
     name: ClassVar[str] = "fsr"
 
-    keep_ratio: float | None = None
-    budget: float | None = None
     alpha: float = 3.0
     beta: float = 1.0
     focus_mass: float = 0.9
@@ -64,10 +55,9 @@ class FSR(Method):
     relevance: str = "none"
     relevance_sign: float = 1.0
     per_frame: bool = True
-    positions: str | None = None
 
     def __post_init__(self) -> None:
-        budget.settle_keep_ratio(self)
+        super().__post_init__()
         for name in ("alpha", "beta", "merge_ratio"):
             if getattr(self, name) < 0:
                 raise MethodError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -76,28 +66,10 @@ class FSR(Method):
         check_choice("relevance", self.relevance, ("none", "embedding"))
         if self.relevance_sign not in (1, -1):
             raise MethodError(f"relevance_sign must be 1 or -1, got {self.relevance_sign}")
-        if self.positions is not None:
-            check_choice("positions", self.positions, ("original", "reindex"))
-
-    def resolve(self, config: ModelConfig) -> "FSR":
-        """Fill in the keep ratio and the numbering of positions."""
-        method = budget.solved(self, config.decoder.num_layers)
-        rule = "reindex" if config.decoder.rope.sections is None else "original"
-        return dataclasses.replace(method, positions=self.positions or rule)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """One cut before the decoder."""
-        keep_ratio = resolved(self.keep_ratio, self.name, "keep_ratio")
-        return (Stage(0, keep_ratio, renumber=self.positions == "reindex"),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the tower's last attention and for the tokens that enter the decoder."""
         return TowerAttention(), Hidden()
-
-    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
-        """Bound the sum of floor(keep_ratio * tokens) over the images."""
-        return scoring.largest_total(self._keep_counts(stage, visual_slots), num_images)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Focus, scan and refine in every image or frame."""
@@ -105,7 +77,7 @@ class FSR(Method):
         if not slots:
             chosen = scoring.from_mask(layout.visual_valid, num_keep)
             return chosen.replace(weights=scoring.keep_weights(chosen, slots))
-        counts = self._keep_counts(stage, layout.visual_slots)
+        counts = scoring.at_least_one(self._counts(stage, layout.visual_slots))
         if self.per_frame:
             within, target = segments.frames(layout), frame_targets(layout, counts)
         else:
@@ -119,7 +91,3 @@ class FSR(Method):
         focused = focus(joint, within, target, self.focus_mass)
         cover = scan(vectors.visual, focused, within, target, num_keep)
         return refine(cover, joint, within, num_keep, self.merge_ratio)
-
-    def _keep_counts(self, stage: Stage, max_count: int) -> np.ndarray:
-        counts = scoring.rounded_counts(stage.keep_ratio, max_count, "floor")
-        return scoring.at_least_one(counts)

@@ -97,8 +97,8 @@ class SparseVLM(Progressive, Scored):
             ratios = self._recycling.without_means(ratios)
             if min(ratios) <= 0:
                 raise MethodError(
-                    f"sparsevlm: keep_ratio={self.keep_ratio:g} is less than what is recycled; "
-                    "raise it or set recycle=false"
+                    "sparsevlm: keep_ratio or budget asks for less than what is recycled; raise it "
+                    "or set recycle=false"
                 )
         if positions is None:
             positions = "reindex" if config.decoder.rope.sections is None else "original"
