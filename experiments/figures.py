@@ -1,7 +1,7 @@
 """Figures of a run: accuracy against tokens kept, kept tokens on an image, the IVC map."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -139,20 +139,13 @@ def _kept_tokens(meta: dict[str, Any], records: list[Record]) -> Figure | None:
     pixels = _pixels(meta, first)
     if pixels is None or len(first["grids"]) != 1 or first["grids"][0][0] != 1:
         return None  # drawn for a single image only
-    labels = short_labels(meta["methods"])
-    pruned = [record for record in example.values() if record["method"] != _DENSE]
-    sizes = {record["method"]: size_of(record["method"], record["keep_ratio"]) for record in pruned}
-    names = list(dict.fromkeys(labels[record["method"]] for record in pruned))
-    lines = sorted(set(sizes.values()), reverse=True)
-    columns, places = len(names) + 1, {}
-    if columns > _MOST_COLUMNS:
-        pruned = [r for r in pruned if sizes[r["method"]] == lines[len(lines) // 2]]
-        columns = _MOST_COLUMNS
-        places = {r["method"]: divmod(number, columns) for number, r in enumerate(pruned, 1)}
-    for record in pruned:
-        place = lines.index(sizes[record["method"]]), 1 + names.index(labels[record["method"]])
-        places.setdefault(record["method"], place)
-    count = 1 + max((line for line, _ in places.values()), default=0)
+    pruned = {
+        method: size_of(method, record["keep_ratio"])
+        for method, record in example.items()
+        if method != _DENSE
+    }
+    places, labels = arrange_panels(pruned)
+    count, columns = (1 + max((p[axis] for p in places.values()), default=0) for axis in (0, 1))
     figure, grid = pyplot.subplots(
         count, columns, squeeze=False, layout="constrained",
         figsize=(2.35 * columns, 2.85 * count + 0.6),
@@ -163,10 +156,38 @@ def _kept_tokens(meta: dict[str, Any], records: list[Record]) -> Figure | None:
     figure.suptitle(question, fontsize=12, fontweight="bold")
     if _DENSE in example:
         _panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
-    for record in pruned:
-        method = record["method"]
-        _panel(grid[places[method]], pixels, record, f"{labels[method]}, {sizes[method][1]:g}")
+    for method, place in places.items():
+        title = f"{labels[method]}, {pruned[method][1]:g}"
+        _panel(grid[place], pixels, example[method], title)
     return figure
+
+
+def arrange_panels(
+    sizes: Mapping[str, tuple[str, float]],
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Give methods a place (line, column) behind the dense panel (0, 0), and their labels.
+
+    One column a method and one line a budget; where methods are many, one budget is shown, and one
+    seed of each, line after line.
+
+    Args:
+        sizes: budget or keep ratio of each method (`labels.size_of`).
+    """
+    labels = short_labels(list(sizes))
+    names = list(dict.fromkeys(labels.values()))
+    lines = sorted(set(sizes.values()), reverse=True)
+    if len(names) < _MOST_COLUMNS:
+        places = {
+            method: (lines.index(size), 1 + names.index(labels[method]))
+            for method, size in sizes.items()
+        }
+        return places, labels
+    chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
+    # A field with one value among these tells nothing.
+    labels = short_labels(chosen, without=("seed",))
+    first = {label: method for method, label in reversed(labels.items())}
+    shown = [method for method in chosen if first[labels[method]] == method]
+    return {method: divmod(n, _MOST_COLUMNS) for n, method in enumerate(shown, 1)}, labels
 
 
 def _chosen_example(meta: dict[str, Any], records: list[Record]) -> dict[str, Record]:

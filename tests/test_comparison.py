@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import curves
+from experiments import curves, figures
 from experiments.comparison import compare
 
 SPECS = [
@@ -87,6 +87,22 @@ def test_costs_are_means_of_the_records(cells):
     one = cells["average", 0.5, "random"]
     costs = one.cached_share, one.kept_share, one.kv_bytes, one.flops
     assert costs == (0.5, 0.5, 8.0, 2.0)
+
+
+def test_panels_have_a_line_a_budget():
+    sizes = {f"{name}:budget={b}": ("budget", b) for name in ("ivc", "fastv") for b in (0.5, 0.2)}
+    places, labels = figures.arrange_panels(sizes)
+    assert list(places.values()) == [(0, 1), (1, 1), (0, 2), (1, 2)]
+    assert labels["fastv:budget=0.2"] == "fastv"
+
+
+def test_many_methods_show_one_budget_and_one_seed():
+    names = [f"random:seed={seed}" for seed in range(3)] + [f"fastv:layer={n}" for n in range(9)]
+    sizes = {f"{name},budget={b}": ("budget", b) for b in (0.5, 0.2, 0.1) for name in names}
+    places, labels = figures.arrange_panels(sizes)
+    assert {size for method in places for size in [sizes[method]]} == {("budget", 0.2)}
+    assert list(places.values()) == [divmod(n, 7) for n in range(1, 11)]
+    assert labels["random:seed=0,budget=0.2"] == "random"
 
 
 def test_curves_have_a_panel_a_group(cells):
