@@ -1,6 +1,7 @@
 """Evaluate pruning methods on benchmarks: records, tables, figures and a report.
 
     python experiments/run.py                                 # bundled model and benchmark
+    python experiments/run.py methods                         # all methods at equal budgets
     python experiments/run.py --model DIR --data-dir TSVS --tasks RefCOCO_testA \
         --methods dense ivc:keep_ratio=0.5 --out runs/refcoco
     python experiments/run.py inspect photo.jpg --model DIR --prompt "Where is the cat?"
@@ -40,7 +41,7 @@ class Arguments:
     Attributes:
         config: a name from experiments/configs, or a path to a file like those.
         model: checkpoint folder or hub name; default: the bundled checkpoint.
-        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
+        methods: such as dense, "ivc:layer=3,keep_ratio=0.5" or fastv:budget=0.5.
         tasks: such as grounding or RefCOCO_testA.
         data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
         limit: rows of each task.
