@@ -1,4 +1,4 @@
-"""The block at which each model is pruned if a method names none."""
+"""What depends on the model if a method does not name it: the block to cut at, position ids."""
 
 import functools
 import logging
@@ -26,6 +26,17 @@ def resolved(value: _T | None, name: str, field: str = "layer") -> _T:
     if value is None:
         raise MethodError(f"{name}: {field} is not set; give {field}=... or call resolve(config)")
     return value
+
+
+def check_positions(positions: str | None) -> None:
+    """Raise MethodError unless `positions` is "original", "reindex" or None."""
+    if positions not in (None, "original", "reindex"):
+        raise MethodError(f"positions must be one of ('original', 'reindex'), got {positions!r}")
+
+
+def chosen_positions(positions: str | None, config: ModelConfig) -> str:
+    """Return the rule for position ids: original ones with M-RoPE, which has no other, if None."""
+    return positions or ("reindex" if config.decoder.rope.sections is None else "original")
 
 
 @functools.cache  # the note appears once for each kind of model

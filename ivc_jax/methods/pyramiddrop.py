@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import AttentionRows, MethodError, Request, Scored, Signals, Stage
-from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
 from ivc_jax.types import Layout, Selection
 
@@ -48,13 +47,11 @@ class PyramidDrop(Progressive, Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.positions is not None:
-            check_choice("positions", self.positions, ("original", "reindex"))
+        check_positions(self.positions)
 
     def resolve(self, config: ModelConfig) -> Progressive:
         """Fill in layers, ratios and positions."""
-        reindex = config.decoder.rope.sections is None
-        fields = {"positions": self.positions or ("reindex" if reindex else "original")}
+        fields = {"positions": chosen_positions(self.positions, config)}
         if self.compact_earlier_kv and self.budget is not None:
             fields |= {"keep_ratio": self.budget, "budget": None}
         return Progressive.resolve(dataclasses.replace(self, **fields), config)

@@ -22,12 +22,11 @@ from ivc_jax.methods.base import (
     Stage,
     check_keep_ratio,
 )
-from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.methods.parts.cluster import merge
 from ivc_jax.methods.parts.gravity import corrected, mean_over_heads
 from ivc_jax.methods.parts.raters import raters
 from ivc_jax.methods.parts.recycling import Recycling
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
 from ivc_jax.types import Layout, Selection
 
@@ -86,13 +85,12 @@ class SparseVLM(Progressive, Scored):
             raise MethodError(f"cluster_share must be in (0, 1), got {self.cluster_share}")
         if self.priority_heads is not None:
             check_keep_ratio(self.priority_heads, "priority_heads")
-        if self.positions is not None:
-            check_choice("positions", self.positions, ("original", "reindex"))
+        check_positions(self.positions)
 
     def resolve(self, config: ModelConfig) -> "SparseVLM":
         """Fill in layers, ratios and positions."""
         method = super().resolve(config)
-        ratios, positions = method.ratios, self.positions
+        ratios = method.ratios
         if self.keep_ratio is not None or self.budget is not None:
             ratios = self._recycling.without_means(ratios)
             if min(ratios) <= 0:
@@ -100,8 +98,7 @@ class SparseVLM(Progressive, Scored):
                     "sparsevlm: keep_ratio or budget asks for less than what is recycled; raise it "
                     "or set recycle=false"
                 )
-        if positions is None:
-            positions = "reindex" if config.decoder.rope.sections is None else "original"
+        positions = chosen_positions(self.positions, config)
         return dataclasses.replace(method, ratios=ratios, positions=positions)
 
     @property

@@ -9,8 +9,7 @@ from jaxtyping import Array, Int
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget, scoring
 from ivc_jax.methods.base import Method, Stage
-from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
 from ivc_jax.types import Layout, typed
 
 
@@ -32,15 +31,14 @@ class Upfront(Method):
 
     def __post_init__(self) -> None:
         budget.settle_keep_ratio(self)
-        if self.positions is not None:
-            check_choice("positions", self.positions, ("original", "reindex"))
+        check_positions(self.positions)
 
     def resolve(self, config: ModelConfig) -> "Upfront":
         """Fill in keep_ratio and positions."""
         # Taken over as it is: a solver could miss it by one bit, which rounding down would show.
         ratio = self.keep_ratio if self.budget is None else self.budget
-        ids = self.positions or ("reindex" if config.decoder.rope.sections is None else "original")
-        return dataclasses.replace(self, keep_ratio=ratio, budget=None, positions=ids)
+        positions = chosen_positions(self.positions, config)
+        return dataclasses.replace(self, keep_ratio=ratio, budget=None, positions=positions)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -17,9 +17,8 @@ from ivc_jax.methods.base import (
     TowerAttention,
     TowerKeys,
 )
-from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.methods.parts.contextual import reduce
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
 from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
 from ivc_jax.methods.segments import Segments, images
 from ivc_jax.types import Layout, Selection
@@ -68,13 +67,11 @@ class VisionDrop(Progressive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.positions is not None:
-            check_choice("positions", self.positions, ("original", "reindex"))
+        check_positions(self.positions)
 
     def resolve(self, config: ModelConfig) -> Progressive:
         """Fill in layers, ratios and positions."""
-        reindex = config.decoder.rope.sections is None
-        positions = self.positions or ("reindex" if reindex else "original")
+        positions = chosen_positions(self.positions, config)
         return Progressive.resolve(dataclasses.replace(self, positions=positions), config)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
