@@ -150,7 +150,7 @@ def record(example, method, score, task="DigitScenes_colour", **values):
     base = {"task": task, "method": method, "example_id": example, "score": score, "failed": False}
     base |= {"keep_ratio": 0.5, "parsed": "", "target": "", "category": "", "visual_tokens": 10}
     base |= {"kept_tokens": 5, "kv_bytes": 64.0, "prefill_ms": 1.0, "decode_ms": 6.0}
-    return base | {"decode_steps": 3} | values
+    return base | {"decode_steps": 3, "cached_share": 0.5, "flops": 2e6} | values
 
 
 def test_rows_by_hand():
@@ -167,6 +167,7 @@ def test_rows_by_hand():
         "kept_tokens", "kv_bytes", "prefill_ms", "decode_ms_per_token",
     ]  # fmt: skip
     assert (dense["score"], dense["retention"], half["n"]) == (1, 1, 2)
+    assert (half["metrics"]["cached_share"], half["metrics"]["flops"]) == (0.5, 2e6)
     assert (half["score"], half["retention"], half["prefill_ms"]) == (0.5, 0.5, 3)
     assert half["decode_ms_per_token"] == 3
     assert half["metrics"]["change"] == -0.5

@@ -18,13 +18,12 @@ README, DOCS = ((ROOT / name).read_text() for name in ("README.md", "docs/method
 
 
 @pytest.fixture
-def run_example(monkeypatch):
+def run_example():
     """Give a function that runs the example of a method in a text."""
 
     def run(text):
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         (code,) = [block for block in blocks if "class" in block]
-        monkeypatch.setattr(ivc_jax.methods, "METHODS", METHODS)
         exec(compile(code, "example", "exec"), {"__name__": "example"})
 
     before = dict(METHODS)

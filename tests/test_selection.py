@@ -15,12 +15,12 @@ from layouts import (
     lay_out,
     make_layout,
     run_select,
+    shorten,
 )
 
 from ivc_jax import ivc
 from ivc_jax.methods import FastV, Random, Uniform, WithIVC, scoring
 from ivc_jax.methods.base import Method, RopeSettings, Stage
-from ivc_jax.types import Layout, Selection
 
 
 @given(
@@ -113,22 +113,6 @@ class _Late(Method):
         late = jnp.broadcast_to(jnp.arange(1.0 * layout.grid.shape[1]), layout.image_id.shape)
         rank = scoring.rank_in_segment(late, layout.image_id, layout.visual_valid)
         return scoring.from_mask(rank < counts, num_keep)
-
-
-def shorten(layout: Layout, chosen: Selection) -> Layout:
-    """Drop tokens from visual space; the sequence itself stays as it is."""
-
-    def take(field, padding):
-        kept = jnp.take_along_axis(getattr(layout, field), chosen.index, axis=1)
-        return jnp.where(chosen.valid, kept, padding)
-
-    return layout.replace(
-        visual_index=take("visual_index", 0),
-        visual_valid=chosen.valid,
-        image_id=take("image_id", -1),
-        image_count=take("image_count", 0),
-        grid=jnp.take_along_axis(layout.grid, chosen.index[..., None], axis=1),
-    )
 
 
 def test_ivc_modifier_adds_the_same_set_at_every_stage():

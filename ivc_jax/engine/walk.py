@@ -68,7 +68,8 @@ class Walk:
                 self.sizes, layers, sequence.hidden, angles, span.start, span.stop,
                 lengths=layout.lengths,
             )  # fmt: skip
-        for layer in range(span.start, span.stop):
+        asked = {request.layer for request in requests if isinstance(request, LayerRequest)}
+        for layer in sorted(asked.intersection(range(span.start, span.stop))):
             offset = layer - span.start
             self._answer(requests, layer, layout, queries, keys[offset], values[offset])
         self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))

@@ -49,7 +49,7 @@ def _task_row(task: str, method: str, records: list[Record], dense: list[Record]
     values["low"], values["high"] = metrics.bootstrap_interval(
         [record["score"] for record in records]
     )
-    values |= {name: metrics.mean([record.get(name, 0.0) for record in records]) for name in COSTS}
+    values |= {name: metrics.mean([record[name] for record in records]) for name in COSTS}
     dense_score = scoring.aggregate(dense)[scoring.headline] if dense else None
     if dense and method != _DENSE:
         before = {record["example_id"]: record["score"] for record in dense}
