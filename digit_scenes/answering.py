@@ -20,6 +20,8 @@ from ivc_jax.config import DecoderConfig
 
 Batch = dict[str, Any]
 
+_ANCHOR = 4.0  # weight of the start mark when counting, beside 1 for every digit
+
 
 def init_embedding(tokenizer: Tokenizer, key: jax.Array, width: int) -> jax.Array:
     """Draw unit-length word embeddings that share a code where words share a meaning."""
@@ -73,9 +75,15 @@ class Objective:
     """Loss and accuracies of packed questions, every task counting alike."""
 
     def __init__(
-        self, tokenizer: Tokenizer, config: DecoderConfig, plan: Plan, look_weight: float = 0.0
+        self,
+        tokenizer: Tokenizer,
+        config: DecoderConfig,
+        plan: Plan,
+        look_weight: float = 0.0,
+        count_weight: float = 0.0,
     ) -> None:
-        self.config, self.plan, self.look_weight = config, plan, look_weight
+        self.config, self.plan = config, plan
+        self.look_weight, self.count_weight = look_weight, count_weight
         words = [str(n * STEP) for n in range(NUM_BINS)]
         self.number_ids = np.array([tokenizer.token_to_id(word) for word in words])
         value = np.full(config.vocab_size, -1.0, np.float32)
@@ -90,10 +98,25 @@ class Objective:
         """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
         logits, rows, ends = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
         value, metrics = self.score(logits, batch, spread)
-        missed = self._missed(rows, batch["look"])
+        missed = self._missed(rows[..., 1:], batch["look"])
         confused = self._confused(ends, batch["apart"])
-        value = value + self.look_weight * (missed + confused)
-        return value, {**metrics, "missed": missed, "confused": confused}
+        miscounted = self._miscounted(rows, batch["share"])
+        value = value + self.look_weight * (missed + confused) + self.count_weight * miscounted
+        extra = {"missed": missed, "confused": confused, "miscounted": miscounted}
+        return value, {**metrics, **extra}
+
+    def _miscounted(self, rows: jax.Array, share: jax.Array) -> jax.Array:
+        """Divergence of the third head's attention from shares that add up to the count.
+
+        Every digit asked for has weight 1, spread over its visual tokens, against `_ANCHOR` for the
+        start mark of the picture: what the head brings home then tells how many there are.
+        """
+        asked = np.array([t == "counting" for t in self.plan.tasks])[self.plan.look_question]
+        share = share[:, self.plan.look_question[asked]]  # [B, C, W]
+        wanted = jnp.pad(share, ((0, 0), (0, 0), (1, 0)), constant_values=_ANCHOR)
+        wanted = wanted / wanted.sum(-1, keepdims=True)
+        found = jnp.log(rows[:, 2, asked] + 1e-9)
+        return (jax.scipy.special.xlogy(wanted, wanted) - wanted * found).sum(-1).mean()
 
     def _confused(self, ends: jax.Array, apart: jax.Array) -> jax.Array:
         """Cross entropy of reading off which of two digits is further right, and further down."""
@@ -182,6 +205,7 @@ def plan(
 
 
 DEFAULT_PLAN = plan(6, 2, 8, 4, 2, 2)
+COUNTING_PLAN = plan(5, 3, 5, 4, 3, 8)
 
 
 def pack(
@@ -232,27 +256,30 @@ def frozen_stage(
     config: DecoderConfig,
     cache: Cache,
     held_out: Cache,
+    layout: Plan = DEFAULT_PLAN,
     scale: float = 1.0,
+    decay: float = 0.25,
     spread: float = 1.5,
     look_weight: float = 0.5,
+    count_weight: float = 0.0,
     seed: int = 1,
 ) -> Stage:
     """Describe the decoder's training on cached visual tokens."""
-    objective = Objective(tokenizer, config, DEFAULT_PLAN, look_weight)
+    objective = Objective(tokenizer, config, layout, look_weight, count_weight)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return objective(params["decoder"], batch, batch["visual"], spread)
 
     random = np.random.default_rng(11)
-    tests = [held_out.batch(random, rows, tokenizer, DEFAULT_PLAN) for _ in range(8)]
+    tests = [held_out.batch(random, rows, tokenizer, layout) for _ in range(8)]
     measure = jax.jit(lambda params, batch: loss(params, batch)[1])
     return Stage(
         name=name,
         steps=steps,
-        batch=functools.partial(cache.batch, rows=rows, tokenizer=tokenizer, layout=DEFAULT_PLAN),
+        batch=functools.partial(cache.batch, rows=rows, tokenizer=tokenizer, layout=layout),
         loss=loss,
         evaluate=functools.partial(_mean, measure, tests),
-        optimiser=optimiser.build(steps, scale=scale),
+        optimiser=optimiser.build(steps, scale=scale, decay=decay),
         trained=("decoder",),
         seed=seed,
     )

@@ -27,9 +27,9 @@ def answer_logits(
     """Run packed sequences [B, N] behind visual tokens [B, W, D].
 
     Returns:
-        Logits [B, A, vocab]; the attention [B, H, K, W] that the slots which have to look at the
-        picture pay to it in block `LOOK_LAYER`; and the hidden states [B, Q, D] at the end of
-        every prompt after block `COMPARE_LAYER`.
+        Logits [B, A, vocab]; the attention [B, H, K, 1 + W] that the slots which have to look at
+        the picture pay to its start mark and to it in block `LOOK_LAYER`; and the hidden states
+        [B, Q, D] at the end of every prompt after block `COMPARE_LAYER`.
     """
     hidden = decoder.embed(params, tokens)
     hidden = hidden.at[:, 1 : PICTURE - 1].set(visual)
@@ -42,7 +42,7 @@ def answer_logits(
         mixed, far = attend_packed(plan, queries, keys, values)
         hidden = block.apply(weights, hidden, mixed, method="mix")
         if layer == LOOK_LAYER:
-            looks = far[:, :, plan.look_index - PICTURE, 1 : PICTURE - 1]
+            looks = far[:, :, plan.look_index - PICTURE, : PICTURE - 1]
         if layer == COMPARE_LAYER:
             ends = hidden[:, plan.prompt_end]
     return decoder.logits(config, params, hidden[:, plan.answer_index]), looks, ends

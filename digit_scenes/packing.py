@@ -128,8 +128,10 @@ def encode(
     Returns:
         "tokens" [B, N] int32, "answers" [B, A] int32 (-1: nothing to learn here) and "box"
         [B, Q, 4] float32, the true box in coordinate words (-1 without one), "look" [B, Q, 2, W]
-        bool, the visual tokens of the question's subject and of its other digit, and "apart"
-        [B, Q, 2] float32, how far right of and below the subject the other digit is (in canvases).
+        bool, the visual tokens of the question's subject and of its other digit, "apart"
+        [B, Q, 2] float32, how far right of and below the subject the other digit is (in canvases),
+        and "share" [B, Q, W] float32, the part of a digit that each visual token holds, for
+        counting: its sum is the answer.
     """
     pad, end, start = (
         tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
@@ -141,6 +143,7 @@ def encode(
     box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
     look = np.zeros((len(questions), len(plan.tasks), 2, GRID * GRID), bool)
     apart = np.zeros((len(questions), len(plan.tasks), 2), np.float32)
+    share = np.zeros((len(questions), len(plan.tasks), GRID * GRID), np.float32)
     for row, asked in enumerate(questions):
         at = 0
         for number, (question, task) in enumerate(zip(asked, plan.tasks, strict=True)):
@@ -157,21 +160,37 @@ def encode(
                 for kind, boxes in enumerate((question.subject, question.other)):
                     for found in boxes:
                         look[row, number, kind] |= covered(found)
+                if task == "counting":
+                    share[row, number] = sum(map(shares, question.subject))
                 if question.other:
                     a, b = np.array(question.subject[0]), np.array(question.other[0])
                     apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * SIZE)
             if question is not None and question.box is not None:
                 box[row, number] = np.array(question.box) * (1000 / STEP / SIZE)
             at += width
-    return {"tokens": tokens, "answers": answers, "box": box, "look": look, "apart": apart}
+    asked = {"tokens": tokens, "answers": answers, "box": box}
+    return {**asked, "look": look, "apart": apart, "share": share}
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def covered(box: Box) -> np.ndarray:
     """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool."""
     cell = SIZE / GRID
+    return _areas(box) >= 0.4 * cell * cell
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def shares(box: Box) -> np.ndarray:
+    """Return which part of a box lies under each visual token, [W] float32; they sum to 1."""
+    x1, y1, x2, y2 = box
+    return (_areas(box) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
+
+
+def _areas(box: Box) -> np.ndarray:
+    """Return the area of each visual token under a box in pixels, [W]."""
+    cell = SIZE / GRID
     edges = np.arange(GRID) * cell
     x1, y1, x2, y2 = box
     wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
     tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)
-    return (np.outer(tall, wide) >= 0.4 * cell * cell).reshape(-1)
+    return np.outer(tall, wide).reshape(-1)

@@ -1,9 +1,9 @@
 """Write the test sets as TSV files, one a task, in the format of real benchmarks.
 
-    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seed 0]
+    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test]
 
-The same seed gives the same bytes. Several questions share a picture: later rows hold the index of
-the row that carries it.
+The same seeds give the same bytes. Several questions share a picture: later rows hold the index of
+the row that carries it. The column `split` names digits and seed, such as "test-0".
 """
 
 import argparse
@@ -11,7 +11,9 @@ import base64
 import collections
 import csv
 import io
+import itertools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,11 +23,12 @@ from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, existence
 from digit_scenes.scenes import Scene, render
 
 COLUMNS = {
-    "grounding": ("index", "image", "question", "height", "width", "answer"),
-    "existence": ("index", "image", "question", "answer", "category"),
+    "grounding": ("index", "image", "question", "height", "width", "answer", "split"),
+    "existence": ("index", "image", "question", "answer", "category", "split"),
 }
-_PLAIN = ("index", "image", "question", "answer")
-_TEST = 0x7E57  # no generator of the training starts with this number
+_PLAIN = ("index", "image", "question", "answer", "split")
+# Digits and first number of the generators; none of the training starts with these numbers.
+SPLITS = {"test": ("test", 0x7E57), "calibration": ("train", 0xCA11)}
 _PER_SCENE = {"grounding": 3, "reading": 3, "relations": 3, "colour": 2, "counting": 2}
 
 
@@ -48,15 +51,33 @@ def questions_about(random: np.random.Generator, scene: Scene, task: str) -> lis
     return drawn
 
 
-def write(folder: pathlib.Path | str, num_scenes: int = 80, seed: int = 0) -> list[pathlib.Path]:
-    """Write DigitScenes_TASK.tsv for every task; return the files."""
+def write(
+    folder: pathlib.Path | str,
+    num_scenes: int = 80,
+    seeds: Sequence[int] = (0,),
+    split: str = "test",
+) -> list[pathlib.Path]:
+    """Write DigitScenes_TASK.tsv for every task; return the files.
+
+    Args:
+        num_scenes: scenes of each seed. Seeds take turns, so that the first rows of a file hold
+            scenes of all of them.
+        split: "test" digits, or "calibration": digits that the model was trained on, in scenes
+            that it was not, for choosing settings.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    kind, first = SPLITS[split]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    source = digits.load("test")
+    source = digits.load(kind)
     rows: dict[str, list[dict]] = collections.defaultdict(list)
-    for number in range(num_scenes):
+    for number, seed in itertools.product(range(num_scenes), seeds):
         # A generator a scene: more scenes leave the first ones as they are.
-        random = np.random.default_rng((_TEST, seed, number))
+        random = np.random.default_rng((first, seed, number))
         scene = render(random, source, 3 + number % 7)
         picture = _png(scene)
         for task in TASKS:
@@ -64,7 +85,7 @@ def write(folder: pathlib.Path | str, num_scenes: int = 80, seed: int = 0) -> li
             for question in questions_about(random, scene, task):
                 index = len(rows[task])
                 row = _row(index, picture if carrier is None else str(carrier), question, scene)
-                rows[task].append(row)
+                rows[task].append(row | {"split": f"{split}-{seed}"})
                 carrier = index if carrier is None else carrier
     return [_save(folder / f"DigitScenes_{task}.tsv", task, rows[task]) for task in TASKS]
 
@@ -106,9 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--scenes", type=int, default=80)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
+    parser.add_argument("--split", choices=tuple(SPLITS), default="test")
     options = parser.parse_args(argv)
-    for path in write(options.folder, options.scenes, options.seed):
+    for path in write(options.folder, options.scenes, options.seeds, options.split):
         print(path)
 
 

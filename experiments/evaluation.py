@@ -200,12 +200,13 @@ def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
     """Draw the bundled benchmark into the result folder unless it is there."""
     import digit_scenes.tsv
 
-    folder = out / "data" / f"digit_scenes-{settings.num_scenes}-{settings.data_seed}"
+    drawn = (settings.data_split, settings.num_scenes, *settings.data_seeds)
+    folder = out / "data" / "-".join(map(str, ("digit_scenes", *drawn)))
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        digit_scenes.tsv.write(draft, num_scenes=settings.num_scenes, seed=settings.data_seed)
+        digit_scenes.tsv.write(draft, settings.num_scenes, settings.data_seeds, settings.data_split)
         # renamed when complete: an interrupted run must not leave half a benchmark behind
         draft.rename(folder)
     return folder

@@ -23,8 +23,10 @@ class RunConfig:
         limit: rows of each task, None for all.
         seed: of the methods that draw lots.
         out: result folder.
-        num_scenes: size of the bundled benchmark where it has to be drawn.
-        data_seed: the test set of the bundled benchmark, fixed by its release.
+        num_scenes: scenes of each seed of the bundled benchmark where it has to be drawn.
+        data_seeds: of the scenes of the bundled benchmark; 0 is its release.
+        data_split: "test", or "calibration" for choosing settings (`digit_scenes.tsv`).
+        share_tower: run the vision tower once for all methods; the times of a prefill leave it out.
         visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
         patch_buckets: the same for the patches of an image.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
@@ -41,7 +43,9 @@ class RunConfig:
     seed: int = 0
     out: str = "runs/default"
     num_scenes: int = 80
-    data_seed: int = 0
+    data_seeds: tuple[int, ...] = (0,)
+    data_split: str = "test"
+    share_tower: bool = False
     dtype: str | None = None
     visual_buckets: tuple[int, ...] = ()
     patch_buckets: tuple[int, ...] = ()

@@ -221,8 +221,8 @@ def test_packed_questions_equal_single_ones(tokenizer, drawn):
 
 
 def test_tsv_rows(tmp_path):
-    first = tsv.write(tmp_path / "a", num_scenes=7, seed=4)
-    again = tsv.write(tmp_path / "b", num_scenes=7, seed=4)
+    first = tsv.write(tmp_path / "a", num_scenes=7, seeds=(4,))
+    again = tsv.write(tmp_path / "b", num_scenes=7, seeds=(4,))
     assert [p.name for p in first] == [f"DigitScenes_{task}.tsv" for task in questions.TASKS]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     csv.field_size_limit(1 << 24)
@@ -245,3 +245,34 @@ def test_tsv_rows(tmp_path):
             balance = collections.Counter((row["category"], row["answer"]) for row in rows)
             assert set(balance) == {(c, a) for c in questions.NEGATIVES for a in ("Yes", "No")}
             assert all(balance[c, "Yes"] == balance[c, "No"] for c in questions.NEGATIVES)
+
+
+def test_seeds_take_turns(tmp_path):
+    both = tsv.write(tmp_path / "both", num_scenes=2, seeds=(0, 3))
+    alone = tsv.write(tmp_path / "alone", num_scenes=2, seeds=(3,))
+    read = lambda path: list(csv.DictReader(path.open(newline=""), delimiter="\t"))  # noqa: E731
+    rows = read(both[0])
+    splits = [row["split"] for row in rows]
+    assert list(dict.fromkeys(splits)) == ["test-0", "test-3"]
+    assert splits.index("test-3") < len(splits) - splits[::-1].index("test-0")  # interleaved
+    mine = [row["question"] for row in rows if row["split"] == "test-3"]
+    assert mine == [row["question"] for row in read(alone[0])]
+
+
+def test_calibration_scenes_are_others(tmp_path):
+    test = tsv.write(tmp_path / "test", num_scenes=1)[0].read_text()
+    calibration = tsv.write(tmp_path / "other", num_scenes=1, split="calibration")[0].read_text()
+    assert test.split("\t")[-1] != calibration.split("\t")[-1]
+    assert "calibration-0" in calibration
+    with pytest.raises(ValueError, match="unknown split 'train'; known: test, calibration"):
+        tsv.write(tmp_path, split="train")
+
+
+def test_shares_of_a_digit_add_up():
+    share = packing.shares((17, 30, 51, 64))
+    assert share.dtype == np.float32
+    np.testing.assert_allclose(share.sum(), 1, rtol=1e-6)
+    grid = share.reshape(packing.GRID, packing.GRID)  # cells of 16 pixels
+    np.testing.assert_allclose(grid[2, 1], 15 * 16 / 34**2, rtol=1e-6)
+    assert not grid[0].any()
+    assert not grid[:, 0].any()

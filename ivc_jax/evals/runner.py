@@ -242,7 +242,7 @@ def _scored(
     parsed = task.scoring.parse(answer.text, row.cells, family)
     return Record(
         task=task.name,
-        split=task.split,
+        split=row.cells.get("split") or task.split,
         example_id=row.example_id,
         model=plan.model,
         method=method.spec,
