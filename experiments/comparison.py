@@ -1,8 +1,7 @@
 """Methods at equal budgets: scores by task group, and paired differences to IVC-Prune.
 
 Runs of one method that differ in their seed alone are pooled: an example's score is the mean over
-seeds. Every task of a group weighs the same. Intervals are 95 % percentile bootstrap; resampling
-draws examples within each task, and the same examples for both sides of a difference.
+seeds. Every task of a group weighs the same. Intervals are those of `experiments.resampling`.
 """
 
 import dataclasses
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from experiments.labels import budget_of, short_labels
+from experiments.resampling import NOTHING, Resampler, by_task, paired
 from ivc_jax.evals.tasks import TASKS
 
 REFERENCE = "ivc"
 ALL = "average"
-_RESAMPLES = 2000
 _DENSE = "dense"
 
 Record = Mapping[str, Any]
@@ -65,8 +64,9 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     for task in tasks:
         groups.setdefault(TASKS[task].group, []).append(task)
     order = sorted(pools, key=lambda pool: -pool[1])
+    resampler = Resampler(record for pool in pools.values() for record in pool)
     return [
-        _cell(group, members, label, budget, pools)
+        _cell(group, members, label, budget, pools, resampler)
         for group, members in groups.items()
         for label, budget in order
     ]
@@ -78,14 +78,15 @@ def _cell(
     label: str,
     budget: float,
     pools: Mapping[tuple[str, float], list[Record]],
+    resampler: Resampler,
 ) -> Cell:
     pool = [record for record in pools[label, budget] if record["task"] in tasks]
-    scores = _by_task(pool, tasks)
+    scores = by_task(pool, tasks)
     other = [r for r in pools.get((REFERENCE, budget), []) if r["task"] in tasks]
-    score, low, high = _interval(scores)
-    difference = (float("nan"),) * 3
+    score, low, high = resampler.interval(scores)
+    difference = NOTHING
     if other and label != REFERENCE:
-        difference = _interval(_paired(scores, _by_task(other, tasks)))
+        difference = resampler.interval(paired(scores, by_task(other, tasks)))
     visual = max(_mean(pool, "visual_tokens"), 1)
     return Cell(
         label=label,
@@ -103,42 +104,6 @@ def _cell(
         kv_bytes=_mean(pool, "kv_bytes"),
         flops=_mean(pool, "flops"),
     )
-
-
-def _by_task(records: Sequence[Record], tasks: Sequence[str]) -> list[dict[str, float]]:
-    """Average the score of each example over seeds, one dictionary a task."""
-    result = []
-    for task in tasks:
-        examples: dict[str, list[float]] = {}
-        for record in records:
-            if record["task"] == task:
-                examples.setdefault(record["example_id"], []).append(record["score"])
-        result.append({name: float(np.mean(values)) for name, values in examples.items()})
-    return result
-
-
-def _paired(
-    scores: Sequence[dict[str, float]], others: Sequence[dict[str, float]]
-) -> list[dict[str, float]]:
-    """Subtract, example by example."""
-    return [
-        {name: score - other[name] for name, score in one.items() if name in other}
-        for one, other in zip(scores, others, strict=True)
-    ]
-
-
-def _interval(tasks: Sequence[dict[str, float]]) -> tuple[float, float, float]:
-    """Return the mean over tasks of the mean over examples, and its interval."""
-    columns = [np.array(list(task.values())) for task in tasks if task]
-    if not columns:
-        return (float("nan"),) * 3
-    random = np.random.default_rng(0)
-    total = np.zeros(_RESAMPLES)
-    for column in columns:
-        drawn = random.integers(0, len(column), (_RESAMPLES, len(column)))
-        total += column[drawn].mean(axis=1)
-    low, high = np.percentile(total / len(columns), [2.5, 97.5])
-    return float(np.mean([column.mean() for column in columns])), float(low), float(high)
 
 
 def _mean(records: Sequence[Record], key: str) -> float:

@@ -14,6 +14,7 @@ import jax
 
 import ivc_jax
 from experiments.settings import RunConfig, SettingsError
+from experiments.studies.study import Study
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import compiled_programs
 from ivc_jax.evals import runner, tasks
@@ -96,7 +97,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         folder.close()
         raise
     log(f"{_device()}, {_dtype(model)}, jax {jax.__version__}")
-    answerer = ModelAnswerer(model, processor, _buckets(settings))
+    answerer = ModelAnswerer(model, processor, _buckets(settings), settings.share_tower)
     return Session(settings, folder, plan, answerer, unreachable)
 
 
@@ -114,11 +115,15 @@ def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": plan.seed,
         "batch_size": plan.batch_size,
+        "shared_tower": session.answerer.share_tower,
         "limit": plan.limit,
         "compiled_programs": compiled_programs(),
         "tasks": [entry.task.name for entry in plan.tasks],
         "methods": [entry.spec for entry in plan.methods],
         "unreachable": session.unreachable,
+        "studies": [
+            dataclasses.asdict(_as_recorded(s, plan.seed)) for s in session.settings.studies
+        ],
         "files": {entry.task.name: str(entry.file.path) for entry in plan.tasks},
         "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
         "image_start": _image_start(session),
@@ -146,12 +151,25 @@ def _methods(settings: RunConfig) -> list[Any]:
     """Parse the specifications, give the run's seed to those that name none, drop doubles."""
     found = []
     for spec in settings.methods:
-        method = ivc_jax.methods.parse(spec)
-        if "seed=" not in spec:
-            method = _seeded(method, settings.seed)
+        method = _parsed(spec, settings.seed)
         if method not in found:
             found.append(method)
     return found
+
+
+def _as_recorded(study: Study, seed: int) -> Study:
+    """Write the specifications of a study as records do."""
+
+    def written(spec: str) -> str:
+        return ivc_jax.methods.describe(_parsed(spec, seed))
+
+    variants = tuple(dataclasses.replace(v, spec=written(v.spec)) for v in study.variants)
+    return dataclasses.replace(study, reference=written(study.reference), variants=variants)
+
+
+def _parsed(spec: str, seed: int) -> Any:
+    method = ivc_jax.methods.parse(spec)
+    return method if "seed=" in spec else _seeded(method, seed)
 
 
 def _seeded(method: Any, seed: int) -> Any:
@@ -214,9 +232,10 @@ def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
 
 def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
     """List what makes records comparable, scores and times alike."""
-    prompts = {"official prompts": True} if settings.official_prompts else {}
+    # Named only where they differ from the usual: folders of earlier runs do not know them.
+    unusual = {"official prompts": settings.official_prompts, "shared tower": settings.share_tower}
     return {
-        **prompts,
+        **{name: True for name, chosen in unusual.items() if chosen},
         "model": fingerprint(path),
         "seed": settings.seed,
         "dtype": _dtype(model),
@@ -243,7 +262,7 @@ def _image_start(session: Session) -> int | None:
         try:
             row = entry.file.read(position)
             prompt = entry.task.prompt(row.cells, session.answerer.family)
-            host, _ = session.answerer.prepare([prompt], [row.images])
+            host = session.answerer.pad([prompt], [row.images])
         except ValueError:
             continue
         return int(host.layout.positions[0, 0, host.layout.visual_index[0, 0]])

@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 
 from experiments import comparison, curves, ivc_map
 from experiments.labels import short_labels, short_task, size_of
+from experiments.studies import figure as study_figure
+from experiments.studies.study import Study
+from experiments.studies.table import Row
 from ivc_jax.evals.tasks import TASKS
 from ivc_jax.evals.tsv import RowError, TsvError, TsvFile
 
@@ -47,21 +50,30 @@ def draw(
     results: dict[str, Any],
     records: list[Record],
     cells: Sequence[comparison.Cell] = (),
+    studies: Sequence[tuple[Study, Sequence[Row]]] = (),
 ) -> list[dict]:
-    """Draw all figures of a run; return path, title and caption of each."""
+    """Draw all figures of a run; return path, title and caption of each, and whose it is."""
     (folder / "figures").mkdir(exist_ok=True)
     meta = results["meta"]
     title = "Score against visual tokens in the cache"
     pictures = [("accuracy", title, _ACCURACY_CAPTION, _accuracy(results))]
     if cells:
         pictures.append(("budgets", "Equal budgets", curves.CAPTION, curves.draw(cells)))
+    for study, rows in studies:
+        caption = study_figure.CAPTIONS[study.figure]
+        pictures.append((study.name, study.title, caption, study_figure.draw(study, rows)))
     for task in _pictured_tasks(meta["tasks"]):
         name = short_task(task)
         picture = _kept_tokens(meta, [record for record in records if record["task"] == task])
         pictures.append((f"kept_{name}", f"Kept tokens: {name}", _KEPT_CAPTION, picture))
     title = "Implicit visual coordinates of this model"
     pictures.append(("ivc_map", title, _IVC_CAPTION, ivc_map.draw(meta, records)))
-    return [_saved(folder, *picture) for picture in pictures if picture[-1] is not None]
+    names = {study.name for study, _ in studies}
+    return [
+        _saved(folder, *picture) | {"of_study": picture[0] in names}
+        for picture in pictures
+        if picture[-1] is not None
+    ]
 
 
 def _saved(

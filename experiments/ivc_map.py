@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ivc_jax import ivc
 
 FRACTION = 0.1  # of the tokens by V, and as many by U
-_REAL, _IMAGINARY = "#d55e00", "#0072b2"
+REAL, IMAGINARY, BOTH = "#d55e00", "#0072b2", "#733380"  # chosen by V, by U, by both
 
 
 def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
@@ -38,18 +38,14 @@ def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
     )
     _curves(curves, V, U, start, length, cells, chosen)
     for axes, values, picks, name, colour in zip(
-        (real, imaginary), maps, chosen, "VU", (_REAL, _IMAGINARY), strict=True
+        (real, imaginary), maps, chosen, "VU", (REAL, IMAGINARY), strict=True
     ):
         shown_map = axes.imshow(values, cmap="viridis")
         _outline(axes, picks, columns, colour)
         axes.set(title=f"mean {name} of a cell; top {FRACTION:.0%} outlined",
                  xlabel="column (tokens)", ylabel="row (tokens)")  # fmt: skip
         figure.colorbar(shown_map, ax=axes, shrink=0.8, label=f"{name} (sum over planes)")
-    canvas = np.ones((rows * columns, 3))
-    for picks, colour in zip(chosen, (_REAL, _IMAGINARY), strict=True):
-        canvas[picks] = matplotlib.colors.to_rgb(colour)
-    canvas[np.intersect1d(*chosen)] = (0.45, 0.2, 0.5)
-    both.imshow(canvas.reshape(rows, columns, 3))
+    paint(both, *chosen, rows, columns)
     union = len(np.union1d(*chosen))
     both.set(title=f"IVC tokens: {union} of {rows * columns}", xlabel="column (tokens)")
     both.text(0.5, -0.24, "orange: by V, blue: by U, purple: both", transform=both.transAxes,
@@ -57,18 +53,32 @@ def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
     for axes in (real, imaginary, both):
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-    both.set_xticks(np.arange(-0.5, columns), minor=True)
-    both.set_yticks(np.arange(-0.5, rows), minor=True)
-    both.grid(which="minor", color="#cccccc", lw=0.5)
-    both.tick_params(which="minor", length=0)
     return figure
 
 
+def paint(axes: Axes, by_cos: np.ndarray, by_sin: np.ndarray, rows: int, columns: int) -> None:
+    """Draw the grid of an image with the cells chosen by V, by U and by both in their colours.
+
+    Args:
+        by_cos: indices of the cells chosen by V.
+        by_sin: indices of the cells chosen by U.
+    """
+    canvas = np.ones((rows * columns, 3))
+    shared = np.intersect1d(by_cos, by_sin).astype(int)
+    for picks, colour in ((by_cos, REAL), (by_sin, IMAGINARY), (shared, BOTH)):
+        canvas[picks] = matplotlib.colors.to_rgb(colour)
+    axes.imshow(canvas.reshape(rows, columns, 3))
+    axes.set_xticks(np.arange(-0.5, columns), minor=True)
+    axes.set_yticks(np.arange(-0.5, rows), minor=True)
+    axes.grid(which="minor", color="#cccccc", lw=0.5)
+    axes.tick_params(which="minor", length=0)
+
+
 def _curves(axes, V, U, start, length, cells, chosen) -> None:
-    axes.plot(V, color=_REAL, label="V: sum of cosines")
-    axes.plot(U, color=_IMAGINARY, label="U: sum of sines")
+    axes.plot(V, color=REAL, label="V: sum of cosines")
+    axes.plot(U, color=IMAGINARY, label="U: sum of sines")
     axes.axvspan(start, length - 1, color="black", alpha=0.07, label="positions of the image")
-    for table, picks, colour in zip((V, U), chosen, (_REAL, _IMAGINARY), strict=True):
+    for table, picks, colour in zip((V, U), chosen, (REAL, IMAGINARY), strict=True):
         used = np.unique(cells[1:, picks])
         axes.plot(used, table[used], "o", color=colour, markersize=5)
     axes.set(title="IVC scores (dots: chosen rows and columns)",

@@ -19,6 +19,7 @@ import jinja2
 
 from experiments import comparison
 from experiments.labels import short_labels, short_task, size_of
+from experiments.studies import study, table
 from ivc_jax.evals import summary
 from ivc_jax.evals.records import read_all, write_atomically
 
@@ -55,13 +56,20 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     if cells:
         text = json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1)
         write_atomically(folder / _COMPARISON, text + "\n")
-    drawn = figures.draw(folder, results, records, cells)
-    content = _content(results, records) | {"comparison": _by_budget(cells)}
+    studies = [study.from_json(content) for content in results["meta"].get("studies", ())]
+    tables = [(asked, table.tabulate(asked, records)) for asked in studies]
+    for asked, rows in tables:
+        text = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
+        write_atomically(folder / f"study_{asked.name}.json", text + "\n")
+    drawn = figures.draw(folder, results, records, cells, tables)
+    content = _content(results, records) | {"comparison": _by_budget(cells), "studies": tables}
+    content |= {"study_groups": table.shown_groups(tables), "study_difference": _difference}
     content["difference"] = functools.partial(_difference, bold="**")
+    content["p_value"] = functools.partial(_p_value, bold="**")
     markdown = _render("report.md.jinja", content, escape=False, figures=drawn)
     write_atomically(folder / "report.md", markdown)
     inlined = [{**figure, "source": _data_uri(folder / figure["path"])} for figure in drawn]
-    content["difference"] = _difference
+    content |= {"difference": _difference, "p_value": _p_value}
     html = _render("report.html.jinja", content, escape=True, figures=inlined)
     write_atomically(folder / "report.html", html)
 
@@ -122,13 +130,21 @@ def _by_budget(cells: Sequence[comparison.Cell]) -> dict[str, Any]:
     return {"groups": groups, "tables": tables, "reference": comparison.REFERENCE}
 
 
-def _difference(cell: comparison.Cell, bold: str = "") -> str:
+def _difference(cell: comparison.Cell | table.Cell, bold: str = "") -> str:
     """Write a paired difference and its interval in points; "-" where there is none."""
     if math.isnan(cell.difference):
         return "-"
     low, high = 100 * cell.difference_low, 100 * cell.difference_high
     mark = bold if low > 0 or high < 0 else ""
     return f"{mark}{100 * cell.difference:+.1f}{mark} [{low:+.1f}, {high:+.1f}]"
+
+
+def _p_value(cell: table.Cell, bold: str = "") -> str:
+    """Write an adjusted p value; "-" where nothing was compared."""
+    if math.isnan(cell.p_holm):
+        return "-"
+    text = "<0.001" if cell.p_holm < 0.001 else f"{cell.p_holm:.3f}"
+    return f"{bold}{text}{bold}" if cell.p_holm < 0.05 else text
 
 
 def _examples(meta: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:

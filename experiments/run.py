@@ -2,12 +2,16 @@
 
     python experiments/run.py                                 # bundled model and benchmark
     python experiments/run.py methods                         # all methods at equal budgets
+    python experiments/run.py rope                            # an ablation; others in configs/
     python experiments/run.py --model DIR --data-dir TSVS --tasks RefCOCO_testA \
         --methods dense ivc:keep_ratio=0.5 --out runs/refcoco
     python experiments/run.py inspect photo.jpg --model DIR --prompt "Where is the cat?"
+    python experiments/run.py choose-layer --budget 0.5       # IVC-Prune's layer and fractions
+    python experiments/run.py sets                            # IVC sets of real grids, no model
 """
 
 import dataclasses
+import importlib
 import pathlib
 import shlex
 import sys
@@ -25,6 +29,11 @@ from experiments.settings import RunConfig, load_config
 
 _FAILURE = 2
 _INTERRUPTED = 130
+_COMMANDS = {
+    "inspect": "inspect_image",
+    "choose-layer": "calibration.command",
+    "sets": "sets.command",
+}
 
 
 def _option(metavar: str) -> Any:
@@ -81,10 +90,9 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["inspect"]:
-        from experiments import inspect_image
-
-        return inspect_image.main(given[1:])
+    if given and given[0] in _COMMANDS:
+        # Imported late, as all that waits for JAX or matplotlib.
+        return importlib.import_module(f"experiments.{_COMMANDS[given[0]]}").main(given[1:])
     chosen = tyro.cli(
         Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="run.py"
     )

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import pathlib
 
+from experiments.studies.study import Study
+
 _CONFIGS = pathlib.Path(__file__).with_name("configs")
 
 
@@ -31,6 +33,7 @@ class RunConfig:
         patch_buckets: the same for the patches of an image.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
         skip_unreachable: leave out methods whose budget the model is too shallow for.
+        studies: ablations that the report has a table and a figure of.
         skip_missing_files: leave out tasks whose file the data folder lacks, if it holds one.
     """
 
@@ -50,6 +53,7 @@ class RunConfig:
     visual_buckets: tuple[int, ...] = ()
     patch_buckets: tuple[int, ...] = ()
     official_prompts: bool = False
+    studies: tuple[Study, ...] = ()
     skip_missing_files: bool = False
     skip_unreachable: bool = False
 

@@ -8,7 +8,7 @@ processor.decode(out.tokens, out.lengths)
 
 from ivc_jax import ivc, methods
 from ivc_jax.engine.decode import Output, decode, generate
-from ivc_jax.engine.prefill import Prefill, prefill
+from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.model import Model, load
 from ivc_jax.version import __version__
@@ -20,6 +20,7 @@ __all__ = [
     "Prefill",
     "__version__",
     "decode",
+    "encode",
     "generate",
     "ivc",
     "load",

@@ -17,6 +17,8 @@ from ivc_jax.config import RopeConfig
 from ivc_jax.types import typed
 
 SCORE_DTYPES = ("float32", "bfloat16")
+THIRDS = ("high", "middle", "low")  # of the planes, fastest first
+WORDS = ("all", "section", *THIRDS)
 
 Table = Float[Array | np.ndarray, "axes positions"]
 
@@ -58,7 +60,9 @@ def select(
         cos_fraction: share of the n tokens taken from the top of V, rounded half to even.
         sin_fraction: the same for U.
         frequencies: "all" planes on every axis (the released code), "section" (each axis only
-            the planes that it turns; needs `sections`), or the planes to use on every axis.
+            the planes that it turns; needs `sections`), a third of the planes ("high" the lowest
+            indices, which turn fastest, "middle", or "low"; the first thirds are the larger ones
+            where three does not divide them), or the planes to use on every axis.
         sections: planes that turn with time, height and width.
         score_dtype: "float32", or "bfloat16" for scores rounded as the released code rounds them.
 
@@ -107,6 +111,7 @@ def make_tables(
     *,
     skip_time: bool = False,
     score_dtype: str = "float32",
+    first_position: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tabulate the mean cosine and the mean sine of each position axis.
 
@@ -118,6 +123,7 @@ def make_tables(
         axes: A; by default 3 if `rope` has sections.
         skip_time: leave the time axis of M-RoPE out of the mean; its table is zero.
         score_dtype: "bfloat16" rounds every cosine and sine before the mean.
+        first_position: the position of the first column.
 
     Raises:
         ValueError: no such plane, or "section" without sections.
@@ -127,17 +133,19 @@ def make_tables(
         planes = [_planes(rope, frequencies)] * axes
     elif frequencies == "all":
         planes = [_planes(rope, None)] * axes
+    elif frequencies in THIRDS:
+        planes = [_third(rope, frequencies)] * axes
     elif frequencies == "section":
         if rope.sections is None or axes != 3:
             raise ValueError('frequencies="section" needs M-RoPE sections and three position axes')
         planes = [np.flatnonzero(rope.axis_of_plane == axis) for axis in range(3)]
     else:
-        raise ValueError(f'frequencies must be "all", "section" or planes, got {frequencies!r}')
+        raise ValueError(f"frequencies must be one of {WORDS} or planes, got {frequencies!r}")
     if skip_time and axes == 3:
         planes[0] = planes[0][:0]
     # Dividing by the mean number of planes keeps the three axes of "section" on one scale.
     scale = axes / sum(map(len, planes))
-    sums = [_sums(rope, chosen, num_positions, score_dtype) for chosen in planes]
+    sums = [_sums(rope, chosen, num_positions, score_dtype, first_position) for chosen in planes]
     cosine, sine = (np.stack(parts) * scale for parts in zip(*sums, strict=True))
     return cosine.astype(np.float32), sine.astype(np.float32)
 
@@ -236,10 +244,24 @@ def _planes(rope: RopeConfig, frequencies: Sequence[int] | np.ndarray | None) ->
     return planes
 
 
+def _third(rope: RopeConfig, word: str) -> np.ndarray:
+    planes = np.array_split(_planes(rope, None), len(THIRDS))[THIRDS.index(word)]
+    if not len(planes):
+        raise ValueError(
+            f"frequencies={word!r} holds none of the {rope.head_dim // 2} planes: name them instead"
+        )
+    return planes
+
+
 def _sums(
-    rope: RopeConfig, planes: np.ndarray, num_positions: int, score_dtype: str = "float32"
+    rope: RopeConfig,
+    planes: np.ndarray,
+    num_positions: int,
+    score_dtype: str = "float32",
+    first_position: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    angle = np.outer(np.arange(num_positions, dtype=np.float64), rope.frequencies[planes])
+    positions = first_position + np.arange(num_positions, dtype=np.float64)
+    angle = np.outer(positions, rope.frequencies[planes])
     cosine, sine = np.cos(angle), np.sin(angle)
     if score_dtype == "bfloat16":
         cosine, sine = (

@@ -71,6 +71,7 @@ class Inputs:
     patches: jax.Array  # [R, P, patch values] float32, merge blocks together (`inputs.bucket`)
     patch_positions: jax.Array  # [R, P, 2] int32, (row, column) of a patch; -1 is padding
     visual_source: jax.Array  # [B, V] int32, row in the merged tower output [R * P / merge², D]
+    visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
 
 
 @flax.struct.dataclass

@@ -31,6 +31,8 @@ RELATED = [
     "nuwa+ivc",
     "vflowopt:cell=2",
 ]
+# Held to those promises that one program can show: they choose as others above do.
+ABLATIONS = ["ivc_progressive:layers=3,ratios=0.5", "ivc_removal:layer=0"]
 # These never leave all tokens as they are, whatever the keep ratio.
 NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc")
 PROMPTS = [
@@ -110,7 +112,14 @@ def test_batch_mates_and_larger_buckets_change_no_selection(model, prompts, spec
         assert share[0] == pytest.approx(share[1])
 
 
-@pytest.mark.parametrize("spec", PRUNED + RELATED)
+def test_one_progressive_cut_is_that_of_ivc(prompts):
+    once, progressive = prompts("ivc"), prompts(ABLATIONS[0])
+    np.testing.assert_array_equal(progressive.origin, once.origin)
+    np.testing.assert_array_equal(progressive.logits, once.logits)
+    assert progressive.kv_bytes == once.kv_bytes
+
+
+@pytest.mark.parametrize("spec", PRUNED + RELATED + ABLATIONS)
 def test_kept_positions_are_ascending_and_hold_all_text(model, prompts, spec):
     marks = [model.config.image_token_id, model.config.video_token_id]
     for tokens, kept in zip(batch_of(0, 1, 2, 3).tokens, prompts(spec).kept, strict=True):
@@ -180,7 +189,7 @@ def attend_to_past(config, layers, index, hidden, angles, past):
     return block.apply({"params": weights}, hidden, mixed, method="mix")
 
 
-@pytest.mark.parametrize("spec", PRUNED + RELATED)
+@pytest.mark.parametrize("spec", PRUNED + RELATED + ABLATIONS)
 def test_caches_have_the_pruned_length_and_kv_bytes_is_theirs(model, inputs, prompts, spec):
     config = model.config.decoder
     B, N = inputs.tokens.shape

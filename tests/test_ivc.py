@@ -185,6 +185,28 @@ def test_plane_subsets_enter_every_axis():
     assert chosen.tolist() == sorted(expected.tolist())
 
 
+def test_thirds_of_the_planes():
+    positions, settings = grid_positions(90, 6, 7), {"head_dim": 16, "theta": 1e4}
+
+    def chosen(frequencies):
+        return ivc.select(positions, **settings, frequencies=frequencies).tolist()
+
+    high, middle, low = map(chosen, ("high", "middle", "low"))
+    assert high == chosen([0, 1, 2])
+    assert middle == chosen([3, 4, 5])
+    assert low == chosen([6, 7])
+    assert high != middle != low
+
+
+def test_tables_can_begin_anywhere():
+    whole, tail = (
+        ivc.make_tables(RopeConfig(16, 1e4), "all", count, first_position=first)
+        for count, first in ((40, 0), (15, 25))
+    )
+    for long, short in zip(whole, tail, strict=True):
+        np.testing.assert_array_equal(long[:, 25:], short)
+
+
 @pytest.mark.parametrize(("fraction", "count"), [(0.1, 34), (0.0, 0), (1.0, 345)])
 def test_counts_round_half_to_even(fraction, count):
     chosen = component(np.arange(345), fraction, "cos", head_dim=8, theta=1e4)
@@ -205,7 +227,7 @@ def test_no_tokens_give_no_set():
         (np.arange(4), {"cos_fraction": 1.5}, "cos_fraction"),
         (np.arange(4), {"sin_fraction": float("nan")}, "sin_fraction"),
         (np.arange(4), {"frequencies": "section"}, "sections"),
-        (np.arange(4), {"frequencies": "most"}, "most"),
+        (np.arange(4), {"frequencies": "most"}, "'low'.* or planes, got 'most'"),
         (np.arange(4), {"score_dtype": "float16"}, "score_dtype must be one of"),
         (np.arange(4), {"frequencies": [4]}, "between 0 and 3"),
         (np.arange(4), {"frequencies": [True]}, "4 planes"),
@@ -215,6 +237,11 @@ def test_no_tokens_give_no_set():
 def test_bad_arguments_are_named(positions, settings, message):
     with pytest.raises(ValueError, match=message):
         ivc.select(positions, 8, 1e4, **settings)
+
+
+def test_a_third_of_too_few_planes_is_refused():
+    with pytest.raises(ValueError, match="frequencies='low' holds none of the 2 planes"):
+        ivc.select(np.arange(4), 4, 1e4, frequencies="low")
 
 
 def test_odd_head_dim_is_refused():

@@ -6,14 +6,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layouts import ROPE, C, G, kept_sets, lay_out, make_layout, token_values
+from layouts import (
+    ROPE,
+    C,
+    G,
+    kept_sets,
+    lay_out,
+    listed,
+    make_layout,
+    run_stage,
+    token_values,
+)
 
-from ivc_jax.methods import IVCPrune, scoring, segments
-from ivc_jax.methods.base import TokenVectors
-from ivc_jax.methods.foreground import ForegroundRules, foreground_scores
+from ivc_jax.methods import (
+    FastV,
+    IVCPrune,
+    MethodError,
+    Uniform,
+    WithIVC,
+    describe,
+    parse,
+    scoring,
+    segments,
+)
+from ivc_jax.methods.base import AttentionRows, RopeSettings, TokenVectors
+from ivc_jax.methods.foreground import ForegroundRules, attention_scores, foreground_scores
 
 # Two unequal images with text around them; one image; a video and an image.
 SAMPLES = [(3, (4, 5), 4, (3, 7), 5), (2, (6, 6), 6), (4, (3, 4, 3), 5, (2, 5), 4)]
+SCORE = {"theta": 30.0, "position_offset": 1000, "frequencies": "middle"}
 
 
 def top(scores, count) -> set[int]:
@@ -21,7 +42,10 @@ def top(scores, count) -> set[int]:
 
 
 class Slow:
-    """The formulas token by token in float64, one sample."""
+    """The formulas token by token in float64, one sample.
+
+    `values` are vectors [slots, G, C], or attention [H, slots, slots] for foreground=attention.
+    """
 
     def __init__(self, sample, values, method):
         row = lay_out(sample)
@@ -68,11 +92,16 @@ class Slow:
                 positions[:, members] += 1 - self.positions[:, members[:1]]
             elif self.method.positions == "index":
                 positions[:, members] = np.arange(len(members)) + 1
+        positions += self.method.position_offset
+        turns = (self.method.theta or ROPE.theta) ** -(np.arange(8) / 8)  # of 8 planes
+        thirds = {"high": slice(0, 3), "middle": slice(3, 6), "low": slice(6, 8)}
+        turns = turns[thirds.get(self.method.frequencies, slice(None))]
         chosen = set()
-        for wave in (np.cos, np.sin):
-            t, h, w = wave(positions[:, group, None] * ROPE.frequencies).mean(axis=2)
+        fractions = self.method.cos_fraction, self.method.sin_fraction
+        for wave, fraction in zip((np.cos, np.sin), fractions, strict=True):
+            t, h, w = wave(positions[:, group, None] * turns).mean(axis=2)
             total = h + w if self.method.axes == "hw" else t + (h + w)
-            chosen |= {group[token] for token in top(total, round(0.1 * len(group)))}
+            chosen |= {group[token] for token in top(total, round(fraction * len(group)))}
         return chosen
 
     def foreground(self):
@@ -82,17 +111,20 @@ class Slow:
             askers = [t for t in self.text if method.queries == "all" or t >= last]
             if method.quirks == "official":
                 askers += [slot for slot in self.slots if slot >= last]
-            rows = [self.row(slot, group) for slot in askers]
+            rows = [self.row(slot, group) for slot in askers] or [np.zeros(len(group))]
             count = method.seed_fraction * len(group)
             count = int(np.ceil(count)) if method.seed_rounding == "ceil" else round(count)
             best = top(np.mean(rows, axis=0), max(1, count))
-            rows += [self.row(self.slots[group[seed]], group) for seed in sorted(best)]
+            if method.foreground == "values":
+                rows += [self.row(self.slots[group[seed]], group) for seed in sorted(best)]
             score[group] = np.mean(rows, axis=0)
             seeds |= {group[seed] for seed in best}
         return score, seeds
 
     def row(self, slot, group):
         keys = self.slots[group]
+        if self.method.foreground == "attention":
+            return self.values[:, slot, keys].mean(axis=0)
         scope = keys if self.method.key_scope == "image" else np.arange(len(self.values))
         rows = []
         for head in range(G):
@@ -128,6 +160,92 @@ def test_kept_sets_equal_the_slow_reference(fields):
     layout = make_layout(SAMPLES, text_slots=20, visual_slots=60, num_images=3)
     pairs = zip(SAMPLES, values, strict=True)
     assert kept_sets(method, layout, values) == [Slow(*pair, method).kept() for pair in pairs]
+
+
+def token_attention(sample, seed) -> np.ndarray:
+    """Draw causal attention of every token of a sample: [H, slots, slots]."""
+    length = len(lay_out(sample)["positions"])
+    rows = np.tril(np.random.default_rng(seed).random((3, length, length), np.float32))
+    return rows / rows.sum(axis=2, keepdims=True)
+
+
+def text_rows(layout, attention):
+    """Gather [B, H, T, V] by the layout; rows and columns of padding hold nines."""
+    text, visual = np.asarray(layout.text_index), np.asarray(layout.visual_index)
+    table = zip(attention, text, visual, strict=True)
+    rows = np.stack([of[:, queries[:, None], keys] for of, queries, keys in table])
+    known = layout.text_valid[:, None, :, None] & layout.visual_valid[:, None, None]
+    return jnp.where(known, rows, 9.0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # Four text tokens follow the last sample's images: with offset 4 nothing asks the last.
+        {"seed_fraction": 0.2, "query_offset": 4, "keep_ratio": 0.4, **SCORE},
+        {"scope": "sample", "queries": "all", "combine": "union", "keep_seeds": True},
+    ],
+    ids=["fill", "pooled union"],
+)
+def test_foreground_by_attention_equals_the_slow_reference(fields):
+    method = IVCPrune(layer=2, foreground="attention", **fields)
+    (stage,) = method.stages
+    assert method.requests(stage) == (AttentionRows(1, "text"), RopeSettings())
+    attention = [token_attention(sample, seed) for seed, sample in enumerate(SAMPLES)]
+    layout = make_layout(SAMPLES, text_slots=20, visual_slots=60, num_images=3)
+    chosen = run_stage(method, layout, {AttentionRows(1, "text"): text_rows(layout, attention)})
+    pairs = zip(SAMPLES, attention, strict=True)
+    assert listed(chosen) == [Slow(*pair, method).kept() for pair in pairs]
+
+
+def test_attention_scores_are_means_of_the_rows_and_zero_where_nothing_asks():
+    layout = make_layout([(1, (1, 3), 3), (1, (1, 3), 1)], visual_slots=4)
+    rows = np.full((2, 2, 4, 4), 0.5, np.float32)  # 2 heads, 4 text slots
+    rows[0, :, 2, :3] = [[0.2, 0.3, 0.0], [0.0, 0.1, 0.4]]
+    rows[0, :, 3, :3] = [[0.0, 0.2, 0.6], [0.4, 0.0, 0.0]]
+    rows[..., 3] = np.nan  # padding
+    run = jax.jit(attention_scores, static_argnums=4)
+    two = jnp.full_like(layout.image_id, 2)
+    rules = ForegroundRules(query_offset=1)  # past the end mark
+    scores, seeds = run(jnp.asarray(rows), layout, segments.images(layout), two, rules)
+    np.testing.assert_allclose(scores, [[0.15, 0.15, 0.25, 0], [0, 0, 0, 0]], atol=1e-7)
+    # Ties go to the lowest index.
+    assert seeds.tolist() == [[True, False, True, False], [True, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"quirks": "official"}, {"key_scope": "all"}, {"score_dtype": "bfloat16"}]
+)
+def test_attention_excludes_what_only_values_have(fields):
+    with pytest.raises(MethodError, match="leave quirks, key_scope and score_dtype"):
+        IVCPrune(foreground="attention", **fields)
+
+
+def test_ivc_modifier_takes_the_same_score_options():
+    layout, host = make_layout(SAMPLES), Uniform(layer=2, keep_ratio=0.05)
+    slow = [Slow(sample, np.zeros(0), IVCPrune(**SCORE)) for sample in SAMPLES]
+    expected = [
+        sorted(set(kept).union(*map(one.coordinates, one.images)))
+        for one, kept in zip(slow, kept_sets(host, layout), strict=True)
+    ]
+    assert kept_sets(WithIVC(host, **SCORE), layout) == expected
+
+
+def test_score_options_are_checked_and_written_back():
+    spec = "ivc:keep_ratio=0.5,frequencies=low,foreground=attention,theta=100.0,position_offset=9"
+    method = IVCPrune(frequencies="low", foreground="attention", theta=100, position_offset=9)
+    assert parse(spec) == method
+    assert describe(method) == spec
+    modified = WithIVC(FastV(), theta=100.0, position_offset=9)
+    assert parse("fastv+ivc:theta=100,position_offset=9") == parse(describe(modified)) == modified
+    for kind in ("ivc", "fastv+ivc", "ivc_removal"):
+        for bad in ("0.5", "inf", "nan"):
+            with pytest.raises(MethodError, match=f"theta must be a finite base .*got {bad}"):
+                parse(f"{kind}:theta={bad}")
+        with pytest.raises(MethodError, match="position_offset must not be negative, got -1"):
+            parse(f"{kind}:position_offset=-1")
+    with pytest.raises(MethodError, match=r"foreground must be one of \('values', 'attention'\)"):
+        parse("ivc:foreground=keys")
 
 
 def scored(values, layout, **rules):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.prefill import Prefill, prefill
+from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
@@ -71,7 +71,7 @@ def decode(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     tokens, lengths = run_decode(
-        model.config,
+        with_rope(model.config, prompt.rope),
         max_new_tokens,
         model.params["decoder"],
         prompt.logits,

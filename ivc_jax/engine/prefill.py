@@ -1,5 +1,6 @@
 """The compiled prefill: tower, embedding, decoder spans with cuts between them, last logits."""
 
+import dataclasses
 from collections.abc import Sequence as Several
 from functools import cached_property, partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.signals import split
@@ -50,6 +51,7 @@ class Prefill:
     text_count: jax.Array  # [B] int32, text tokens
     visual_count: jax.Array  # [B] int32, visual tokens of the unpruned prompt
     visual_computed: jax.Array  # [B, L] int32, visual tokens that each block ran on
+    rope: RopeConfig = flax.struct.field(pytree_node=False)  # that turned the keys in the cache
 
     @cached_property
     def kept(self) -> list[np.ndarray]:
@@ -88,13 +90,50 @@ def prefill(model: Model, batch: Batch | Inputs, method: Method = DENSE) -> Pref
     """
     method = method.resolve(model.config)
     make_plan(model.config.decoder.num_layers, method)  # complain before any device work
-    inputs = collate(batch, model.config) if isinstance(batch, Batch) else batch
-    return run_prefill(model.config, method, model.params, place_inputs(inputs, model.mesh))
+    return run_prefill(model.config, method, model.params, _placed(model, batch))
+
+
+def encode(model: Model, batch: Batch | Inputs) -> Inputs:
+    """Run the vision tower once for all prefills of this model on the same prompts.
+
+    `prefill` takes what this returns and runs the tower only for what a method asks it.
+
+    Args:
+        batch: as for `prefill`. Visual tokens that inputs hold already are computed anew.
+
+    Returns:
+        Collated inputs on the devices of the model, with `visual` filled in if there are visual
+        slots.
+
+    Raises:
+        InputError: as `prefill`.
+    """
+    inputs = _placed(model, batch).replace(visual=None)
+    if inputs.visual_source.shape[1] == 0:
+        return inputs
+    visual = run_tower(model.config, model.params, inputs)
+    return place_inputs(inputs.replace(visual=visual), model.mesh)
+
+
+def with_rope(config: ModelConfig, rope: RopeConfig) -> ModelConfig:
+    """Return the same model with another rotary embedding of its decoder."""
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, rope=rope))
 
 
 def compiled_programs() -> int:
     """Count the prefill programs compiled so far in this process."""
     return run_prefill._cache_size()
+
+
+def _placed(model: Model, batch: Batch | Inputs) -> Inputs:
+    inputs = collate(batch, model.config) if isinstance(batch, Batch) else batch
+    return place_inputs(inputs, model.mesh)
+
+
+@partial(jax.jit, static_argnums=0)
+def run_tower(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:
+    """Compiled body of `encode`: visual tokens [B, V, D]."""
+    return _encode(config, params, inputs, ())[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -109,13 +148,14 @@ def trace_prefill(
     config: ModelConfig, method: Method, params: dict[str, Any], inputs: Inputs
 ) -> tuple[Prefill, dict[Request, Any]]:
     """Trace a prefill; return it and the last signals that the method was given."""
-    layout = inputs.layout
+    layout, rope = inputs.layout, method.rope(config.decoder.rope)
     # Without a single image in the bucket there is nothing to cut.
     method = method if inputs.visual_source.shape[1] else DENSE
     asked = dict.fromkeys(r for stage in method.stages for r in method.requests(stage))
     hidden, signals = _embed(config, params, inputs, list(asked))
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
-    walk = Walk(config, method, params["decoder"], inputs, signals)
+    # Methods are told of the model's own embedding, the blocks turn by that of the method.
+    walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
@@ -129,6 +169,7 @@ def trace_prefill(
         text_count=layout.lengths - layout.visual_count,
         visual_count=layout.visual_count,
         visual_computed=jnp.stack(walk.computed, axis=1),
+        rope=rope,
     )
     return prompt, walk.signals
 
@@ -146,17 +187,8 @@ def _embed(
     signals: dict[Request, Any] = {RopeSettings(): config.decoder.rope, Carry(): None}
     if inputs.visual_source.shape[1] == 0:
         return hidden, signals
-    with jax.named_scope("vision_tower"):
-        tower = VisionTower(config.vision)
-        patches = inputs.patches.astype(hidden.dtype)
-        requests = [request for request in asked if isinstance(request, TowerRequest)]
-        taps = dict.fromkeys(tap for r in requests if (tap := tap_of(r, config.vision)))
-        merged, tapped = tower.apply(
-            {"params": params["vision"]}, patches, inputs.patch_positions, tuple(taps),
-            method="encode",
-        )  # fmt: skip
-        signals |= tower_signals(requests, inputs, tapped, config.vision)
-        visual = merged.reshape(-1, merged.shape[-1])[inputs.visual_source]  # [B, V, D]
+    visual, seen = _encode(config, params, inputs, asked)
+    signals |= seen
     B, N = inputs.tokens.shape
     slot = jnp.where(inputs.layout.visual_valid, inputs.layout.visual_index, N)
     rows = jnp.arange(B)[:, None]
@@ -164,3 +196,25 @@ def _embed(
     if Embeddings() in asked:
         signals[Embeddings()] = split(inputs.layout, hidden)
     return hidden, signals
+
+
+def _encode(
+    config: ModelConfig, params: dict[str, Any], inputs: Inputs, asked: Several[Request]
+) -> tuple[jax.Array, dict[Request, Any]]:
+    """Return visual tokens [B, V, D] and what is asked about the tower.
+
+    The tower is traced if something needs it; blocks whose outputs nobody reads are not compiled.
+    """
+    requests = [request for request in asked if isinstance(request, TowerRequest)]
+    taps = dict.fromkeys(tap for r in requests if (tap := tap_of(r, config.vision)))
+    visual, tapped = inputs.visual, {}
+    if visual is None or taps:
+        with jax.named_scope("vision_tower"):
+            patches = inputs.patches.astype(params["decoder"]["embed_tokens"]["embedding"].dtype)
+            merged, tapped = VisionTower(config.vision).apply(
+                {"params": params["vision"]}, patches, inputs.patch_positions, tuple(taps),
+                method="encode",
+            )  # fmt: skip
+        if visual is None:
+            visual = merged.reshape(-1, merged.shape[-1])[inputs.visual_source]
+    return visual, tower_signals(requests, inputs, tapped, config.vision)

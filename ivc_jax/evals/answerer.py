@@ -14,7 +14,7 @@ import PIL.Image
 
 from ivc_jax.engine.cost import prefill_flops
 from ivc_jax.engine.decode import Output, decode
-from ivc_jax.engine.prefill import Prefill, prefill
+from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.evals.runner import Answer
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Method
@@ -31,12 +31,17 @@ class ModelAnswerer:
 
     Args:
         buckets: sizes that batches are padded to.
+        share_tower: run the vision tower once for each batch, before its methods; the times of a
+            prefill leave it out.
     """
 
-    def __init__(self, model: Model, processor: Any, buckets: Buckets) -> None:
+    def __init__(
+        self, model: Model, processor: Any, buckets: Buckets, share_tower: bool = False
+    ) -> None:
         self.model = model
         self.processor = processor
         self.buckets = buckets
+        self.share_tower = share_tower
         self.family = model.config.family
         self._warm: set[tuple] = set()
 
@@ -44,12 +49,17 @@ class ModelAnswerer:
         self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]
     ) -> tuple[Inputs, Inputs]:
         """Tokenize and pad a batch; return it on the host and on the device."""
-        batch = self.processor(prompts=list(prompts), images=[list(group) for group in images])
-        inputs = collate(batch, self.model.config, self.buckets)
-        placed = place_inputs(inputs, self.model.mesh)
+        inputs = self.pad(prompts, images)
         # transferred once here, not by every method within its prefill time
-        device = placed if self.model.mesh else jax.device_put(placed)
+        device = place_inputs(inputs, self.model.mesh)
+        if self.share_tower:
+            device = encode(self.model, device)
         return inputs, jax.block_until_ready(device)
+
+    def pad(self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]) -> Inputs:
+        """Tokenize and pad a batch on the host."""
+        batch = self.processor(prompts=list(prompts), images=[list(group) for group in images])
+        return collate(batch, self.model.config, self.buckets)
 
     def warm_up(
         self, prepared: tuple[Inputs, Inputs], methods: Sequence[Method], max_new_tokens: int

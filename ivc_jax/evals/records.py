@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
-_FORMAT = 2
+_FORMAT = 3
 _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 
@@ -30,8 +30,8 @@ class Record:
 
     Times are those of the batch divided by its size. `kept` lists the surviving visual tokens,
     counted from 0 within the sample; `cached_share` is the mean over layers of the share of them in
-    the cache, `flops` counts the operations of the decoder in the prefill. A failed row has
-    `error` and no prediction.
+    the cache, `flops` counts the operations of the decoder in the prefill. Examples with equal
+    `picture` ask about the same images. A failed row has `error` and no prediction.
     """
 
     task: str
@@ -60,6 +60,7 @@ class Record:
     row: int
     cached_share: float = 1.0
     flops: float = 0.0
+    picture: str = ""
     failed: bool = False
     error: str | None = None
 

@@ -263,6 +263,7 @@ def _scored(
         decode_steps=answer.decode_steps,
         cached_share=round(answer.cached_share, 6),
         flops=answer.flops,
+        picture=row.picture,
         seconds=round((answer.prefill_ms + answer.decode_ms) / 1000, 6),
         seed=plan.seed,
         commit=plan.commit,

@@ -9,6 +9,7 @@ import base64
 import binascii
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -40,6 +41,14 @@ class Row:
     example_id: str
     cells: dict[str, str]
     images: tuple[PIL.Image.Image, ...]
+
+    @functools.cached_property
+    def picture(self) -> str:
+        """A short hash of the images: rows that share them share it."""
+        digest = hashlib.blake2b(digest_size=6)
+        for image in self.images:
+            digest.update(image.tobytes())
+        return digest.hexdigest()
 
 
 class TsvFile:

@@ -18,13 +18,16 @@ from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.baselines import Random, Uniform
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.fastv import FastV
+from ivc_jax.methods.frequencies import WithRope
 from ivc_jax.methods.fsr import FSR
 from ivc_jax.methods.holov import HoloV
 from ivc_jax.methods.ivc import IVCPrune
+from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.modifiers import WithIVC, chain
 from ivc_jax.methods.nuwa import Nuwa
 from ivc_jax.methods.pore import WithPoRe
 from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.removal import IVCRemoval
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.sparsevlm import SparseVLM
 from ivc_jax.methods.vflowopt import VFlowOpt
@@ -38,9 +41,11 @@ __all__ = [
     "FastV",
     "HoloV",
     "IVCPrune",
+    "IVCRemoval",
     "Method",
     "MethodError",
     "Nuwa",
+    "ProgressiveIVC",
     "PyramidDrop",
     "Random",
     "Scope",
@@ -50,6 +55,7 @@ __all__ = [
     "VisionDrop",
     "WithIVC",
     "WithPoRe",
+    "WithRope",
     "describe",
     "parse",
 ]
@@ -59,6 +65,8 @@ METHODS: dict[str, type[Method]] = {
     "random": Random,
     "uniform": Uniform,
     "ivc": IVCPrune,
+    "ivc_progressive": ProgressiveIVC,
+    "ivc_removal": IVCRemoval,
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,
@@ -69,7 +77,7 @@ METHODS: dict[str, type[Method]] = {
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
 }
-MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe}
+MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe, "rope": WithRope}
 PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class
 _log = logging.getLogger(__name__)
 _BOOLS = {"true": True, "false": False}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import flax.struct
 import jax
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.types import Layout, Selection
 
 
@@ -190,6 +190,7 @@ class Method:
     """Base of all methods; itself the dense model: no stage, nothing pruned."""
 
     name: ClassVar[str] = "dense"
+    has_score: ClassVar[bool] = False  # whether it offers what `Scored` does
 
     def resolve(self, config: ModelConfig) -> "Method":
         """Return this method with fields that depend on the model filled in.
@@ -227,9 +228,19 @@ class Method:
         """
         raise NotImplementedError
 
+    def rope(self, rope: RopeConfig) -> RopeConfig:
+        """Return the rotary embedding that the decoder's attention uses; an ablation changes it.
+
+        Args:
+            rope: the model's own, which `RopeSettings` tells whatever is returned here.
+        """
+        return rope
+
 
 class Scored(Method):
     """A method that ranks tokens by one score, which a modifier may correct before the choice."""
+
+    has_score = True
 
     def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         """Return float32 scores [B, V], at least 0, larger is kept; anything at padding."""
@@ -251,6 +262,10 @@ class Modifier(Method):
     """A method made from another one, its field `host`."""
 
     host: Method
+
+    def rope(self, rope: RopeConfig) -> RopeConfig:
+        """Leave the rotary embedding to the host."""
+        return self.host.rope(rope)
 
 
 DENSE = Method()

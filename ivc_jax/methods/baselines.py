@@ -86,20 +86,30 @@ class Random(_CellRanking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.seed < 2**31:
-            raise MethodError(f"seed must be in [0, 2**31), got {self.seed}")
+        check_seed(self.seed)
 
     def _cell_scores(self, layout: Layout) -> jax.Array:
-        cells = jnp.concatenate([layout.image_id[..., None], layout.grid], axis=-1)  # [B, V, 4]
+        return cell_draws(layout, self.seed)
 
-        def draw(cell: jax.Array) -> jax.Array:
-            # The generator is named, so that a user's default cannot change the draw.
-            key = jax.random.key(self.seed, impl="threefry2x32")
-            for part in cell:
-                key = jax.random.fold_in(key, part)
-            return jax.random.uniform(key)
 
-        return jax.vmap(jax.vmap(draw))(cells)
+def check_seed(seed: int) -> None:
+    """Raise MethodError unless `cell_draws` can take the seed."""
+    if not 0 <= seed < 2**31:
+        raise MethodError(f"seed must be in [0, 2**31), got {seed}")
+
+
+def cell_draws(layout: Layout, seed: int) -> jax.Array:
+    """Draw a number in [0, 1) for every token, from seed, image number and cell: [B, V]."""
+    cells = jnp.concatenate([layout.image_id[..., None], layout.grid], axis=-1)  # [B, V, 4]
+
+    def draw(cell: jax.Array) -> jax.Array:
+        # The generator is named, so that a user's default cannot change the draw.
+        key = jax.random.key(seed, impl="threefry2x32")
+        for part in cell:
+            key = jax.random.fold_in(key, part)
+        return jax.random.uniform(key)
+
+    return jax.vmap(jax.vmap(draw))(cells)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """IVC tokens as a part of methods: the settings of the score, and the mask on a layout."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,25 @@ class CoordinateRules:
     """How V and U are formed.
 
     Attributes:
-        frequencies: planes in the sums: "all", "section" or indices (see `ivc.select`).
+        frequencies: planes in the sums: "all", "section", "low", "middle", "high" or indices (see
+            `ivc.select`).
         positions: "absolute" ids of the prompt (released code); "relative" counts the ids of each
             image from 1; "index" is the raster number 1 .. L of a token within its image, which is
             the m of the paper's algorithm box. With 1-D rotary the last two are the same.
         axes: M-RoPE axes in the mean, "thw" (released code) or "hw".
         score_dtype: "float32", or "bfloat16" for the rounding of the released code.
+        theta: base of the rotary embedding in this score alone; None is the model's.
+        position_offset: added to every position in this score alone, as if the prompt before the
+            image were that much longer. Attention cannot tell: rotated queries and keys meet in
+            the difference of their positions. V and U can.
     """
 
     frequencies: Frequencies = "all"
     positions: str = "absolute"
     axes: str = "thw"
     score_dtype: str = "float32"
+    theta: float | None = None
+    position_offset: int = 0
 
 
 def canonical_frequencies(frequencies: Frequencies) -> Frequencies:
@@ -46,9 +54,9 @@ def canonical_frequencies(frequencies: Frequencies) -> Frequencies:
         MethodError: an unknown word or an impossible plane.
     """
     if isinstance(frequencies, str):
-        if frequencies not in ("all", "section"):
+        if frequencies not in ivc.WORDS:
             raise MethodError(
-                f'frequencies must be "all", "section" or plane indices, got {frequencies!r}'
+                f"frequencies must be one of {ivc.WORDS} or plane indices, got {frequencies!r}"
             )
         return frequencies
     planes = tuple(sorted({int(plane) for plane in frequencies}))
@@ -64,6 +72,14 @@ def check_fractions(**fractions: float) -> None:
         ivc.check_fractions(**fractions)
     except ValueError as error:
         raise MethodError(str(error)) from None
+
+
+def check_rotation(theta: float | None, position_offset: int) -> None:
+    """Raise MethodError unless a score can have this base and this offset."""
+    if theta is not None and not 1 <= theta < math.inf:
+        raise MethodError(f"theta must be a finite base of at least 1, got {theta}")
+    if position_offset < 0:
+        raise MethodError(f"position_offset must not be negative, got {position_offset}")
 
 
 def budget_scale(budget: float | None) -> float:
@@ -104,11 +120,12 @@ def ivc_mask(
     # A raster number can exceed every position id, but not the number of visual tokens.
     bound = max(layout.num_positions, layout.visual_slots) + 1
     tables = ivc.make_tables(
-        rope,
+        rope if rules.theta is None else dataclasses.replace(rope, theta=float(rules.theta)),
         rules.frequencies,
         bound,
         skip_time=rules.axes == "hw",
         score_dtype=rules.score_dtype,
+        first_position=rules.position_offset,  # instead of moving positions and bound
     )
     return ivc.tokens(
         tables,

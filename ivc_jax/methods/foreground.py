@@ -1,9 +1,11 @@
-"""Foreground by value similarity: what text and seeds look at (IVC-Prune, arXiv 2602.03060).
+"""Foreground: what text and seeds look at (IVC-Prune, arXiv 2602.03060).
 
-Values carry no rotation, so these rows measure content alone.
+By value similarity, as published: values carry no rotation, so these rows measure content alone.
+Or by the model's own attention, in which content and rotation meet.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,58 @@ def foreground_scores(
     return round_scores(total / jnp.maximum(rows + seed_count, 1), rules.score_dtype), seeds
 
 
+@typed
+def attention_scores(
+    rows: Float[Array, "B H T V"],
+    layout: Layout,
+    within: Segments,
+    seed_count: Int[Array, "B V"],
+    rules: ForegroundRules,
+) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
+    """Score tokens by the attention that the queries of their segment pay them.
+
+    The mean over heads and queries of the model's rows as they are: probabilities over the whole
+    prompt, so that an image's scores do not add up to one. The best tokens are the seeds. They
+    are not asked in turn: rows of visual tokens would be needed.
+
+    Args:
+        rows: attention of every text slot (`AttentionRows` with queries="text").
+        within: the segments.
+        seed_count: seeds of the segment that the token is in.
+
+    Returns:
+        The scores, 0 in a segment that nothing asks about, and the mask of the seeds.
+    """
+    rows = rows.astype(jnp.float32).mean(axis=1)
+    asked = _queries(layout, within, rules, layout.text_index, layout.text_valid)
+    total = _add_segments(
+        lambda member: jnp.where(member[:, None], rows, 0.0), asked, within, layout.visual_valid
+    )
+    scores = total / jnp.maximum(scoring.spread(asked.sum(axis=2), within.number), 1)
+    rank = scoring.rank_in_segment(scores, within.number, layout.visual_valid)
+    return scores, layout.visual_valid & (rank < seed_count)
+
+
+def _add_segments(
+    rows_of: Callable[[jax.Array], jax.Array], asked: jax.Array, within: Segments, valid: jax.Array
+) -> jax.Array:
+    """Add up rows over those that each segment asks: [B, V].
+
+    Args:
+        rows_of: gives the rows [B, Q, V] against the members [B, V] of a segment, 0 elsewhere.
+        asked: [B, M, Q] bool.
+    """
+
+    def add_segment(total: jax.Array, segment: tuple) -> tuple[jax.Array, None]:
+        number, chosen = segment
+        rows = rows_of((within.number == number) & valid)
+        return total + jnp.where(chosen[:, :, None], rows, 0.0).sum(axis=1), None
+
+    empty = jnp.zeros(within.number.shape, jnp.float32)
+    parts = (jnp.arange(within.bound), jnp.moveaxis(asked, 1, 0))
+    return jax.lax.scan(add_segment, empty, parts)[0]
+
+
 def _queries(
     layout: Layout, within: Segments, rules: ForegroundRules, slots: jax.Array, valid: jax.Array
 ) -> jax.Array:
@@ -128,16 +182,12 @@ class _Mass:
     def of(self, queries: jax.Array, asked: jax.Array, within: Segments) -> jax.Array:
         """Add up the rows of `queries` [B, Q, G, C] over those each segment asks: [B, V]."""
         logits, log_total = _similarity(queries, self.visual), self._log_total(queries)
-
-        def add_segment(total: jax.Array, segment: tuple) -> tuple[jax.Array, None]:
-            number, chosen = segment
-            member = (within.number == number) & self.layout.visual_valid
-            rows = self._over_heads(logits, member[:, None, None], log_total)  # [B, Q, V]
-            return total + jnp.where(chosen[:, :, None], rows, 0.0).sum(axis=1), None
-
-        empty = jnp.zeros(within.number.shape, jnp.float32)
-        parts = (jnp.arange(within.bound), jnp.moveaxis(asked, 1, 0))
-        return jax.lax.scan(add_segment, empty, parts)[0]
+        return _add_segments(
+            lambda member: self._over_heads(logits, member[:, None, None], log_total),
+            asked,
+            within,
+            self.layout.visual_valid,
+        )
 
     def rows(self, queries: jax.Array, member: jax.Array) -> jax.Array:
         """Return P of each query [B, Q, G, C] over its own members [B, Q, V]: [B, Q, V]."""

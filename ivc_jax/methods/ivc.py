@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,12 +11,14 @@ from ivc_jax import ivc
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget, scoring, segments
 from ivc_jax.methods.base import (
+    AttentionRows,
     Method,
     MethodError,
     Request,
     RopeSettings,
     Signals,
     Stage,
+    TokenVectors,
     Values,
 )
 from ivc_jax.methods.coordinates import (
@@ -28,16 +31,19 @@ from ivc_jax.methods.coordinates import (
     check_choice,
     check_fractions,
     check_frequencies,
+    check_rotation,
     ivc_mask,
 )
 from ivc_jax.methods.foreground import (
     KEY_SCOPES,
     QUERIES,
     ForegroundRules,
+    attention_scores,
     fill,
     foreground_scores,
 )
 from ivc_jax.methods.presets import default_layer, resolved
+from ivc_jax.methods.segments import Segments
 from ivc_jax.types import Layout, Selection
 
 _PAPER_FOREGROUND = 0.4
@@ -51,6 +57,7 @@ _CHOICES = {
     "scope": ("image", "sample"),
     "score_dtype": ivc.SCORE_DTYPES,
     "quirks": ("none", "official"),
+    "foreground": ("values", "attention"),
 }
 
 
@@ -71,7 +78,8 @@ class IVCPrune(Method):
         seed_fraction: share of the tokens that act as queries beside the text, at least one.
         query_offset: text slots skipped after an image before queries begin (released code: the
             end mark and one more).
-        frequencies: planes in the IVC score: "all", "section" or indices (see `ivc.select`).
+        frequencies: planes in the IVC score: "all", "section", "low", "middle", "high" or indices
+            (see `ivc.select`).
         combine: "fill" tops up to keep_ratio with foreground (released code); "union" is the
             paper's algorithm box: IVC tokens and a fixed share of foreground.
         foreground_fraction: that share, for "union" alone; None is the paper's 0.4.
@@ -94,6 +102,11 @@ class IVCPrune(Method):
             cos and sin fractions shrink with it, so that IVC tokens keep their part of what stays.
         quirks: "official" prunes the first image of a sample alone; later ones stay whole and act
             as queries, as the released code has it.
+        foreground: what foreground and seeds are ranked by: similarity of "values" (as published),
+            or the model's own "attention" of the same queries in the same block, whose seeds are
+            kept but not asked in turn (see `attention_scores`).
+        theta: base of the rotary embedding in the IVC score alone; None is the model's.
+        position_offset: added to every position in the IVC score alone (see `CoordinateRules`).
     """
 
     name: ClassVar[str] = "ivc"
@@ -120,6 +133,9 @@ class IVCPrune(Method):
     score_dtype: str = "float32"
     quirks: str = "none"
     budget: float | None = None
+    foreground: str = "values"
+    theta: float | None = None
+    position_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
@@ -131,8 +147,9 @@ class IVCPrune(Method):
             cos_fraction=self.cos_fraction,
             sin_fraction=self.sin_fraction,
             seed_fraction=self.seed_fraction,
-            foreground_fraction=self._foreground,
+            foreground_fraction=self._foreground_share,
         )
+        check_rotation(self.theta, self.position_offset)
         for name in ("query_offset", "whole_kv_layers"):
             if getattr(self, name) < 0:
                 raise MethodError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -148,6 +165,12 @@ class IVCPrune(Method):
             "after",
         ):
             raise MethodError("quirks=official fixes scope=image, per_frame=false, queries=after")
+        exact = (self.quirks, self.key_scope, self.score_dtype) == ("none", "image", "float32")
+        if self.foreground == "attention" and not exact:
+            raise MethodError(
+                "foreground=attention takes the model's rows as they are: leave quirks, key_scope "
+                "and score_dtype at none, image and float32"
+            )
         object.__setattr__(self, "frequencies", canonical_frequencies(self.frequencies))
 
     def resolve(self, config: ModelConfig) -> "IVCPrune":
@@ -167,15 +190,15 @@ class IVCPrune(Method):
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
         if self.combine == "union":
-            ratio = min(1.0, self._foreground + self.cos_fraction + self.sin_fraction)
+            ratio = min(1.0, self._foreground_share + self.cos_fraction + self.sin_fraction)
         else:
             ratio = budget.resolved_ratio(self)
         layer = resolved(self.layer, self.name)
         return (Stage(layer, ratio, self.compact_earlier_kv, self.whole_kv_layers),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for the values of the block before the cut, and the rotary settings."""
-        return Values(stage.layer - 1), RopeSettings()
+        """Ask for values, or attention, of the block before the cut, and the rotary settings."""
+        return self._content(stage), RopeSettings()
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens: the target or all of the priority set, by segment."""
@@ -194,31 +217,23 @@ class IVCPrune(Method):
         return min(visual_slots, most)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Rank by IVC scores and by two passes of value attention, then combine."""
+        """Rank by IVC scores and by what text and seeds look at, then combine."""
         slots = layout.visual_slots
         asked = segments.samples(layout) if self.scope == "sample" else segments.images(layout)
         shared = segments.frames(layout) if self.per_frame else asked
         priority = ivc_mask(
             layout,
             signals[RopeSettings()],
-            CoordinateRules(self.frequencies, self.positions, self.axes, self.score_dtype),
+            self._coordinate_rules,
             scoring.rounded_counts(self.cos_fraction, slots),
             scoring.rounded_counts(self.sin_fraction, slots),
             within=shared,
         )
-        seed_counts = self._seed_counts(slots)
-        foreground, seeds = foreground_scores(
-            signals[Values(stage.layer - 1)],
-            layout,
-            asked,
-            jnp.asarray(seed_counts)[asked.count],
-            num_seeds=scoring.largest_total(seed_counts, asked.bound),
-            rules=self._foreground_rules,
-        )
+        foreground, seeds = self._score_foreground(signals[self._content(stage)], layout, asked)
         if self._seeds_stay:
             priority |= seeds
         counts = scoring.rounded_counts(
-            self.keep_ratio if self.combine == "fill" else self._foreground, slots
+            self.keep_ratio if self.combine == "fill" else self._foreground_share, slots
         )
         counts = jnp.asarray(counts)[shared.count]
         if self.combine == "fill":
@@ -230,8 +245,26 @@ class IVCPrune(Method):
             keep |= layout.visual_valid & (layout.image_id > 0)
         return scoring.from_mask(keep, num_keep)
 
+    def _content(self, stage: Stage) -> Request:
+        """Return the request that the foreground is made of."""
+        if self.foreground == "attention":
+            return AttentionRows(stage.layer - 1, "text")
+        return Values(stage.layer - 1)
+
+    def _score_foreground(
+        self, signal: TokenVectors | jax.Array, layout: Layout, asked: Segments
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the foreground scores and the mask of the seeds, both [B, V]."""
+        counts = self._seed_counts(layout.visual_slots)
+        of_token = jnp.asarray(counts)[asked.count]
+        rules = self._foreground_rules
+        if self.foreground == "attention":
+            return attention_scores(signal, layout, asked, of_token, rules)
+        bound = scoring.largest_total(counts, asked.bound)
+        return foreground_scores(signal, layout, asked, of_token, bound, rules)
+
     @property
-    def _foreground(self) -> float:
+    def _foreground_share(self) -> float:
         return _PAPER_FOREGROUND if self.foreground_fraction is None else self.foreground_fraction
 
     @property
@@ -241,6 +274,17 @@ class IVCPrune(Method):
     @property
     def _seeds_stay(self) -> bool:
         return self.combine == "fill" if self.keep_seeds is None else self.keep_seeds
+
+    @property
+    def _coordinate_rules(self) -> CoordinateRules:
+        return CoordinateRules(
+            self.frequencies,
+            self.positions,
+            self.axes,
+            self.score_dtype,
+            self.theta,
+            self.position_offset,
+        )
 
     @property
     def _foreground_rules(self) -> ForegroundRules:
@@ -261,5 +305,5 @@ class IVCPrune(Method):
         if self.combine == "fill":
             most = np.maximum(most, scoring.rounded_counts(self.keep_ratio, max_count))
         else:
-            most = most + scoring.rounded_counts(self._foreground, max_count)
+            most = most + scoring.rounded_counts(self._foreground_share, max_count)
         return np.minimum(most, np.arange(max_count + 1))

@@ -25,9 +25,12 @@ from ivc_jax.methods.coordinates import (
     canonical_frequencies,
     check_fractions,
     check_frequencies,
+    check_rotation,
     ivc_mask,
 )
 from ivc_jax.methods.ivc import IVCPrune
+from ivc_jax.methods.ivc_progressive import ProgressiveIVC
+from ivc_jax.methods.removal import IVCRemoval
 from ivc_jax.types import Layout, Selection
 
 
@@ -46,20 +49,28 @@ class WithIVC(Modifier):
         host: the method to extend.
         cos_fraction: share of an image's tokens nearest to the identity rotation.
         sin_fraction: share of an image's tokens nearest to a quarter turn.
-        frequencies: planes in the IVC score: "all", "section" or indices.
+        frequencies: planes in the IVC score: "all", "section", "low", "middle", "high" or indices.
+        theta: base of the rotary embedding in the IVC score alone; None is the model's.
+        position_offset: added to every position in the IVC score alone (see `CoordinateRules`).
     """
 
     host: Method
     cos_fraction: float = 0.1
     sin_fraction: float = 0.1
     frequencies: Frequencies = "all"
+    theta: float | None = None
+    position_offset: int = 0
 
     def __post_init__(self) -> None:
-        if any(isinstance(part, IVCPrune | WithIVC) for part in chain(self.host)):
+        parts = chain(self.host)
+        if any(isinstance(part, IVCPrune | ProgressiveIVC | WithIVC) for part in parts):
             raise MethodError(f"{self.host.name} keeps the IVC tokens already; drop the +ivc")
-        if type(self.host) is Method:
+        if any(isinstance(part, IVCRemoval) for part in parts):
+            raise MethodError(f"{self.host.name} drops tokens that +ivc would keep; drop the +ivc")
+        if type(parts[-1]) is Method:
             raise MethodError("dense keeps every token; +ivc needs a method that prunes")
         check_fractions(cos_fraction=self.cos_fraction, sin_fraction=self.sin_fraction)
+        check_rotation(self.theta, self.position_offset)
         object.__setattr__(self, "frequencies", canonical_frequencies(self.frequencies))
 
     @property
@@ -111,7 +122,9 @@ class WithIVC(Modifier):
         selection = self.host.select(signals, layout, stage, min(num_keep, capacity))
         chosen = scoring.to_mask(selection, slots)
         counts = self._counts(layout.visual_slots)
-        rules = CoordinateRules(self.frequencies)
+        rules = CoordinateRules(
+            self.frequencies, theta=self.theta, position_offset=self.position_offset
+        )
         added = ivc_mask(layout, signals[RopeSettings()], rules, *counts)
         united = scoring.from_mask(chosen | added, num_keep)
         if selection.weights is not None:

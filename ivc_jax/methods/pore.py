@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import segments
-from ivc_jax.methods.base import Method, MethodError, Modifier, Request, Scored, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Modifier, Request, Signals, Stage
 from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.types import Layout, Selection, typed
 
@@ -66,7 +66,7 @@ class WithPoRe(Modifier):
     endpoint: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.host, Scored):
+        if not self.host.has_score:
             raise MethodError(f"pore corrects an attention score; {self.host.name} has none")
         check_choice("trend", self.trend, ("exponential", "cubic"))
         object.__setattr__(self, "sigma", float(self.sigma))

@@ -1,0 +1,1 @@
+"""Choosing the layer and the fractions of IVC-Prune on a calibration split."""

@@ -1,0 +1,78 @@
+"""How many IVC tokens, and by which positions?
+
+    python experiments/run.py fractions
+
+The published method takes 10 % of the tokens by V and 10 % by U, at absolute positions, prefix
+included. A position offset is what a longer prompt before the image would do: rotary attention
+depends on differences of positions and does not change, the IVC set does. Hardware: two CPU cores.
+Expected: docs/evidence/fractions.
+"""
+
+from experiments.settings import RunConfig
+from experiments.studies.study import Study, Variant, methods_of
+
+_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)
+_OFFSETS = (0, 4, 8, 16, 32, 64, 128, 256, 512)
+_KEPT = (0.5, 0.25)
+
+
+def _grid(keep_ratio: float) -> Study:
+    full = f"ivc:keep_ratio={keep_ratio}"
+    variants = tuple(
+        Variant(f"{full},cos_fraction={cosine},sin_fraction={sine}", "fractions", "",
+                x=cosine, y=sine)
+        for cosine in _FRACTIONS
+        for sine in _FRACTIONS
+        if cosine + sine <= keep_ratio + 0.1
+    )  # fmt: skip
+    return Study(
+        name=f"fractions_{round(100 * keep_ratio)}",
+        title=f"Shares of IVC tokens, keep ratio {keep_ratio:g}",
+        question=(
+            "Foreground fills up what the IVC tokens leave; where these are more than the keep"
+            " ratio, all of them stay. Compared with the published 10 % by V and 10 % by U."
+        ),
+        reference=f"{full},cos_fraction=0.1,sin_fraction=0.1",
+        variants=variants,
+        figure="heat",
+        x_label="cos fraction",
+        y_label="sin fraction",
+    )
+
+
+def _positions(keep_ratio: float) -> Study:
+    full = f"ivc:keep_ratio={keep_ratio}"
+    choices = [("positions", "absolute", full)]
+    choices += [("positions", k, f"{full},positions={k}") for k in ("relative", "index")]
+    choices += [("axes", "height and width", f"{full},axes=hw")]
+    choices += [
+        ("prefix", f"+{offset}", f"{full},position_offset={offset}") for offset in _OFFSETS[1:]
+    ]
+    return Study(
+        name=f"positions_{round(100 * keep_ratio)}",
+        title=f"Positions in the IVC score, keep ratio {keep_ratio:g}",
+        question=(
+            "Absolute ids of the prompt (released code), ids counted from the image, raster numbers"
+            " (the paper's algorithm box), or the ids that a longer prompt before the image would"
+            " give. Compared with absolute ids."
+        ),
+        reference=full,
+        variants=tuple(Variant(spec, series, label) for series, label, spec in choices),
+    )
+
+
+STUDIES = (*map(_grid, _KEPT), *map(_positions, _KEPT))
+
+CONFIG = RunConfig(
+    methods=methods_of(STUDIES),
+    studies=STUDIES,
+    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
+    batch_size=32,
+    limit=96,
+    num_scenes=16,
+    data_seeds=(0, 1, 2),
+    visual_buckets=(144,),
+    patch_buckets=(576,),
+    share_tower=True,
+    out="runs/fractions",
+)

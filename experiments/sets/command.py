@@ -1,0 +1,103 @@
+"""The IVC set on the grids of real models, and how it moves: tables and figures, no model.
+
+    python experiments/run.py sets
+    python experiments/run.py sets --presets bundled qwen2.5-vl-7b --out runs/two
+
+Writes sets.json, report.md and figures/*.png. Every number of the report is one of sets.json.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+import sys
+import time
+from typing import Annotated, Any
+
+import jinja2
+import tyro
+
+_FAILURE = 2
+_INTERRUPTED = 130
+
+
+def _option(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Show which cells of an image are IVC tokens, and how they move with prefix, grid and planes.
+
+    Attributes:
+        presets: such as qwen2.5-vl-7b; the first one is moved and reshaped; default: all.
+        out: result folder.
+        traceback: show where an error came from.
+    """
+
+    presets: Annotated[tuple[str, ...] | None, _option("NAME ...")] = None
+    out: Annotated[str, _option("DIR")] = "runs/sets"
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = tyro.cli(Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="sets")
+    try:
+        _run(chosen, shlex.join(["run.py", "sets", *given]))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
+    except (ValueError, OSError) as error:
+        if chosen.traceback:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _FAILURE
+    return 0
+
+
+def _run(arguments: Arguments, command: str) -> None:
+    """Check, compute, draw and write."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    from experiments import evaluation
+    from experiments.sets import figures, measures
+    from ivc_jax.evals.records import write_atomically
+
+    start = time.monotonic()
+    names = measures.PRESETS if arguments.presets is None else arguments.presets
+    presets = measures.find(list(names))
+    folder = pathlib.Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = measures.measure(presets)
+    figures.draw(folder, presets, tables)
+    meta = {
+        "command": command,
+        "commit": evaluation.commit(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    results = {"meta": meta, **tables}
+    write_atomically(folder / "sets.json", dumps(results))
+    write_atomically(folder / "report.md", render(results))
+    print(f"report: {folder / 'report.md'}")
+
+
+def dumps(results: dict[str, Any]) -> str:
+    """Write results as JSON with every list of numbers on one line."""
+    text = json.dumps(results, indent=1)
+    return re.sub(r"\[[-\d.,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def render(results: dict[str, Any]) -> str:
+    """Fill the report template with results as they stand in sets.json."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
+        autoescape=False,  # Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("sets.md.jinja").render(**results)

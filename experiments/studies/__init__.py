@@ -1,0 +1,1 @@
+"""Ablations: what they ask, their tables and figures."""
