@@ -26,6 +26,7 @@ from ivc_jax.evals.records import read_all, write_atomically
 _RESULTS = "results.json"
 _COMPARISON = "comparison.json"
 _SHOWN_FAILURES = 5
+_STUDY_META = ("command", "commits", "date", "device", "dtype", "jax_version", "model", "limit")
 _EXAMPLES = 3  # of each task in the report
 
 
@@ -59,7 +60,16 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     studies = [study.from_json(content) for content in results["meta"].get("studies", ())]
     tables = [(asked, table.tabulate(asked, records)) for asked in studies]
     for asked, rows in tables:
-        text = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
+        content = {
+            "meta": {key: results["meta"][key] for key in _STUDY_META},
+            "study": {
+                "title": asked.title,
+                "question": asked.question,
+                "reference": asked.reference,
+            },
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        text = json.dumps(content, indent=1)
         write_atomically(folder / f"study_{asked.name}.json", text + "\n")
     drawn = figures.draw(folder, results, records, cells, tables)
     content = _content(results, records) | {"comparison": _by_budget(cells), "studies": tables}

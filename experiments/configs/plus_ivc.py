@@ -26,7 +26,7 @@ def _pair(host: str, label: str, budget: float, fields: str = "") -> list[Varian
 
 def _study(budget: float) -> Study:
     full = f"ivc:budget={budget}"
-    variants = [Variant(full, "plain", "ivc")]
+    variants = [Variant("dense", "plain", "dense"), Variant(full, "plain", "ivc")]
     variants += [variant for host in _HOSTS for variant in _pair(host, host, budget)]
     for seed in _DRAWS:
         variants += _pair("random", "random", budget, f",seed={seed}")
@@ -49,8 +49,8 @@ CONFIG = RunConfig(
     studies=STUDIES,
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
     batch_size=32,
-    limit=180,
-    num_scenes=21,
+    limit=120,
+    num_scenes=14,
     data_seeds=(0, 1, 2),
     visual_buckets=(144,),
     patch_buckets=(576,),

@@ -7,6 +7,8 @@ of a control are means over three draws. Hardware: two CPU cores.
 Expected: docs/evidence/removal.
 """
 
+import dataclasses
+
 from experiments.settings import RunConfig
 from experiments.studies.study import Study, Variant, methods_of
 
@@ -20,6 +22,7 @@ _DRAWS = (0, 1, 2)
 
 
 def _variants() -> list[Variant]:
+    """List the runs; a random control has the same name, layer and count."""
     found = []
     for name, (cosine, sine, layers) in _SETS.items():
         for layer in layers:
@@ -45,6 +48,15 @@ STUDIES = (
         variants=tuple(_variants()),
         figure="lines",
         x_label="layer of the cut",
+    ),
+    Study(
+        name="removal_dense",
+        title="Removing the IVC tokens, against the unpruned model",
+        question="The same runs, all compared with the model that sees every token.",
+        reference="dense",
+        variants=tuple(
+            dataclasses.replace(v, label=f"layer {v.x}", x=None, versus=None) for v in _variants()
+        ),
     ),
 )
 
