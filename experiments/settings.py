@@ -28,7 +28,8 @@ class RunConfig:
         num_scenes: scenes of each seed of the bundled benchmark where it has to be drawn.
         data_seeds: of the scenes of the bundled benchmark; 0 is its release.
         data_split: "test", or "calibration" for choosing settings (`digit_scenes.tsv`).
-        share_tower: run the vision tower once for all methods; the times of a prefill leave it out.
+        share_tower: run the vision tower once for all methods; the times of a prefill leave it out,
+            but for what a method asks the tower.
         visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
         patch_buckets: the same for the patches of an image.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.

@@ -11,7 +11,7 @@ from ivc_jax.methods import METHODS, BudgetError, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.budget import layer_mean, solve
 
-PRUNING = [name for name in METHODS if name != "dense"]
+PRUNING = [name for name in METHODS if name not in ("dense", "ivc_removal")]  # no budget
 BUDGETS = (0.5, 0.33, 0.22, 0.11)
 # One image of 16 x 24 cells: rounding to whole tokens is below half a percent.
 PROMPT = [(5, ("image", (1, 32, 48)), 9)]

@@ -32,7 +32,7 @@ class ModelAnswerer:
     Args:
         buckets: sizes that batches are padded to.
         share_tower: run the vision tower once for each batch, before its methods; the times of a
-            prefill leave it out.
+            prefill leave it out, but for the blocks that a method's own questions need.
     """
 
     def __init__(
