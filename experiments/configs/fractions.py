@@ -11,18 +11,19 @@ Expected: docs/evidence/fractions.
 from experiments.settings import RunConfig
 from experiments.studies.study import Study, Variant, methods_of
 
-_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)
-_OFFSETS = (0, 4, 8, 16, 32, 64, 128, 256, 512)
+_FRACTIONS = {0.5: (0.0, 0.1, 0.3), 0.25: (0.0, 0.05, 0.1, 0.2, 0.3)}
+_OFFSETS = (8, 16, 32, 128, 512)
 _KEPT = (0.5, 0.25)
 
 
 def _grid(keep_ratio: float) -> Study:
+    chosen = _FRACTIONS[keep_ratio]
     full = f"ivc:keep_ratio={keep_ratio}"
     variants = tuple(
         Variant(f"{full},cos_fraction={cosine},sin_fraction={sine}", "fractions", "",
                 x=cosine, y=sine)
-        for cosine in _FRACTIONS
-        for sine in _FRACTIONS
+        for cosine in chosen
+        for sine in chosen
         if cosine + sine <= keep_ratio + 0.1
     )  # fmt: skip
     return Study(
@@ -45,9 +46,7 @@ def _positions(keep_ratio: float) -> Study:
     choices = [("positions", "absolute", full)]
     choices += [("positions", k, f"{full},positions={k}") for k in ("relative", "index")]
     choices += [("axes", "height and width", f"{full},axes=hw")]
-    choices += [
-        ("prefix", f"+{offset}", f"{full},position_offset={offset}") for offset in _OFFSETS[1:]
-    ]
+    choices += [("prefix", f"+{offset}", f"{full},position_offset={offset}") for offset in _OFFSETS]
     return Study(
         name=f"positions_{round(100 * keep_ratio)}",
         title=f"Positions in the IVC score, keep ratio {keep_ratio:g}",

@@ -37,7 +37,7 @@ _METHODS = (
 
 
 # FastV and PyramidDrop look at block 1 where their budget allows it, at block 0 below.
-_SIGMA_OF_BLOCK = (5.2517, 2.7046)
+_SIGMA_OF_BLOCK = (3.8324, 5.9860)
 
 
 def _at(spec: str, budget: float) -> str:
