@@ -9,17 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from digit_scenes import dense, digits, optimiser, packing, tower
+from digit_scenes import dense, optimiser, packing, tower
 from digit_scenes.loop import Params, Stage
-from digit_scenes.model import NUM_BINS, STEP, codes
+from digit_scenes.model import NUM_BINS, STEP, codes, decoder_config
 from digit_scenes.packed import answer_logits
 from digit_scenes.packing import Plan
 from digit_scenes.questions import TASKS
-from digit_scenes.scenes import COLOUR_NAMES, Scene, render
-from ivc_jax.config import DecoderConfig
+from digit_scenes.scenes import COLOUR_NAMES, Scene
+from digit_scenes.setting import Setting
+from ivc_jax.config import VisionConfig
 
 Batch = dict[str, Any]
 
+# Questions of each task, in the order of `TASKS`, that are packed behind a picture.
+QUESTIONS = (6, 2, 8, 4, 2, 2)
+COUNTING_QUESTIONS = (5, 3, 5, 4, 3, 8)
 _ANCHOR = 4.0  # weight of the start mark when counting, beside 1 for every digit
 
 
@@ -59,9 +63,9 @@ def init_decoder(tokenizer: Tokenizer, params: Params, key: jax.Array) -> Params
     return {**params, "embed_tokens": {"embedding": embedding}, "layers": layers}
 
 
-def normalise(vision: Params, pixels: jax.Array) -> Params:
+def normalise(config: VisionConfig, vision: Params, pixels: jax.Array) -> Params:
     """Scale the merger's last layer so that visual tokens have about unit length, like words."""
-    tokens = tower.encode(vision, pixels)
+    tokens = tower.encode(config, vision, pixels)
     size = jnp.sqrt(jnp.mean(jnp.sum(tokens**2, axis=-1)))
     merger = {**vision["merger"]}
     merger["mlp"] = {
@@ -76,17 +80,19 @@ class Objective:
 
     def __init__(
         self,
+        setting: Setting,
         tokenizer: Tokenizer,
-        config: DecoderConfig,
         plan: Plan,
         look_weight: float = 0.0,
         count_weight: float = 0.0,
     ) -> None:
-        self.config, self.plan = config, plan
+        self.config = decoder_config(setting, tokenizer.get_vocab_size())
+        self.taught = {"look_layer": setting.look_layer, "compare_layer": setting.compare_layer}
+        self.plan = plan
         self.look_weight, self.count_weight = look_weight, count_weight
         words = [str(n * STEP) for n in range(NUM_BINS)]
         self.number_ids = np.array([tokenizer.token_to_id(word) for word in words])
-        value = np.full(config.vocab_size, -1.0, np.float32)
+        value = np.full(self.config.vocab_size, -1.0, np.float32)
         value[self.number_ids] = np.arange(NUM_BINS)
         value[self.number_ids[0]] = -1  # the word 0 is a digit; no box starts at 0
         self.value = value
@@ -96,7 +102,9 @@ class Objective:
         self, params: Params, batch: Batch, visual: jax.Array, spread: float
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
-        logits, rows, ends = answer_logits(self.config, params, self.plan, batch["tokens"], visual)
+        logits, rows, ends = answer_logits(
+            self.config, params, self.plan, batch["tokens"], visual, **self.taught
+        )
         value, metrics = self.score(logits, batch, spread)
         missed = self._missed(rows[..., 1:], batch["look"])
         confused = self._confused(ends, batch["apart"])
@@ -186,33 +194,18 @@ class Objective:
         return result.at[:, np.array(questions)].set(overlap)
 
 
-def make_scenes(
-    random: np.random.Generator, count: int, fewest: int, most: int, split: str
-) -> list[Scene]:
-    """Render scenes with a number of digits drawn evenly between two bounds."""
-    source = digits.load(split)
-    return [render(random, source, int(random.integers(fewest, most + 1))) for _ in range(count)]
-
-
-def plan(
-    grounding: int, reading: int, relations: int, existence: int, colour: int, counting: int
-) -> Plan:
-    """Lay out a packed sequence with that many questions of each task."""
-    counts = dict(
-        zip(TASKS, (grounding, reading, relations, existence, colour, counting), strict=True)
-    )
-    return Plan(tuple(task for task, count in counts.items() for _ in range(count)))
-
-
-DEFAULT_PLAN = plan(6, 2, 8, 4, 2, 2)
-COUNTING_PLAN = plan(5, 3, 5, 4, 3, 8)
+def plan(grid: int, counts: tuple[int, ...] = QUESTIONS) -> Plan:
+    """Lay out a packed sequence with that many questions of each task of `TASKS`."""
+    pairs = zip(TASKS, counts, strict=True)
+    return Plan(tuple(task for task, count in pairs for _ in range(count)), grid)
 
 
 def pack(
     random: np.random.Generator, tokenizer: Tokenizer, layout: Plan, scenes: list[Scene]
 ) -> Batch:
-    """Ask fresh questions about scenes."""
-    return packing.encode(tokenizer, layout, [packing.draw(random, s, layout) for s in scenes])
+    """Ask fresh questions about scenes of one size."""
+    asked = [packing.draw(random, scene, layout) for scene in scenes]
+    return packing.encode(tokenizer, layout, asked, scenes[0].size)
 
 
 class Cache:
@@ -222,22 +215,34 @@ class Cache:
     """
 
     def __init__(
-        self, vision: Params, scenes: list[Scene], path: pathlib.Path, rows: int = 16
+        self,
+        setting: Setting,
+        vision: Params,
+        scenes: list[Scene],
+        path: pathlib.Path,
+        rows: int = 16,
     ) -> None:
         self.scenes = scenes
         if path.exists():
             self.visual = np.load(path, mmap_mode="r")
+            if len(self.visual) != len(scenes):
+                raise ValueError(
+                    f"{path} holds the tokens of {len(self.visual)} scenes, not of {len(scenes)};"
+                    " delete it to encode them again"
+                )
             return
-        encode = jax.jit(tower.encode)
-        parts = []
+        encode = jax.jit(functools.partial(tower.encode, setting.vision))
+        partial = path.with_suffix(".part.npy")
+        shape = (len(scenes), setting.grid**2, setting.width)
+        stored = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
         for start in range(0, len(scenes), rows):
             chunk = [s.pixels for s in scenes[start : start + rows]]
             chunk += [chunk[-1]] * (rows - len(chunk))
-            parts.append(np.asarray(encode(vision, np.stack(chunk))))
-        self.visual = np.concatenate(parts)[: len(scenes)]
-        partial = path.with_suffix(".part.npy")
-        np.save(partial, self.visual)
+            part = np.asarray(encode(vision, np.stack(chunk)))
+            stored[start : start + rows] = part[: len(scenes) - start]
+        stored.flush()
         partial.rename(path)  # a killed run leaves no half a file under this name
+        self.visual = np.load(path, mmap_mode="r")
 
     def batch(
         self, random: np.random.Generator, rows: int, tokenizer: Tokenizer, layout: Plan
@@ -249,14 +254,13 @@ class Cache:
 
 
 def frozen_stage(
+    setting: Setting,
     name: str,
     steps: int,
-    rows: int,
     tokenizer: Tokenizer,
-    config: DecoderConfig,
     cache: Cache,
     held_out: Cache,
-    layout: Plan = DEFAULT_PLAN,
+    questions: tuple[int, ...] = QUESTIONS,
     scale: float = 1.0,
     decay: float = 0.25,
     spread: float = 1.5,
@@ -265,7 +269,8 @@ def frozen_stage(
     seed: int = 1,
 ) -> Stage:
     """Describe the decoder's training on cached visual tokens."""
-    objective = Objective(tokenizer, config, layout, look_weight, count_weight)
+    layout, rows = plan(setting.grid, questions), setting.rows
+    objective = Objective(setting, tokenizer, layout, look_weight, count_weight)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return objective(params["decoder"], batch, batch["visual"], spread)
@@ -286,31 +291,32 @@ def frozen_stage(
 
 
 def joint_stage(
+    setting: Setting,
     name: str,
     steps: int,
-    rows: int,
     tokenizer: Tokenizer,
-    config: DecoderConfig,
     scale: float = 0.05,
     spread: float = 1.5,
     seed: int = 2,
 ) -> Stage:
     """Describe the training of tower and decoder together on realistic scenes."""
-    objective = Objective(tokenizer, config, DEFAULT_PLAN)
+    layout, rows = plan(setting.grid), setting.rows_together
+    objective = Objective(setting, tokenizer, layout)
 
     def batch(random: np.random.Generator, split: str = "train") -> Batch:
-        scenes = make_scenes(random, rows, 3, 9, split)
+        scenes = setting.make_scenes(random, rows, setting.digits, split)
         return {
-            **pack(random, tokenizer, DEFAULT_PLAN, scenes),
+            **pack(random, tokenizer, layout, scenes),
             "pixels": np.stack([s.pixels for s in scenes]),
-            "targets": dense.targets(scenes),
+            "targets": dense.targets(scenes, setting.cell, setting.cues),
         }
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        visual = tower.encode(params["vision"], batch["pixels"])
+        visual = tower.encode(setting.vision, params["vision"], batch["pixels"])
         value, metrics = objective(params["decoder"], batch, visual, spread)
         # The dense loss keeps the tower from forgetting what the questions of a step do not touch.
-        extra, _ = dense.loss(dense.read(params["heads"], visual), batch["targets"])
+        seen = dense.read(params["heads"], visual)
+        extra, _ = dense.loss(seen, batch["targets"], absolute=setting.cues)
         return value + 0.2 * extra, metrics
 
     random = np.random.default_rng(11)

@@ -1,7 +1,8 @@
 """Dense supervision of the vision tower: what lies under each visual token.
 
 Every visual token says in the decoder's own codes which digit covers it (or background), in which
-colour, where that digit's box is, and where on the canvas the token itself is.
+colour, where that digit's box is, and where on the canvas the token itself is. A tower that is not
+to know places is asked for the box as seen from the token instead.
 """
 
 from collections.abc import Sequence
@@ -10,42 +11,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_scenes.model import MERGE, NUM_BINS, PATCH, STEP, codes
-from digit_scenes.scenes import Scene
+from digit_scenes.model import NUM_BINS, STEP, codes
+from digit_scenes.scenes import COLOUR_NAMES, Scene
 
 Params = dict
 Targets = dict[str, np.ndarray]
-_CELL = PATCH * MERGE
 _COVER = 0.3  # share of a token's area that a digit must cover to own it
 
 
-def targets(scenes: Sequence[Scene]) -> Targets:
+def targets(scenes: Sequence[Scene], cell: int, absolute: bool = True) -> Targets:
     """Describe what lies under each token.
+
+    Args:
+        cell: side of a visual token in pixels.
+        absolute: places are on the canvas; otherwise they are counted from the token's middle,
+            which is the middle word.
 
     Returns:
         "label" and "colour" [R, W] (last value: background), "place" [R, W, 6] in coordinate
         words: x1, y1, x2, y2 of the digit and x, y of the token's own middle; "digit" [R, W] bool.
     """
-    cells = scenes[0].size // _CELL
+    cells = scenes[0].size // cell
     label = np.full((len(scenes), cells, cells), 10, np.int32)
-    colour = np.full_like(label, len(codes()["colour"]) - 1)
+    colour = np.full_like(label, len(COLOUR_NAMES))
     place = np.zeros((*label.shape, 6), np.float32)
-    edges = np.arange(cells) * _CELL
+    edges = np.arange(cells) * cell
     per_pixel = 1000 / STEP / scenes[0].size
-    place[..., 4] = (edges + _CELL / 2) * per_pixel
-    place[..., 5] = ((edges + _CELL / 2) * per_pixel)[:, None]
+    place[..., 4] = (edges + cell / 2) * per_pixel
+    place[..., 5] = ((edges + cell / 2) * per_pixel)[:, None]
     for row, scene in enumerate(scenes):
-        best = np.full((cells, cells), _COVER * _CELL**2)
+        best = np.full((cells, cells), _COVER * cell**2)
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
-            wide = np.clip(np.minimum(edges + _CELL, x2) - np.maximum(edges, x1), 0, None)
-            tall = np.clip(np.minimum(edges + _CELL, y2) - np.maximum(edges, y1), 0, None)
+            wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
+            tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)
             area = np.outer(tall, wide)
             won = area > best
             best[won] = area[won]
             label[row][won] = digit.label
             colour[row][won] = digit.colour
             place[row][won, :4] = np.array(digit.box) * per_pixel
+    if not absolute:
+        place += NUM_BINS // 2 - np.tile(place[..., 4:], 3)
     flat = lambda x: x.reshape(len(scenes), cells * cells, *x.shape[3:])  # noqa: E731
     label = flat(label)
     return {"label": label, "colour": flat(colour), "place": flat(place), "digit": label < 10}
@@ -73,12 +80,16 @@ def read(heads: Params, tokens: jax.Array) -> dict[str, jax.Array]:
 
 
 def loss(
-    logits: dict[str, jax.Array], wanted: Targets, place_weight: float = 1.0
+    logits: dict[str, jax.Array],
+    wanted: Targets,
+    place_weight: float = 1.0,
+    absolute: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the loss and the accuracies.
 
     Digits and background count alike for label and colour, however rare digits are. Coordinates
-    are cross entropies against a Gaussian over neighbouring words.
+    are cross entropies against a Gaussian over neighbouring words. Unless they are `absolute`, the
+    token's own place is no target.
     """
     digit = wanted["digit"]
     digit_mean = lambda x: (x * digit).sum() / digit.sum().clip(1)  # noqa: E731
@@ -103,6 +114,7 @@ def loss(
         "colour": digit_mean(right("colour")),
         "ground": ground_mean(right("label")),
         "box_error": digit_mean(error[..., :4].mean(-1)),
-        "own_error": error[..., 4:].mean(),
     }
-    return label + colour + place_weight * (box + own) / 2, metrics
+    if absolute:
+        metrics["own_error"] = error[..., 4:].mean()
+    return label + colour + place_weight * (box + own if absolute else 2 * box) / 2, metrics

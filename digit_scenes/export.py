@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from digit_scenes import tokenizer
-from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, WIDTH, model_config
+from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, model_config
+from digit_scenes.setting import Setting
 from ivc_jax.config import ModelConfig
 from ivc_jax.weights.keymap import to_hf_names
 
@@ -51,7 +52,7 @@ def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any
             "embed_dim": vision.embed_dim,
             "num_heads": vision.num_heads,
             "mlp_ratio": vision.mlp_dim // vision.embed_dim,
-            "hidden_size": WIDTH,
+            "hidden_size": vision.out_dim,
             "hidden_act": vision.activation,
             "in_channels": vision.in_channels,
             "in_chans": vision.in_channels,
@@ -62,8 +63,9 @@ def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any
     }
 
 
-def preprocessor_config(config: ModelConfig) -> dict[str, Any]:
-    """Return `preprocessor_config.json`; the bundled canvas passes at its own size."""
+def preprocessor_config(setting: Setting) -> dict[str, Any]:
+    """Return `preprocessor_config.json`; the canvas passes at its own size."""
+    fewest, most = min(64, setting.canvas) ** 2, max(512, setting.canvas) ** 2
     return {
         "processor_class": "Qwen2VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -75,16 +77,17 @@ def preprocessor_config(config: ModelConfig) -> dict[str, Any]:
         "resample": 3,
         "image_mean": list(IMAGE_MEAN),
         "image_std": list(IMAGE_STD),
-        "min_pixels": 64 * 64,
-        "max_pixels": 512 * 512,
-        "size": {"shortest_edge": 64 * 64, "longest_edge": 512 * 512},
-        "patch_size": config.vision.patch_size,
-        "temporal_patch_size": config.vision.temporal_patch_size,
-        "merge_size": config.vision.spatial_merge_size,
+        "min_pixels": fewest,
+        "max_pixels": most,
+        "size": {"shortest_edge": fewest, "longest_edge": most},
+        "patch_size": setting.vision.patch_size,
+        "temporal_patch_size": setting.vision.temporal_patch_size,
+        "merge_size": setting.vision.spatial_merge_size,
     }
 
 
 def write(
+    setting: Setting,
     params: dict[str, Any],
     folder: pathlib.Path,
     *,
@@ -101,7 +104,7 @@ def write(
     """
     words = tokenizer.build()
     ids = tokenizer.special_ids(words)
-    config = model_config(ids, words.get_vocab_size())
+    config = model_config(setting, ids, words.get_vocab_size())
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -113,7 +116,7 @@ def write(
         (fresh / "model.safetensors").chmod(0o644)
         tokenizer.save(words, fresh)
         _write(fresh / "config.json", hf_config(config, ids))
-        _write(fresh / "preprocessor_config.json", preprocessor_config(config))
+        _write(fresh / "preprocessor_config.json", preprocessor_config(setting))
         stop, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
         generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
         _write(fresh / "generation_config.json", {**generation, "max_new_tokens": 16})

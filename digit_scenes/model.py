@@ -1,4 +1,4 @@
-"""Sizes of the bundled model, and the codes its word embeddings start from.
+"""The model of a setting, the codes its word embeddings start from, and its patches.
 
 Words that name the same thing start from the same code, and numbers from a code that changes
 smoothly with the value, so that the tower can be taught in the decoder's own language: a visual
@@ -9,46 +9,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_scenes.scenes import COLOUR_NAMES, SIZE
+from digit_scenes.scenes import COLOUR_NAMES
+from digit_scenes.setting import Setting
 from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 
-WIDTH = 192
-PATCH = 8
-MERGE = 2
-GRID = SIZE // (PATCH * MERGE)  # visual tokens along a side
 STEP = 10  # distance between neighbouring coordinate words, in thousandths of the canvas
 NUM_BINS = 1000 // STEP + 1
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-VISION = VisionConfig(
-    depth=4,
-    embed_dim=128,
-    num_heads=4,
-    mlp_dim=384,
-    out_dim=WIDTH,
-    patch_size=PATCH,
-    temporal_patch_size=2,
-    spatial_merge_size=MERGE,
-)
+
+def decoder_config(setting: Setting, vocab_size: int) -> DecoderConfig:
+    """Return the sizes of the decoder for a tokenizer."""
+    return DecoderConfig(
+        num_layers=setting.layers,
+        hidden_size=setting.width,
+        intermediate_size=setting.intermediate,
+        num_heads=setting.heads,
+        num_kv_heads=setting.heads,
+        vocab_size=vocab_size,
+        rope=RopeConfig(
+            head_dim=setting.width // setting.heads,
+            theta=setting.theta,
+            sections=setting.sections,
+        ),
+        tie_embeddings=True,
+        max_positions=4096,
+    )
 
 
-def model_config(special_ids: dict[str, int], vocab_size: int) -> ModelConfig:
+def model_config(setting: Setting, special_ids: dict[str, int], vocab_size: int) -> ModelConfig:
     """Return the sizes of the whole model for a tokenizer."""
     return ModelConfig(
         family="qwen2_vl",
-        vision=VISION,
-        decoder=DecoderConfig(
-            num_layers=5,
-            hidden_size=WIDTH,
-            intermediate_size=512,
-            num_heads=4,
-            num_kv_heads=4,
-            vocab_size=vocab_size,
-            rope=RopeConfig(head_dim=48, theta=1e4, sections=(6, 9, 9)),
-            tie_embeddings=True,
-            max_positions=4096,
-        ),
+        vision=setting.vision,
+        decoder=decoder_config(setting, vocab_size),
         image_token_id=special_ids["<|image_pad|>"],
         video_token_id=special_ids["<|video_pad|>"],
         vision_start_id=special_ids["<|vision_start|>"],
@@ -56,8 +51,10 @@ def model_config(special_ids: dict[str, int], vocab_size: int) -> ModelConfig:
     )
 
 
-def codes(width: int = WIDTH) -> dict[str, np.ndarray]:
-    """Return unit-length codes: "label" [11, D], "colour" [9, D], "number" [101, D], "axis" [2, D].
+def codes(width: int) -> dict[str, np.ndarray]:
+    """Return unit-length codes of width D.
+
+    They are "label" [11, D], "colour" [9, D], "number" [101, D] and "axis" [2, D].
 
     The last label and the last colour stand for background. The product of two number codes falls
     smoothly with the distance of their values (random Fourier features of a mixture of widths).
@@ -80,21 +77,23 @@ def codes(width: int = WIDTH) -> dict[str, np.ndarray]:
     }
 
 
-def patchify(pixels: jax.Array) -> jax.Array:
+def patchify(pixels: jax.Array, vision: VisionConfig) -> jax.Array:
     """Cut uint8 pictures [R, S, S, 3] into normalised patches [R, P, values], merge-block order."""
     R, size = pixels.shape[:2]
-    cells = size // (PATCH * MERGE)
+    patch, merge = vision.patch_size, vision.spatial_merge_size
+    cells = size // (patch * merge)
     x = (pixels / 255.0 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
-    x = x.reshape(R, cells, MERGE, PATCH, cells, MERGE, PATCH, 3)
+    x = x.reshape(R, cells, merge, patch, cells, merge, patch, 3)
     x = x.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # [R, row, column, 2, 2, channel, y, x]
-    x = x.reshape(R, -1, 3, 1, PATCH * PATCH)
+    x = x.reshape(R, -1, 3, 1, patch * patch)
     # A still picture is a video of two equal frames.
-    return jnp.repeat(x, VISION.temporal_patch_size, axis=3).reshape(R, x.shape[1], -1)
+    return jnp.repeat(x, vision.temporal_patch_size, axis=3).reshape(R, x.shape[1], -1)
 
 
-def patch_positions(size: int) -> np.ndarray:
+def patch_positions(size: int, vision: VisionConfig) -> np.ndarray:
     """Return (row, column) of each patch of a square picture, [P, 2], merge-block order."""
-    cells = size // (PATCH * MERGE)
-    grid = np.stack(np.meshgrid(*2 * [np.arange(cells * MERGE)], indexing="ij"), axis=-1)
-    grid = grid.reshape(cells, MERGE, cells, MERGE, 2).transpose(0, 2, 1, 3, 4)
+    merge = vision.spatial_merge_size
+    cells = size // (vision.patch_size * merge)
+    grid = np.stack(np.meshgrid(*2 * [np.arange(cells * merge)], indexing="ij"), axis=-1)
+    grid = grid.reshape(cells, merge, cells, merge, 2).transpose(0, 2, 1, 3, 4)
     return grid.reshape(-1, 2).astype(np.int32)

@@ -12,27 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from digit_scenes.loop import Params
-from digit_scenes.packing import PICTURE, Plan
+from digit_scenes.packing import Plan
 from ivc_jax.config import DecoderConfig
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 
-LOOK_LAYER = 2  # the decoder block that is taught where to look
-COMPARE_LAYER = 3  # the one after which a relation's two digits should have been compared
-
 
 def answer_logits(
-    config: DecoderConfig, params: Params, plan: Plan, tokens: jax.Array, visual: jax.Array
+    config: DecoderConfig,
+    params: Params,
+    plan: Plan,
+    tokens: jax.Array,
+    visual: jax.Array,
+    *,
+    look_layer: int,
+    compare_layer: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Run packed sequences [B, N] behind visual tokens [B, W, D].
 
     Returns:
         Logits [B, A, vocab]; the attention [B, H, K, 1 + W] that the slots which have to look at
-        the picture pay to its start mark and to it in block `LOOK_LAYER`; and the hidden states
-        [B, Q, D] at the end of every prompt after block `COMPARE_LAYER`.
+        the picture pay to its start mark and to it in block `look_layer`; and the hidden states
+        [B, Q, D] at the end of every prompt after block `compare_layer`.
     """
     hidden = decoder.embed(params, tokens)
-    hidden = hidden.at[:, 1 : PICTURE - 1].set(visual)
+    hidden = hidden.at[:, 1 : plan.picture - 1].set(visual)
     positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
     angles = rope.angles(config.rope, positions)
     block, looks, ends = decoder.DecoderBlock(config), None, None
@@ -41,9 +45,9 @@ def answer_logits(
         queries, keys, values = block.apply(weights, hidden, angles, method="qkv")
         mixed, far = attend_packed(plan, queries, keys, values)
         hidden = block.apply(weights, hidden, mixed, method="mix")
-        if layer == LOOK_LAYER:
-            looks = far[:, :, plan.look_index - PICTURE, : PICTURE - 1]
-        if layer == COMPARE_LAYER:
+        if layer == look_layer:
+            looks = far[:, :, plan.look_index - plan.picture, : plan.picture - 1]
+        if layer == compare_layer:
             ends = hidden[:, plan.prompt_end]
     return decoder.logits(config, params, hidden[:, plan.answer_index]), looks, ends
 
@@ -57,24 +61,24 @@ def attend_packed(
         The mixed values [B, N, H, C], and the probabilities [B, H, T, picture] with which the T
         question slots look at the picture.
     """
-    B, _, H, C = queries.shape
-    picture = attend(queries[:, :PICTURE], keys[:, :PICTURE], values[:, :PICTURE], causal=True)
-    asking = queries[:, PICTURE:] * C**-0.5
-    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :PICTURE])]
+    (B, _, H, C), P = queries.shape, plan.picture
+    picture = attend(queries[:, :P], keys[:, :P], values[:, :P], causal=True)
+    asking = queries[:, P:] * C**-0.5
+    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])]
     longest = max(length for _, length, _ in _runs(plan))
     near = []
     for begin, length, count in _runs(plan):
         own = np.s_[:, begin : begin + count * length]
         shape = (B, count, length, H, C)
-        asked = asking[:, own[1].start - PICTURE : own[1].stop - PICTURE].reshape(shape)
+        asked = asking[:, own[1].start - P : own[1].stop - P].reshape(shape)
         block = jnp.einsum("bnqhc,bnkhc->bhnqk", asked, keys[own].reshape(shape))
         block = jnp.where(np.tri(length, dtype=bool), block, -1e30)
         block = jnp.pad(block, 4 * [(0, 0)] + [(0, longest - length)], constant_values=-1e30)
         near.append(block.reshape(B, H, count * length, longest))
     scores.append(jnp.concatenate(near, axis=2))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1))
-    far, near_weights = weights[..., :PICTURE], weights[..., PICTURE:]
-    mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :PICTURE])
+    far, near_weights = weights[..., :P], weights[..., P:]
+    mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :P])
     parts, at = [], 0
     for begin, length, count in _runs(plan):
         size = count * length
@@ -87,7 +91,7 @@ def attend_packed(
 
 def _runs(plan: Plan) -> list[tuple[int, int, int]]:
     """Return (first slot, slots of a question, questions) of each run of one task."""
-    runs, at = [], PICTURE
+    runs, at = [], plan.picture
     for _, group in itertools.groupby(plan.tasks):
         count = len(list(group))
         index = plan.starts.index(at)

@@ -11,14 +11,15 @@ Positions restart after the picture, so every question meets exactly what it wou
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from digit_scenes.model import GRID, STEP
+from digit_scenes.model import STEP
 from digit_scenes.questions import Box, Question, ask
-from digit_scenes.scenes import SIZE, Scene
+from digit_scenes.scenes import Scene
 
 # Tokens of the question and of the answer; every question of a task has the same length.
 LENGTHS = {
@@ -29,31 +30,40 @@ LENGTHS = {
     "colour": (6, 1),
     "counting": (4, 1),
 }
-PICTURE = GRID * GRID + 2  # <|vision_start|>, the grid, <|vision_end|>
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a packed sequence is laid out; `tasks` has one entry a question."""
+    """How a packed sequence is laid out.
+
+    `tasks` has one entry a question; `grid` counts visual tokens along a side of the picture.
+    """
 
     tasks: tuple[str, ...]
+    grid: int
+
+    @property
+    def picture(self) -> int:
+        """Slots of <|vision_start|>, the grid and <|vision_end|>."""
+        return self.grid * self.grid + 2
 
     @property
     def length(self) -> int:
         """Slots of the sequence."""
-        return PICTURE + sum(map(_slots, self.tasks))
+        return self.picture + sum(map(_slots, self.tasks))
 
     @functools.cached_property
     def starts(self) -> tuple[int, ...]:
         """First slot of each question."""
-        return tuple(PICTURE + sum(map(_slots, self.tasks[:i])) for i in range(len(self.tasks)))
+        sizes = map(_slots, self.tasks[:-1])
+        return tuple(itertools.accumulate(sizes, initial=self.picture))
 
     @functools.cached_property
     def segment(self) -> np.ndarray:
         """Question of each slot, [N] int32; -1 for the picture."""
         sizes = [_slots(task) for task in self.tasks]
         parts = np.repeat(np.arange(len(sizes)), sizes)
-        return np.concatenate([np.full(PICTURE, -1), parts]).astype(np.int32)
+        return np.concatenate([np.full(self.picture, -1), parts]).astype(np.int32)
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
@@ -66,11 +76,12 @@ class Plan:
     def positions(self) -> np.ndarray:
         """M-RoPE positions of each slot, [3, N] int32."""
         positions = np.zeros((3, self.length), np.int32)
-        cell = np.arange(GRID * GRID)
-        positions[:, 1 : PICTURE - 1] = 1 + np.stack([0 * cell, cell // GRID, cell % GRID])
-        positions[:, PICTURE - 1] = GRID + 1
+        grid, last = self.grid, self.picture - 1
+        cell = np.arange(grid * grid)
+        positions[:, 1:last] = 1 + np.stack([0 * cell, cell // grid, cell % grid])
+        positions[:, last] = grid + 1
         for start, task in zip(self.starts, self.tasks, strict=True):
-            positions[:, start : start + _slots(task)] = GRID + 2 + np.arange(_slots(task))
+            positions[:, start : start + _slots(task)] = grid + 2 + np.arange(_slots(task))
         return positions
 
     @functools.cached_property
@@ -121,9 +132,12 @@ def draw(random: np.random.Generator, scene: Scene, plan: Plan) -> list[Question
 
 
 def encode(
-    tokenizer: Tokenizer, plan: Plan, questions: Sequence[Sequence[Question | None]]
+    tokenizer: Tokenizer,
+    plan: Plan,
+    questions: Sequence[Sequence[Question | None]],
+    canvas: int,
 ) -> dict[str, np.ndarray]:
-    """Tokenise packed questions of B scenes.
+    """Tokenise packed questions of B scenes on a canvas of that many pixels along a side.
 
     Returns:
         "tokens" [B, N] int32, "answers" [B, A] int32 (-1: nothing to learn here) and "box"
@@ -136,14 +150,14 @@ def encode(
     pad, end, start = (
         tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
     )
-    picture = ["<|vision_start|>", *["<|image_pad|>"] * GRID * GRID, "<|vision_end|>"]
+    picture = ["<|vision_start|>", *["<|image_pad|>"] * plan.grid**2, "<|vision_end|>"]
     tokens = np.full((len(questions), plan.length), pad, np.int32)
-    tokens[:, :PICTURE] = [tokenizer.token_to_id(name) for name in picture]
+    tokens[:, : plan.picture] = [tokenizer.token_to_id(name) for name in picture]
     answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
     box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
-    look = np.zeros((len(questions), len(plan.tasks), 2, GRID * GRID), bool)
+    look = np.zeros((len(questions), len(plan.tasks), 2, plan.grid**2), bool)
     apart = np.zeros((len(questions), len(plan.tasks), 2), np.float32)
-    share = np.zeros((len(questions), len(plan.tasks), GRID * GRID), np.float32)
+    share = np.zeros((len(questions), len(plan.tasks), plan.grid**2), np.float32)
     for row, asked in enumerate(questions):
         at = 0
         for number, (question, task) in enumerate(zip(asked, plan.tasks, strict=True)):
@@ -159,37 +173,40 @@ def encode(
                 answers[row, at : at + width] = [*answer, end]
                 for kind, boxes in enumerate((question.subject, question.other)):
                     for found in boxes:
-                        look[row, number, kind] |= covered(found)
+                        look[row, number, kind] |= covered(found, canvas, plan.grid)
                 if task == "counting":
-                    share[row, number] = sum(map(shares, question.subject))
+                    share[row, number] = sum(shares(b, canvas, plan.grid) for b in question.subject)
                 if question.other:
                     a, b = np.array(question.subject[0]), np.array(question.other[0])
-                    apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * SIZE)
+                    apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * canvas)
             if question is not None and question.box is not None:
-                box[row, number] = np.array(question.box) * (1000 / STEP / SIZE)
+                box[row, number] = np.array(question.box) * (1000 / STEP / canvas)
             at += width
     asked = {"tokens": tokens, "answers": answers, "box": box}
     return {**asked, "look": look, "apart": apart, "share": share}
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def covered(box: Box) -> np.ndarray:
-    """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool."""
-    cell = SIZE / GRID
-    return _areas(box) >= 0.4 * cell * cell
+def covered(box: Box, canvas: int, grid: int) -> np.ndarray:
+    """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool.
+
+    `canvas` is the side of the picture in pixels, `grid` in visual tokens.
+    """
+    cell = canvas / grid
+    return _areas(box, canvas, grid) >= 0.4 * cell * cell
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def shares(box: Box) -> np.ndarray:
+def shares(box: Box, canvas: int, grid: int) -> np.ndarray:
     """Return which part of a box lies under each visual token, [W] float32; they sum to 1."""
     x1, y1, x2, y2 = box
-    return (_areas(box) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
+    return (_areas(box, canvas, grid) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
 
 
-def _areas(box: Box) -> np.ndarray:
+def _areas(box: Box, canvas: int, grid: int) -> np.ndarray:
     """Return the area of each visual token under a box in pixels, [W]."""
-    cell = SIZE / GRID
-    edges = np.arange(GRID) * cell
+    cell = canvas / grid
+    edges = np.arange(grid) * cell
     x1, y1, x2, y2 = box
     wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
     tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)

@@ -12,6 +12,7 @@ import numpy as np
 from digit_scenes.digits import DigitSet
 
 SIZE = 192
+SIDES = (24, 44)  # least and greatest side of a digit in pixels
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (228, 48, 44),
     "orange": (244, 148, 28),
@@ -24,7 +25,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 FRAME = 3
-_CROWDED = 10  # from this number of digits on, they are smaller and sit on a grid
+_CROWDED = 10  # from this number of digits on (of that canvas), they are smaller and on a grid
+_BLOTCHES = 7  # along a side
 _TINT = 48  # how far red and blue drift from green across the canvas
 
 
@@ -67,17 +69,21 @@ def render(
     num_digits: int,
     size: int = SIZE,
     cues: bool = True,
+    sides: tuple[int, int] = SIDES,
 ) -> Scene:
     """Draw a scene.
 
     Args:
         num_digits: digits wanted; a crowded canvas may end up with fewer.
+        size: side of the canvas in pixels.
         cues: give the canvas the marks that tell where on it one is, a frame and a slight drift of
-            its tint from left to right and from top to bottom.
+            its tint from left to right and from top to bottom. Without, its blotches are not tied
+            to the canvas either; digits keep off the border all the same.
+        sides: least and greatest side of a digit in pixels; a crowd's are smaller.
     """
     canvas = _background(random, size, cues)
     digits = []
-    for x, y, side in _places(random, num_digits, size):
+    for x, y, side in _places(random, num_digits, size, sides):
         pick = int(random.integers(len(source.labels)))
         colour = int(random.integers(len(COLOURS)))
         ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
@@ -95,8 +101,14 @@ def render(
 
 
 def _background(random: np.random.Generator, size: int, cues: bool) -> np.ndarray:
-    weights = _enlargement(7, size)
-    blotches = (weights @ random.integers(-24, 25, (7, 7)) @ weights.T).astype(np.int32) >> 16
+    knots, wide, shift = _BLOTCHES, size, (0, 0)
+    if not cues:
+        # Cut from a larger mesh at random: fixed knots and flat borders would mark places.
+        knots, wide = _BLOTCHES + 2, size * (_BLOTCHES + 2) // _BLOTCHES
+        half = size // (2 * _BLOTCHES)
+        shift = random.integers(half + 1, wide - size - half, 2)
+    down, right = (_enlargement(knots, wide)[start : start + size] for start in shift)
+    blotches = (down @ random.integers(-24, 25, (knots, knots)) @ right.T).astype(np.int32) >> 16
     noise = random.integers(-8, 9, (size, size), dtype=np.int8)
     grey = (blotches + noise + random.integers(70, 111)).astype(np.int32)
     canvas = np.repeat(grey[..., None], 3, axis=2)
@@ -107,15 +119,17 @@ def _background(random: np.random.Generator, size: int, cues: bool) -> np.ndarra
     return canvas
 
 
-def _places(random: np.random.Generator, num_digits: int, size: int) -> list[tuple[int, int, int]]:
+def _places(
+    random: np.random.Generator, num_digits: int, size: int, sides: tuple[int, int]
+) -> list[tuple[int, int, int]]:
     """Choose (x, y, side) of squares that do not touch each other or the frame."""
     low, high = FRAME + 1, size - FRAME - 1
-    if num_digits >= _CROWDED * size * size // (SIZE * SIZE):
-        return _grid_places(random, num_digits, low, high)
+    if num_digits >= _CROWDED * (size * sum(SIDES)) ** 2 // (SIZE * sum(sides)) ** 2:
+        return _grid_places(random, num_digits, low, high, sides)
     places: list[tuple[int, int, int]] = []
     for _ in range(num_digits):
         for _ in range(60):
-            side = int(random.integers(24, 45))
+            side = int(random.integers(sides[0], sides[1] + 1))
             x, y = (int(v) for v in random.integers(low, high - side + 1, 2))
             if all(
                 x + side + 1 < a or a + s + 1 < x or y + side + 1 < b or b + s + 1 < y
@@ -127,13 +141,13 @@ def _places(random: np.random.Generator, num_digits: int, size: int) -> list[tup
 
 
 def _grid_places(
-    random: np.random.Generator, num_digits: int, low: int, high: int
+    random: np.random.Generator, num_digits: int, low: int, high: int, sides: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
-    cells = (high - low) // 36
+    cells = (high - low) // (sum(sides) // 2 + 2)
     step = (high - low) // cells
     places = []
     for cell in random.permutation(cells * cells)[:num_digits]:
-        side = int(random.integers(22, step))
+        side = int(random.integers(sides[0] - 2, step))
         row, column = divmod(int(cell), cells)
         x, y = (int(v) for v in random.integers(0, step - side + 1, 2))
         places.append((low + column * step + x, low + row * step + y, side))

@@ -16,9 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from digit_scenes import digits, tsv
-from digit_scenes.model import GRID
 from digit_scenes.packing import covered
-from digit_scenes.scenes import render
+from digit_scenes.setting import SMALL
 from ivc_jax import ivc
 
 _SEEDS, _SCENES = (0, 1, 2), 200
@@ -37,17 +36,18 @@ def measure() -> dict[str, dict[str, float]]:
     """Return the size of each set and the share of its cells under digits."""
     split, first = tsv.SPLITS["test"]
     source = digits.load(split)
-    taken = np.zeros(GRID * GRID)
+    taken = np.zeros(SMALL.grid**2)
     for seed in _SEEDS:
         for number in range(_SCENES):
             random = np.random.default_rng((first, seed, number))
-            scene = render(random, source, 3 + number % 7)
-            taken += np.any([covered(digit.box) for digit in scene.digits], axis=0)
+            scene = SMALL.render(random, source, 3 + number % 7)
+            boxes = [covered(digit.box, SMALL.canvas, SMALL.grid) for digit in scene.digits]
+            taken += np.any(boxes, axis=0)
     taken /= len(_SEEDS) * _SCENES
-    cells = np.indices((1, GRID, GRID)).reshape(3, -1) + _START
+    cells = np.indices((1, SMALL.grid, SMALL.grid)).reshape(3, -1) + _START
     found = {}
     for name, fractions in _SETS.items():
-        chosen = np.arange(GRID * GRID)
+        chosen = np.arange(SMALL.grid**2)
         if fractions is not None:
             chosen = ivc.select(
                 cells, **_ROPE, cos_fraction=fractions[0], sin_fraction=fractions[1]
