@@ -5,6 +5,8 @@ smoothly with the value, so that the tower can be taught in the decoder's own la
 token of a red 7 is made to look like the words 'red' and '7'.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +53,11 @@ def model_config(setting: Setting, special_ids: dict[str, int], vocab_size: int)
     )
 
 
+@functools.cache
 def codes(width: int) -> dict[str, np.ndarray]:
     """Return unit-length codes of width D.
 
     They are "label" [11, D], "colour" [9, D], "number" [101, D] and "axis" [2, D].
-
     The last label and the last colour stand for background. The product of two number codes falls
     smoothly with the distance of their values (random Fourier features of a mixture of widths).
     """

@@ -26,6 +26,7 @@ from digit_scenes.model import model_config
 from digit_scenes.setting import SETTINGS, SMALL, Setting
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn import decoder
+from ivc_jax.weights.source import read_config
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -150,9 +151,9 @@ def begin_from(folder: pathlib.Path, out: pathlib.Path, config: ModelConfig) -> 
     Raises:
         ValueError: its sizes are not those of the setting.
     """
-    model, _ = ivc_jax.load(folder, dtype="float32")
-    if model.config != config:
+    if read_config(folder) != config:
         raise ValueError(f"{folder} has other sizes than the setting; choose its --size")
+    model, _ = ivc_jax.load(folder, dtype="float32")
     log = out / "training_log.jsonl"
     if not log.exists():
         shutil.copyfile(folder / log.name, log)

@@ -1,6 +1,6 @@
 """Write the test sets as TSV files, one a task, in the format of real benchmarks.
 
-    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test]
+    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test] [--size small]
 
 The same seeds give the same bytes. Several questions share a picture: later rows hold the index of
 the row that carries it. The column `split` names digits and seed, such as "test-0".
@@ -20,7 +20,8 @@ from PIL import Image
 
 from digit_scenes import digits
 from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, existence
-from digit_scenes.scenes import Scene, render
+from digit_scenes.scenes import Scene
+from digit_scenes.setting import SETTINGS, SMALL, Setting
 
 COLUMNS = {
     "grounding": ("index", "image", "question", "height", "width", "answer", "split"),
@@ -56,6 +57,7 @@ def write(
     num_scenes: int = 80,
     seeds: Sequence[int] = (0,),
     split: str = "test",
+    setting: Setting = SMALL,
 ) -> list[pathlib.Path]:
     """Write DigitScenes_TASK.tsv for every task; return the files.
 
@@ -64,6 +66,7 @@ def write(
             scenes of all of them.
         split: "test" digits, or "calibration": digits that the model was trained on, in scenes
             that it was not, for choosing settings.
+        setting: the recipe's, for its canvas; the benchmark is that of the small one.
 
     Raises:
         ValueError: unknown split.
@@ -78,7 +81,7 @@ def write(
     for number, seed in itertools.product(range(num_scenes), seeds):
         # A generator a scene: more scenes leave the first ones as they are.
         random = np.random.default_rng((first, seed, number))
-        scene = render(random, source, 3 + number % 7)
+        scene = setting.render(random, source, 3 + number % 7)
         picture = _png(scene)
         for task in TASKS:
             carrier = None
@@ -129,8 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--split", choices=tuple(SPLITS), default="test")
+    parser.add_argument("--size", choices=tuple(SETTINGS), default=SMALL.name)
     options = parser.parse_args(argv)
-    for path in write(options.folder, options.scenes, options.seeds, options.split):
+    setting = SETTINGS[options.size]
+    for path in write(options.folder, options.scenes, options.seeds, options.split, setting):
         print(path)
 
 
