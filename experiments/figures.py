@@ -52,25 +52,31 @@ def draw(
     cells: Sequence[comparison.Cell] = (),
     studies: Sequence[tuple[Study, Sequence[Row]]] = (),
 ) -> list[dict]:
-    """Draw all figures of a run; return path, title and caption of each, and whose it is."""
+    """Draw all figures of a run; return path, title and caption of each, and whose it is.
+
+    A run of studies has dozens of variants of one method: its figures are those of the studies.
+    """
     (folder / "figures").mkdir(exist_ok=True)
     meta = results["meta"]
+    if studies:
+        return [
+            _saved(folder, study.name, study.title, study_figure.CAPTIONS[study.figure], drawn)
+            | {"of_study": True}
+            for study, rows in studies
+            if (drawn := study_figure.draw(study, rows)) is not None
+        ]
     title = "Score against visual tokens in the cache"
     pictures = [("accuracy", title, _ACCURACY_CAPTION, _accuracy(results))]
     if cells:
         pictures.append(("budgets", "Equal budgets", curves.CAPTION, curves.draw(cells)))
-    for study, rows in studies:
-        caption = study_figure.CAPTIONS[study.figure]
-        pictures.append((study.name, study.title, caption, study_figure.draw(study, rows)))
     for task in _pictured_tasks(meta["tasks"]):
         name = short_task(task)
         picture = _kept_tokens(meta, [record for record in records if record["task"] == task])
         pictures.append((f"kept_{name}", f"Kept tokens: {name}", _KEPT_CAPTION, picture))
     title = "Implicit visual coordinates of this model"
     pictures.append(("ivc_map", title, _IVC_CAPTION, ivc_map.draw(meta, records)))
-    names = {study.name for study, _ in studies}
     return [
-        _saved(folder, *picture) | {"of_study": picture[0] in names}
+        _saved(folder, *picture) | {"of_study": False}
         for picture in pictures
         if picture[-1] is not None
     ]
