@@ -42,7 +42,7 @@ STUDIES = (
         reference="dense",
         variants=tuple(_variants()),
         figure="lines",
-        x_label="budget (share of the visual tokens in the caches)",
+        x_label="budget",
     ),
 )
 
