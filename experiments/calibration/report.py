@@ -174,7 +174,7 @@ def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
     _name_layers(axes, rows)
     axes.set(xlabel="decoder operations of a prefill, relative to dense (%)")
     axes.set(ylabel="score retained (%)")
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.12)
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -190,5 +190,5 @@ def _name_layers(axes: Axes, rows: Sequence[Row]) -> None:
         top = max(max(row.change_high, row.retention - 1) for row in here)
         place = 100 * cost, 100 + 100 * top
         axes.annotate(
-            f"{word}{layer}", place, (0, 4), textcoords="offset points", ha="center", fontsize=8
+            f"{word}{layer}", place, (0, 12), textcoords="offset points", ha="center", fontsize=8
         )
