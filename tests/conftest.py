@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # The variables above are read while these modules are imported.
 import functools
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,17 @@ _CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Drop compiled programs after each file.
+
+    Each maps memory of its own; Linux allows a process 65,530 mappings, and XLA crashes beyond.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def _text_sizes() -> dict[str, Any]:
