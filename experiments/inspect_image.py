@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Annotated, Any
@@ -19,15 +20,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli import exit_code, option
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_FAILURE = 2
-_INTERRUPTED = 130
 _SCENE_SEED = 7
 _SCENE_DIGITS = 5
-
-
-def _option(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +42,13 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    image: Annotated[tyro.conf.Positional[str | None], _option("IMAGE")] = None
-    model: Annotated[str | None, _option("PATH")] = None
-    prompt: Annotated[str | None, _option("TEXT")] = None
-    methods: Annotated[tuple[str, ...], _option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
-    out: Annotated[str, _option("PNG")] = "runs/inspect.png"
-    max_new_tokens: Annotated[int, _option("N")] = 64
-    dtype: Annotated[str | None, _option("TYPE")] = None
+    image: Annotated[tyro.conf.Positional[str | None], option("IMAGE")] = None
+    model: Annotated[str | None, option("PATH")] = None
+    prompt: Annotated[str | None, option("TEXT")] = None
+    methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
+    out: Annotated[str, option("PNG")] = "runs/inspect.png"
+    max_new_tokens: Annotated[int, option("N")] = 64
+    dtype: Annotated[str | None, option("TYPE")] = None
     traceback: bool = False
 
 
@@ -61,17 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="inspect"
     )
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        _run(chosen, console)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
-    except (ValueError, OSError) as error:
-        if chosen.traceback:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return _FAILURE
-    return 0
+    action = functools.partial(_run, chosen, console)
+    return exit_code(action, traceback=chosen.traceback)
 
 
 def _run(arguments: Arguments, console: Console) -> None:

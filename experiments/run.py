@@ -11,12 +11,13 @@
 """
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 import shlex
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 # Run as a script from any folder: the packages lie beside this one.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -25,19 +26,14 @@ import tyro
 from rich.console import Console
 
 from experiments import console as display
+from experiments.cli import exit_code, option
 from experiments.settings import RunConfig, load_config
 
-_FAILURE = 2
-_INTERRUPTED = 130
 _COMMANDS = {
     "inspect": "inspect_image",
     "choose-layer": "calibration.command",
     "sets": "sets.command",
 }
-
-
-def _option(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +59,16 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    config: Annotated[tyro.conf.Positional[str], _option("CONFIG")] = "default"
-    model: Annotated[str | None, _option("PATH")] = None
-    methods: Annotated[tuple[str, ...] | None, _option("SPEC ...")] = None
-    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...")] = None
-    data_dir: Annotated[str | None, _option("DIR")] = None
-    limit: Annotated[int | None, _option("N")] = None
-    batch_size: Annotated[int | None, _option("B")] = None
-    seed: Annotated[int | None, _option("N")] = None
-    out: Annotated[str | None, _option("DIR")] = None
-    dtype: Annotated[str | None, _option("TYPE")] = None
+    config: Annotated[tyro.conf.Positional[str], option("CONFIG")] = "default"
+    model: Annotated[str | None, option("PATH")] = None
+    methods: Annotated[tuple[str, ...] | None, option("SPEC ...")] = None
+    tasks: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
+    data_dir: Annotated[str | None, option("DIR")] = None
+    limit: Annotated[int | None, option("N")] = None
+    batch_size: Annotated[int | None, option("B")] = None
+    seed: Annotated[int | None, option("N")] = None
+    out: Annotated[str | None, option("DIR")] = None
+    dtype: Annotated[str | None, option("TYPE")] = None
     no_resume: bool = False
     no_compile_cache: bool = False
     traceback: bool = False
@@ -99,20 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Width matters: a log file that is no terminal would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     command = shlex.join(["run.py", *given])
-    try:
-        _run(chosen, command, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; give the same command again to go on")
-        return _INTERRUPTED
-    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
-    except (ValueError, OSError) as error:
-        if chosen.traceback:
-            raise
-        hint = "; finished records are kept, give the same command again to go on"
-        message = f"{error}{hint if isinstance(error, OSError) else ''}"
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return _FAILURE
-    return 0
+    action = functools.partial(_run, chosen, command, console)
+    return exit_code(action, traceback=chosen.traceback, resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:

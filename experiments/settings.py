@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 
-from experiments.studies.study import Study
+from experiments.studies.study import Study, methods_of
 
 _CONFIGS = pathlib.Path(__file__).with_name("configs")
 
@@ -67,6 +67,34 @@ class RunConfig:
         for name in ("methods", "tasks"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty: name at least one")
+
+
+def ablation(
+    name: str, studies: tuple[Study, ...], *, limit: int, num_scenes: int, **fields: bool
+) -> RunConfig:
+    """Return the run that serves studies of the bundled model, on scenes of three seeds.
+
+    Args:
+        name: of the result folder.
+        limit: rows of each task.
+        num_scenes: scenes of each seed, enough for the limit.
+        fields: others of `RunConfig`.
+    """
+    return RunConfig(
+        methods=methods_of(studies),
+        studies=studies,
+        tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
+        batch_size=32,
+        limit=limit,
+        num_scenes=num_scenes,
+        data_seeds=(0, 1, 2),
+        # the tokens and patches of a bundled scene: no padding
+        visual_buckets=(144,),
+        patch_buckets=(576,),
+        share_tower=True,
+        out=f"runs/{name}",
+        **fields,
+    )
 
 
 def known_configs() -> list[str]:

@@ -11,6 +11,7 @@ stopped when the same command is given again.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shlex
 import sys
@@ -21,20 +22,15 @@ import tyro
 from rich.console import Console
 
 from experiments import console as display
+from experiments.cli import exit_code, option
 from experiments.settings import RunConfig, SettingsError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_FAILURE = 2
-_INTERRUPTED = 130
 _PROBE = 0.1  # fraction of the first round: what the paper uses
 _BEST_LAYERS = 2  # that the second round looks at
 _SCENES = 80  # drawn at a time: a slightly larger limit finds the same file
 
 Grid = dict[str, tuple[int, float]]  # specification -> (layer, fraction)
-
-
-def _option(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +54,17 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    model: Annotated[str | None, _option("PATH")] = None
-    budget: Annotated[float, _option("SHARE")] = 0.5
-    layers: Annotated[tuple[int, ...] | None, _option("LAYER ...")] = None
-    fractions: Annotated[tuple[float, ...], _option("SHARE ...")] = (0.05, 0.1, 0.15)
-    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...")] = None
-    data_dir: Annotated[str | None, _option("DIR")] = None
-    limit: Annotated[int, _option("N")] = 90
-    tolerance: Annotated[float, _option("POINTS")] = 0.0
-    out: Annotated[str, _option("DIR")] = "runs/choose-layer"
-    batch_size: Annotated[int, _option("B")] = 16
-    dtype: Annotated[str | None, _option("TYPE")] = None
+    model: Annotated[str | None, option("PATH")] = None
+    budget: Annotated[float, option("SHARE")] = 0.5
+    layers: Annotated[tuple[int, ...] | None, option("LAYER ...")] = None
+    fractions: Annotated[tuple[float, ...], option("SHARE ...")] = (0.05, 0.1, 0.15)
+    tasks: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
+    data_dir: Annotated[str | None, option("DIR")] = None
+    limit: Annotated[int, option("N")] = 90
+    tolerance: Annotated[float, option("POINTS")] = 0.0
+    out: Annotated[str, option("DIR")] = "runs/choose-layer"
+    batch_size: Annotated[int, option("B")] = 16
+    dtype: Annotated[str | None, option("TYPE")] = None
     no_resume: bool = False
     no_compile_cache: bool = False
     traceback: bool = False
@@ -81,20 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="choose-layer"
     )
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        _run(chosen, shlex.join(["run.py", "choose-layer", *given]), console)
-    except KeyboardInterrupt:
-        console.print("interrupted; give the same command again to go on")
-        return _INTERRUPTED
-    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
-    except (ValueError, OSError) as error:
-        if chosen.traceback:
-            raise
-        hint = "; finished records are kept, give the same command again to go on"
-        message = f"{error}{hint if isinstance(error, OSError) else ''}"
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return _FAILURE
-    return 0
+    command = shlex.join(["run.py", "choose-layer", *given])
+    action = functools.partial(_run, chosen, command, console)
+    return exit_code(action, traceback=chosen.traceback, resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:

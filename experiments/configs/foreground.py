@@ -5,8 +5,8 @@
 Hardware: two CPU cores. Expected: docs/evidence/foreground.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _KEPT = (0.5, 0.25)
 _CHOICES = {  # series, label: fields
@@ -47,16 +47,4 @@ def _study(keep_ratio: float) -> Study:
 
 STUDIES = tuple(map(_study, _KEPT))
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=36,
-    num_scenes=8,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    out="runs/foreground",
-)
+CONFIG = ablation("foreground", STUDIES, limit=36, num_scenes=8)

@@ -8,8 +8,8 @@ depends on differences of positions and does not change, the IVC set does. Hardw
 Expected: docs/evidence/fractions.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _FRACTIONS = {0.5: (0.0, 0.1, 0.3), 0.25: (0.0, 0.05, 0.1, 0.2, 0.3)}
 _OFFSETS = (8, 16, 32, 128, 512)
@@ -62,16 +62,4 @@ def _positions(keep_ratio: float) -> Study:
 
 STUDIES = (*map(_grid, _KEPT), *map(_positions, _KEPT))
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=60,
-    num_scenes=10,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    out="runs/fractions",
-)
+CONFIG = ablation("fractions", STUDIES, limit=60, num_scenes=10)

@@ -7,8 +7,8 @@ what stays. FastV and PyramidDrop start where the first blocks allow it. Hardwar
 Expected: docs/evidence/keep.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 _SHALLOWEST = 0.25  # FastV keeps the first block whole: a fifth of the caches at least
@@ -46,17 +46,4 @@ STUDIES = (
     ),
 )
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=36,
-    num_scenes=8,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    skip_unreachable=True,
-    out="runs/keep",
-)
+CONFIG = ablation("keep", STUDIES, limit=36, num_scenes=8, skip_unreachable=True)

@@ -7,8 +7,8 @@ much; the operations differ and are in the table. Hardware: two CPU cores.
 Expected: docs/evidence/layer.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.25)
 _LAYERS = (1, 2, 3, 4)
@@ -64,16 +64,4 @@ def _cuts(budget: float) -> Study:
 
 STUDIES = (_sweep(), *map(_cuts, _BUDGETS))
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=48,
-    num_scenes=8,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    out="runs/layer",
-)
+CONFIG = ablation("layer", STUDIES, limit=48, num_scenes=8)

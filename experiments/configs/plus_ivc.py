@@ -6,8 +6,8 @@ Under a budget IVC tokens take their share out of it: a host gets less foregroun
 Hardware: two CPU cores. Expected: docs/evidence/plus_ivc.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.25)
 _DRAWS = (0, 1, 2)
@@ -44,17 +44,4 @@ def _study(budget: float) -> Study:
 
 STUDIES = tuple(map(_study, _BUDGETS))
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=96,
-    num_scenes=16,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    skip_unreachable=True,
-    out="runs/plus_ivc",
-)
+CONFIG = ablation("plus_ivc", STUDIES, limit=96, num_scenes=16, skip_unreachable=True)

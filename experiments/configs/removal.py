@@ -9,8 +9,8 @@ Expected: docs/evidence/removal.
 
 import dataclasses
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _SETS = {  # cos fraction, sin fraction, layers
     "cos + sin, 10 % each": (0.1, 0.1, (0, 1, 2, 3, 4)),
@@ -60,17 +60,4 @@ STUDIES = (
     ),
 )
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=180,
-    num_scenes=21,
-    data_seeds=(0, 1, 2),
-    # the tokens and patches of a bundled scene: no padding
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    out="runs/removal",
-)
+CONFIG = ablation("removal", STUDIES, limit=180, num_scenes=21)

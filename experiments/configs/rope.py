@@ -9,8 +9,8 @@ IVC tokens, so that they count; 0.5 is the published one. Hardware: two CPU core
 the same command goes on after a kill. Expected: docs/evidence/rope.
 """
 
-from experiments.settings import RunConfig
-from experiments.studies.study import Study, Variant, methods_of
+from experiments.settings import ablation
+from experiments.studies.study import Study, Variant
 
 _PLANES = 24
 _BANDS = tuple(f"{first}-{first + 3}" for first in range(0, _PLANES, 4))
@@ -77,16 +77,4 @@ def _attention() -> Study:
 
 STUDIES = (_score(0.25, single=True), _score(0.5, single=False), _attention())
 
-CONFIG = RunConfig(
-    methods=methods_of(STUDIES),
-    studies=STUDIES,
-    tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=32,
-    limit=60,
-    num_scenes=10,
-    data_seeds=(0, 1, 2),
-    visual_buckets=(144,),
-    patch_buckets=(576,),
-    share_tower=True,
-    out="runs/rope",
-)
+CONFIG = ablation("rope", STUDIES, limit=60, num_scenes=10)

@@ -7,6 +7,7 @@ Writes sets.json, report.md and figures/*.png. Every number of the report is one
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -18,12 +19,7 @@ from typing import Annotated, Any
 import jinja2
 import tyro
 
-_FAILURE = 2
-_INTERRUPTED = 130
-
-
-def _option(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+from experiments.cli import exit_code, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +32,8 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    presets: Annotated[tuple[str, ...] | None, _option("NAME ...")] = None
-    out: Annotated[str, _option("DIR")] = "runs/sets"
+    presets: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
+    out: Annotated[str, option("DIR")] = "runs/sets"
     traceback: bool = False
 
 
@@ -45,17 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     chosen = tyro.cli(Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="sets")
-    try:
-        _run(chosen, shlex.join(["run.py", "sets", *given]))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
-    except (ValueError, OSError) as error:
-        if chosen.traceback:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return _FAILURE
-    return 0
+    action = functools.partial(_run, chosen, shlex.join(["run.py", "sets", *given]))
+    return exit_code(action, traceback=chosen.traceback)
 
 
 def _run(arguments: Arguments, command: str) -> None:
