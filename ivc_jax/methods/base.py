@@ -259,9 +259,26 @@ class Scored(Method):
 
 
 class Modifier(Method):
-    """A method made from another one, its field `host`."""
+    """A method made from another one, its field `host`; what it does not change is the host's."""
 
     host: Method
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The cuts of the host."""
+        return self.host.stages
+
+    def requests(self, stage: Stage) -> tuple[Request, ...]:
+        """Ask for what the host asks for."""
+        return self.host.requests(stage)
+
+    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
+        """Keep the bound of the host."""
+        return self.host.capacity(stage, visual_slots, num_images)
+
+    def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
+        """Let the host choose."""
+        return self.host.select(signals, layout, stage, num_keep)
 
     def rope(self, rope: RopeConfig) -> RopeConfig:
         """Leave the rotary embedding to the host."""

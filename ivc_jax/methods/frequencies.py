@@ -20,7 +20,7 @@ import operator
 import jax
 
 from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.methods.base import Method, MethodError, Modifier, Request, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Modifier, Signals, Stage
 from ivc_jax.methods.modifiers import chain
 from ivc_jax.types import Layout, Selection
 
@@ -83,19 +83,6 @@ class WithRope(Modifier):
             turning[plane] = False
         return dataclasses.replace(rope, frequency_mask=tuple(turning))
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The cuts of the host."""
-        return self.host.stages
-
-    def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for what the host asks for."""
-        return self.host.requests(stage)
-
-    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
-        """Keep the bound of the host."""
-        return self.host.capacity(stage, visual_slots, num_images)
-
     def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         """Let the host score, if it has scores."""
         return self.host.scores(signals, layout, stage)
@@ -105,10 +92,6 @@ class WithRope(Modifier):
     ) -> Selection:
         """Let the host choose by the given scores."""
         return self.host.choose(scores, signals, layout, stage, num_keep)
-
-    def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Let the host choose."""
-        return self.host.select(signals, layout, stage, num_keep)
 
 
 def _canonical_planes(planes: tuple[int, ...]) -> tuple[int, ...]:

@@ -100,11 +100,6 @@ class WithIVC(Modifier):
             message = f"{self.name}: budget={budget:g} is shared with the IVC tokens; {error}"
             raise BudgetError(message) from None
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The cuts of the host."""
-        return self.host.stages
-
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for what the host asks for, and the rotary settings."""
         return tuple(dict.fromkeys((*self.host.requests(stage), RopeSettings())))

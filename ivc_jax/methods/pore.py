@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import segments
-from ivc_jax.methods.base import Method, MethodError, Modifier, Request, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Modifier, Signals, Stage
 from ivc_jax.methods.coordinates import check_choice
 from ivc_jax.types import Layout, Selection, typed
 
@@ -83,19 +83,6 @@ class WithPoRe(Modifier):
     def resolve(self, config: ModelConfig) -> "WithPoRe":
         """Resolve the host."""
         return dataclasses.replace(self, host=self.host.resolve(config))
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The cuts of the host."""
-        return self.host.stages
-
-    def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for what the host asks for."""
-        return self.host.requests(stage)
-
-    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
-        """Keep the bound of the host."""
-        return self.host.capacity(stage, visual_slots, num_images)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Let the host choose, at its first cut by the corrected score."""
