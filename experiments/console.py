@@ -18,6 +18,8 @@ from rich.table import Table
 
 from experiments.labels import short_labels, short_task
 
+_SHOWN_FAILURES = 5
+
 
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
@@ -90,8 +92,24 @@ def print_table(console: Console, results: dict[str, Any]) -> None:
 
 def print_failures(console: Console, results: dict[str, Any]) -> None:
     """Say how many examples failed and show the first few."""
-    failed = results["meta"]["failed_rows"]
+    failed, messages = results["meta"]["failed_rows"], results["meta"]["failures"]
     if failed:
         console.print(f"{failed} examples failed and are left out of the scores:")
-        for message in results["meta"]["failures"]:
+        for message in messages[:_SHOWN_FAILURES]:
             console.print(f"  {message}", markup=False)
+        if failed > _SHOWN_FAILURES:
+            console.print("  and others, which the report lists")
+
+
+def print_end(console: Console, meta: dict[str, Any]) -> None:
+    """Say what was compiled, how busy the devices were, and how long it took."""
+    statistics = meta["statistics"]
+    console.print(
+        f"{statistics['buckets']} padded shapes; {meta['compiled_programs']} prefill and"
+        f" {meta['compiled_decodes']} decode programs compiled; {meta['wall_seconds']:.0f} s in all"
+    )
+    if statistics["busy_share"] is not None:
+        console.print(
+            f"devices busy {100 * statistics['busy_share']:.1f} % of the time without compiling,"
+            f" waited {statistics['wait']:.1f} s for the host"
+        )

@@ -69,7 +69,7 @@ def _run(arguments: Arguments, console: Console) -> None:
     from experiments import kept_figure
     from ivc_jax.engine.plan import make_plan
     from ivc_jax.evals.answerer import ModelAnswerer
-    from ivc_jax.inputs.bucket import Buckets
+    from ivc_jax.inputs.bucket import collate
 
     methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.methods)))
     if not methods:
@@ -84,8 +84,9 @@ def _run(arguments: Arguments, console: Console) -> None:
     model, processor = ivc_jax.load(path, dtype=arguments.dtype)
     for method in methods:
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))
-    answerer = ModelAnswerer(model, processor, Buckets())
-    prepared = answerer.prepare([question], [[picture]])
+    answerer = ModelAnswerer(model, processor)
+    batch = processor(prompts=[question], images=[[picture]])
+    prepared = answerer.place({0: collate(batch, model.config)})
     answers = {}
     for method in methods:
         spec = ivc_jax.methods.describe(method)

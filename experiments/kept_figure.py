@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from experiments import figures
-from ivc_jax.evals.runner import Answer
-from ivc_jax.evals.scoring import BOX_PARSERS, GROUNDING
+from ivc_jax.evals.grounding import BOX_PARSERS, GROUNDING
+from ivc_jax.evals.recording import Answer
 
 _COLUMNS = 4
 _BOX_COLOUR = "#39ff9f"

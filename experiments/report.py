@@ -25,7 +25,7 @@ from ivc_jax.evals.records import read_all, write_atomically
 
 _RESULTS = "results.json"
 _COMPARISON = "comparison.json"
-_SHOWN_FAILURES = 5
+_LISTED_FAILURES = 1000
 _STUDY_META = ("command", "commits", "date", "device", "dtype", "jax_version", "model", "limit")
 _EXAMPLES = 3  # of each task in the report
 
@@ -40,7 +40,7 @@ def summarize(folder: pathlib.Path, meta: dict[str, Any]) -> dict[str, Any]:
     }
     meta = meta | {
         "failed_rows": len(failures),
-        "failures": list(failures.values())[:_SHOWN_FAILURES],
+        "failures": list(failures.values())[:_LISTED_FAILURES],
         "commits": sorted({record["commit"] for record in records}),
     }
     results = {"meta": meta, "rows": summary.rows(records, meta["tasks"], meta["methods"])}
@@ -85,15 +85,20 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def _wanted(folder: pathlib.Path, meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read the records of this run's tasks, methods and rows; the folder may hold more."""
-    methods, tasks, last = set(meta["methods"]), set(meta["tasks"]), meta["limit"]
-    return [
+    """Read the records of this run's tasks, methods and rows; the folder may hold more.
+
+    They come in order of task, row and method, whatever processes and batches they are from.
+    """
+    methods = {name: place for place, name in enumerate(meta["methods"])}
+    tasks, last = {name: place for place, name in enumerate(meta["tasks"])}, meta["limit"]
+    found = [
         record
         for record in read_all(folder)
         if record["method"] in methods
         and record["task"] in tasks
         and (last is None or record["row"] <= last)
     ]
+    return sorted(found, key=lambda r: (tasks[r["task"]], r["row"], methods[r["method"]]))
 
 
 def _content(results: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,10 @@
     python experiments/run.py inspect photo.jpg --model DIR --prompt "Where is the cat?"
     python experiments/run.py choose-layer --budget 0.5       # IVC-Prune's layer and fractions
     python experiments/run.py sets                            # IVC sets of real grids, no model
+    python experiments/run.py paper --model DIR --data-dir TSVS         # the paper's tables
+    python experiments/run.py refcoco --annotations DIR --images DIR --out TSVS
+    python experiments/run.py plan --model DIR --topology v5e:2x4 --mesh data=2,model=4
+    python experiments/run.py merge runs/host0 runs/host1 --out runs/all
 """
 
 import dataclasses
@@ -33,6 +37,10 @@ _COMMANDS = {
     "inspect": "inspect_image",
     "choose-layer": "calibration.command",
     "sets": "sets.command",
+    "refcoco": "refcoco",
+    "merge": "merge",
+    "paper": "paper.command",
+    "plan": "planning.command",
 }
 
 
@@ -50,10 +58,19 @@ class Arguments:
         tasks: such as grounding or RefCOCO_testA.
         data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
         limit: rows of each task.
-        batch_size: examples that run together.
+        batch_size: examples that run together, on all devices.
+        buckets: most padded shapes; which ones, the data decide.
+        max_new_tokens: bounds on answers: N for all tasks, TASK=N for one.
         seed: of the methods that draw lots.
         out: result folder.
         dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
+        weights: int8 keeps the decoder's matrices in 8 bits.
+        mesh: devices, such as data=8,model=4; default: one, or data over all of several processes.
+        distributed: join the other processes of a TPU pod or a cluster, which are found by
+            themselves.
+        coordinator: address:port of process 0, where they are not found.
+        num_processes: how many processes there are, with a coordinator.
+        process_id: number of this one, with a coordinator.
         no_resume: set earlier records in the result folder aside and start over.
         no_compile_cache: do not keep compiled programs for later runs.
         traceback: show where an error came from.
@@ -66,9 +83,17 @@ class Arguments:
     data_dir: Annotated[str | None, option("DIR")] = None
     limit: Annotated[int | None, option("N")] = None
     batch_size: Annotated[int | None, option("B")] = None
+    buckets: Annotated[int | None, option("N")] = None
+    max_new_tokens: Annotated[tuple[str, ...] | None, option("N | TASK=N ...")] = None
     seed: Annotated[int | None, option("N")] = None
     out: Annotated[str | None, option("DIR")] = None
     dtype: Annotated[str | None, option("TYPE")] = None
+    weights: Annotated[str | None, option("TYPE")] = None
+    mesh: Annotated[str | None, option("data=N,model=N")] = None
+    distributed: bool = False
+    coordinator: Annotated[str | None, option("ADDRESS:PORT")] = None
+    num_processes: Annotated[int | None, option("N")] = None
+    process_id: Annotated[int | None, option("N")] = None
     no_resume: bool = False
     no_compile_cache: bool = False
     traceback: bool = False
@@ -102,26 +127,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Evaluate, then write tables, report and figures."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    from experiments import evaluation, report
+    from experiments import evaluation, merge
+    from experiments.devices import join, use_compile_cache
 
     start = time.monotonic()
     settings = arguments.settings()
-    evaluation.use_compile_cache(not arguments.no_compile_cache)
+    joined = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    console = join(console, arguments.distributed, *joined)
+    use_compile_cache(not arguments.no_compile_cache)
     session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
     try:
         with display.progress_bar(console) as progress:
             meta = evaluation.evaluate(session, progress)
         meta |= {"command": command, "wall_seconds": round(time.monotonic() - start, 1)}
-        results = report.summarize(session.folder.path, meta)
-        display.print_table(console, results)
-        display.print_failures(console, results)
-        report.write(session.folder.path, results)
+        merge.finish(session.folder, session.mirror, meta, console)
     finally:
         session.close()
-    out = session.folder.path
-    seconds = time.monotonic() - start
-    console.print(f"{meta['compiled_programs']} prefill programs compiled; {seconds:.0f} s in all")
-    console.print(f"report: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,13 @@ class RunConfig:
         data_split: "test", or "calibration" for choosing settings (`digit_scenes.tsv`).
         share_tower: run the vision tower once for all methods; the times of a prefill leave it out,
             but for what a method asks the tower.
-        visual_buckets: sizes that visual tokens are padded to, beside the usual ones.
-        patch_buckets: the same for the patches of an image.
+        buckets: most padded shapes; which ones, the data decide.
+        max_new_tokens: other bounds on answers than those of the tasks: "64" for all, or
+            "ChartQA_TEST=32" for one.
+        mesh: devices as "data=4,model=2"; None is one device, or `data` over all of several
+            processes.
+        weights: "int8" to keep the decoder's matrices in 8 bits.
+        fixed_relaxed_accuracy: take ChartQA's error relative to the reference, not to the answer.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
         skip_unreachable: leave out methods whose budget the model is too shallow for.
         studies: ablations that the report has a table and a figure of.
@@ -51,15 +56,18 @@ class RunConfig:
     data_split: str = "test"
     share_tower: bool = False
     dtype: str | None = None
-    visual_buckets: tuple[int, ...] = ()
-    patch_buckets: tuple[int, ...] = ()
+    buckets: int = 6
+    max_new_tokens: tuple[str, ...] = ()
+    mesh: str | None = None
+    weights: str | None = None
+    fixed_relaxed_accuracy: bool = False
     official_prompts: bool = False
     studies: tuple[Study, ...] = ()
     skip_missing_files: bool = False
     skip_unreachable: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_scenes"):
+        for name in ("batch_size", "num_scenes", "buckets"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.limit is not None and self.limit < 1:
@@ -88,9 +96,6 @@ def ablation(
         limit=limit,
         num_scenes=num_scenes,
         data_seeds=(0, 1, 2),
-        # the tokens and patches of a bundled scene: no padding
-        visual_buckets=(144,),
-        patch_buckets=(576,),
         share_tower=True,
         out=f"runs/{name}",
         **fields,

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ivc_jax.types import Inputs
@@ -101,3 +102,49 @@ def place_inputs(inputs: Inputs, mesh: Mesh | None = None) -> Inputs:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
     return jax.device_put(inputs, jax.tree_util.tree_map_with_path(sharding, inputs))
+
+
+def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:
+    """Put the patch rows of each sample on the devices that will hold the sample.
+
+    Samples a and c have two images, data=2:
+
+        samples   a b | c d         rows   a a c | c   ->   a a | c c
+        shard      0  |  1                   0     1         0     1
+
+    Inputs that lie on several devices already are left alone, as are batches that do not divide.
+
+    Args:
+        inputs: a padded batch.
+        mesh: that `place_inputs` will split it over.
+        merge_area: patches that become one visual token.
+    """
+    shards = mesh.shape["data"] if mesh else 1
+    B, V = inputs.visual_source.shape
+    placed = isinstance(inputs.patches, jax.Array) and len(inputs.patches.devices()) > 1
+    if shards == 1 or B % shards or V == 0 or placed:
+        return inputs
+    source, valid = np.asarray(inputs.visual_source), np.asarray(inputs.layout.visual_valid)
+    width = inputs.patches.shape[1] // merge_area
+    row = source // width
+    used = [np.unique(row[part][valid[part]]) for part in np.split(np.arange(B), shards)]
+    count = max(1, *map(len, used))
+    # Where each row goes; a row that two shards use goes to both.
+    order = np.full((shards, count), len(inputs.patches))
+    for target, rows in zip(order, used, strict=True):
+        target[: len(rows)] = rows
+    moved = np.zeros_like(source)
+    for sample in range(B):
+        shard = sample * shards // B
+        place = np.searchsorted(used[shard], row[sample]) + shard * count
+        moved[sample] = np.where(valid[sample], place * width + source[sample] % width, 0)
+
+    def take(rows: Any, fill: int) -> np.ndarray:
+        padded = np.concatenate([rows, np.full_like(rows[:1], fill)])
+        return padded[order.ravel()]
+
+    return inputs.replace(
+        patches=take(np.asarray(inputs.patches), 0),
+        patch_positions=take(np.asarray(inputs.patch_positions), -1),
+        visual_source=moved,
+    )

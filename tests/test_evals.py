@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ivc_jax.evals import metrics, parsers, summary, tasks
@@ -114,6 +115,23 @@ def test_bootstrap_interval_holds_the_mean():
     assert metrics.bootstrap_interval([]) == (0, 0)
 
 
+def test_jackknife_of_a_mean_is_its_standard_error():
+    values = [float(n % 7) for n in range(40)]
+    low, high = metrics.jackknife_interval(lambda part: sum(part) / len(part), values, range(40))
+    mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(40)
+    assert (low, high) == pytest.approx((mean - 2.02 * error, mean + 2.02 * error))
+
+
+def test_jackknife_keeps_units_whole():
+    seen = []
+    units = [n // 2 for n in range(200)]
+    metrics.jackknife_interval(lambda part: float(seen.append(part) or 0), units, units)
+    assert len(seen) == 1 + 40
+    for unit in range(100):  # each is whole, and left out once
+        assert sorted(part.count(unit) for part in seen) == [0, *[2] * 40]
+    assert metrics.jackknife_interval(sum, [3.0, 4.0], ["a", "a"]) == (7, 7)
+
+
 def test_grounding_scores_at_half_overlap():
     scoring = tasks.TASKS["DigitScenes_grounding"].scoring
     cells = {"answer": "0 0 100 100", "width": "200", "height": "100"}
@@ -144,6 +162,35 @@ def test_find_knows_short_names_and_lists_known_ones():
         tasks.TaskError, match=r"unknown task 'color'; known: DigitScenes_grounding"
     ):
         tasks.find(["color"])
+    names = ["GQA", "mmbench", "ocrbench", "ScienceQA", "seedbench_img", "grounding"]
+    assert [task.name for task in tasks.find(names)] == [
+        *("GQA_TestDev_Balanced", "MMBench_DEV_EN_V11", "OCRBench", "ScienceQA_TEST"),
+        *("SEEDBench_IMG", "DigitScenes_grounding"),
+    ]
+    for several in ("RefCOCO", "AI2D", "DigitScenes"):
+        with pytest.raises(tasks.TaskError, match="unknown task"):
+            tasks.find([several])
+
+
+def test_the_table_holds_the_public_sets():
+    names = "SEEDBench_IMG MMBench_DEV_EN_V11 MMStar RealWorldQA MME POPE TextVQA_VAL ChartQA_TEST"
+    assert (*names.split(), "AI2D_TEST") == tasks.GENERAL_VQA
+    assert len(tasks.REFCOCO) == 8
+    assert {tasks.TASKS[name].group for name in tasks.GENERAL_VQA} == {"general VQA"}
+    assert {tasks.TASKS[name].max_new_tokens for name in tasks.GENERAL_VQA} == {512}
+    for name, task in tasks.TASKS.items():
+        assert (task.name, task.file_name) == (name, f"{name}.tsv")
+        optional = {"hint", "category", "l2-category", "split", "image_path"}
+        needed = {"OCRBench": 1, "POPE": 1, "MME": 2, "HallusionBench": 1}.get(name, 0)
+        assert len(optional & set(task.scoring.columns)) == needed
+    assert "refcoco --qwen25" in tasks.TASKS["RefCOCO_val_for_qwen25vl"].source
+    assert "VLMEvalKit" in tasks.TASKS["POPE"].source
+
+
+def test_another_number_of_rows_is_remarked():
+    assert tasks.TASKS["MMStar"].unusual_rows(1500) is None
+    assert "MMStar.tsv has 12 rows, usually 1500" in tasks.TASKS["MMStar"].unusual_rows(12)
+    assert tasks.TASKS["DigitScenes_colour"].unusual_rows(12) is None
 
 
 def record(example, method, score, task="DigitScenes_colour", **values):
@@ -206,3 +253,58 @@ def test_existence_reports_precision_and_categories():
     values = row["metrics"]
     assert (row["score"], values["precision"], values["recall"]) == (0.5, 0.5, 1)
     assert (values["accuracy/random"], values["accuracy/adversarial"]) == (0.5, 0)
+
+
+def test_scores_that_are_no_means_have_intervals_and_changes_of_their_own():
+    """F1 of dense: 60 of 80 found, none wrongly; of half: 40 of 80."""
+
+    def answers(method, found):
+        return [
+            record(
+                str(n), method, float(n < found), "POPE", target="Yes", category="random",
+                parsed="Yes" if n < found else "No",
+            )
+            for n in range(80)
+        ]  # fmt: skip
+
+    rows = summary.rows([*answers("dense", 60), *answers("half", 40)], ["POPE"], ["dense", "half"])
+    dense, half = 2 * 60 / (60 + 80), 2 * 40 / (40 + 80)
+    assert rows[0]["score"] == pytest.approx(dense)
+    assert rows[1]["retention"] == pytest.approx(half / dense)
+    values = rows[1]["metrics"]
+    assert values["low"] < half < values["high"] < values["low"] + 0.3
+    assert values["change"] == pytest.approx(half - dense)
+    assert values["change_low"] < half - dense < values["change_high"] < 0
+
+
+def test_change_compares_common_examples_only():
+    found = [
+        record("1", "dense", 1.0, "POPE", target="Yes", parsed="Yes", category="random"),
+        record("2", "dense", 0.0, "POPE", target="Yes", parsed="No", category="random"),
+        record("1", "half", 1.0, "POPE", target="Yes", parsed="Yes", category="random"),
+    ]
+    _, half = summary.rows(found, ["POPE"], ["dense", "half"])
+    assert half["metrics"]["change"] == 0
+    json.dumps(half)
+
+
+def test_tables_by_category():
+    rows = [
+        {"task": "MMStar", "method": "dense", "metrics": {
+            "accuracy": 0.5, "accuracy/b": 0.25, "accuracy/a": 1.0, "accuracy/l2/x": 0.5,
+            "accuracy/split/dev": 0.75, "accuracy/in/out": 0.1,
+        }},
+        {"task": "MMStar", "method": "half", "metrics": {"accuracy": 0.5, "accuracy/a": 0.0}},
+        {"task": "MME", "method": "dense", "metrics": {"score": 1.0, "points/OCR": 185.0}},
+        {"task": "average", "method": "dense", "metrics": {"flops": 1.0}},
+    ]  # fmt: skip
+    tables = summary.categories(rows)
+    assert [(table.task, table.measure, table.level) for table in tables] == [
+        ("MMStar", "accuracy", "category"),
+        ("MMStar", "accuracy", "l2-category"),
+        ("MMStar", "accuracy", "split"),
+        ("MME", "points", "category"),
+    ]
+    assert tables[0].categories == ("a", "b", "in/out")
+    assert tables[0].lines == {"dense": (1.0, 0.25, 0.1), "half": (0.0, None, None)}
+    assert tables[3].lines == {"dense": (185.0,)}

@@ -13,7 +13,10 @@ import pytest
 from test_evals_tsv import HEADER, IMAGE, write_tsv
 
 from ivc_jax.evals import records, runner, summary, tasks, tsv
+from ivc_jax.evals.recording import Answer, MethodEntry, RunIdentity
 from ivc_jax.evals.records import RecordsError, RunFolder
+from ivc_jax.evals.survey import TaskEntry
+from ivc_jax.inputs.bucket import Size
 
 
 class FakeAnswerer:
@@ -21,44 +24,58 @@ class FakeAnswerer:
 
     family = "qwen2_vl"
 
-    def __init__(self, batch_size, broken=()):
+    def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
         self.batch_size, self.broken, self.calls = batch_size, broken, []
+        self.num_shards, self.local_shards, self.owners = shards, local, owners
 
-    def prepare(self, prompts, images):
-        if any(prompt in self.broken for prompt in prompts):
+    def owner(self, shard):
+        return self.owners[shard]
+
+    def measure(self, prompt, images):
+        width, height = images[0].size
+        return Size(4, width * height, width * height, 1, 1, 8)
+
+    def process(self, prompt, images):
+        if prompt in self.broken:
             raise ValueError("the prompt is too long")
-        return list(prompts)
+        return prompt
+
+    def collate(self, samples, shape):
+        return list(samples)
+
+    def place(self, parts):
+        return [sample for shard in sorted(parts) for sample in parts[shard]]
 
     def warm_up(self, prepared, methods, max_new_tokens):
         self.warmed = (prepared, methods)
 
     def answer(self, prepared, method, max_new_tokens):
-        assert len(prepared) == self.batch_size
+        assert len(prepared) == self.batch_size // self.num_shards * len(self.local_shards)
         assert self.warmed[0] is prepared
         assert method in self.warmed[1]
         self.calls.append((method, tuple(prepared)))
         text = "Red." if method == "dense" else "blue"
-        return [runner.Answer(text, 4, [0, 3], [[1, 2, 2]], 128.0, 2.0, 6.0, 3) for _ in prepared]
+        answer = Answer(text, 4, [0, 3], [[1, 2, 2]], 128.0, 2.0, 6.0, 3)
+        return [answer] * self.batch_size  # those of other processes come along
 
 
 def make_plan(folder, count=5, batch_size=2, methods=("dense", "half"), rows=None, **options):
     rows = rows or [[str(n), IMAGE, f"q{n}", "red"] for n in range(count)]
     path = write_tsv(folder / "DigitScenes_colour.tsv", HEADER, rows)
     task = tasks.TASKS["DigitScenes_colour"]
-    entry = runner.TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
-    entries = [runner.MethodEntry(name, 1.0 if name == "dense" else 0.5, name) for name in methods]
-    values = {"model": "m", "seed": 0, "commit": "c"} | options
-    return runner.RunPlan([entry], entries, batch_size, **values)
+    entry = TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
+    entries = [MethodEntry(name, 1.0 if name == "dense" else 0.5, name) for name in methods]
+    return runner.RunPlan([entry], entries, batch_size, RunIdentity("m", 0, "c"), **options)
 
 
 def run(plan, out, answerer=None):
     answerer = answerer or FakeAnswerer(plan.batch_size)
-    folder, seen = RunFolder(out), []
+    folder, seen = RunFolder(out, plan.process_index), []
     try:
         runner.run(plan, answerer, folder, lambda *event: seen.append(event))
     finally:
         folder.close()
-    return answerer, seen
+    return answerer, [event for event in seen if event[0] != "reading rows"]
 
 
 def keys(out):
@@ -112,12 +129,43 @@ def test_more_rows_and_methods_extend_a_run(tmp_path):
 
 
 def test_processes_share_the_batches(tmp_path):
+    """Each loads and records the rows of its shards, and its share of the broken rows."""
+    rows = [[str(n), IMAGE, f"q{n}", "red"] for n in range(9)]
+    rows[2][2] = rows[3][2] = ""
     for index in (0, 1):
-        plan = make_plan(tmp_path, process_index=index, process_count=2)
-        run(plan, tmp_path / "out")
+        plan = make_plan(tmp_path, batch_size=4, rows=rows, process_index=index, process_count=2)
+        answerer = FakeAnswerer(4, shards=2, local=(index,), owners=(0, 1))
+        run(plan, tmp_path / "out", answerer)
+        halves = [("q0", "q1"), ("q6", "q7")] if index == 0 else [("q4", "q5"), ("q8", "q8")]
+        assert answerer.calls == [(m, half) for half in halves for m in ("dense", "half")]
     files = sorted(path.name for path in (tmp_path / "out" / "records").iterdir())
     assert files == ["DigitScenes_colour.0.jsonl", "DigitScenes_colour.1.jsonl"]
+    everything = {(str(n), m) for n in range(9) for m in ("dense", "half")}
+    assert len(keys(tmp_path / "out")) == 18
+    assert set(keys(tmp_path / "out")) == everything
+
+
+def test_a_row_of_another_process_makes_this_one_run_along(tmp_path, monkeypatch):
+    """Processes run the same programs: one that has all its records still takes part."""
+    answerers = []
+    for missing in (False, True):
+        monkeypatch.setattr(runner, "any_process", lambda mask, m=missing: mask | m)
+        answerers.append(run(make_plan(tmp_path), tmp_path / "out")[0])
+    assert answerers[1].calls == answerers[0].calls
     assert sorted(keys(tmp_path / "out")) == sorted(COMPLETE)
+
+
+def test_a_batch_that_does_not_fit_the_shards_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 5 must be a multiple of the 2 shards"):
+        run(make_plan(tmp_path, batch_size=5), tmp_path / "out", FakeAnswerer(5, shards=2))
+
+
+def test_bounds_on_answers_by_task(tmp_path):
+    task = tasks.TASKS["DigitScenes_colour"]
+    assert make_plan(tmp_path).bound(task) == task.max_new_tokens
+    bounds = {"": 7, "DigitScenes_colour": 5}
+    assert make_plan(tmp_path, max_new_tokens=bounds).bound(task) == 5
+    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound(task) == 7
 
 
 def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
@@ -127,13 +175,15 @@ def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
     answerer = FakeAnswerer(2, broken=("q4",))
     run(make_plan(tmp_path, rows=rows), tmp_path / "out", answerer)
     found = records.read_all(tmp_path / "out")
-    assert keys(tmp_path / "out") == COMPLETE
+    assert sorted(keys(tmp_path / "out")) == sorted(COMPLETE)
     failed = {record["example_id"]: record["error"] for record in found if record["failed"]}
     assert failed.keys() == {"1", "3", "4"}
     assert "DigitScenes_colour.tsv row 2 (index 1): the image cell" in failed["1"]
     assert "row 4 (index 3): the question cell is empty" in failed["3"]
     assert "row 5 (index 4): the prompt is too long" in failed["4"]
-    assert answerer.calls == [(m, (q, q)) for q in ("q0", "q2") for m in ("dense", "half")]
+    # what loading finds broken leaves its slot empty: batches stay as they are
+    batches = (("q0", "q2"), (None, None))
+    assert answerer.calls == [(m, pair) for pair in batches for m in ("dense", "half")]
     assert summary.count_failed(found) == 3
     # failed rows stay as they are when the run is resumed
     assert run(make_plan(tmp_path, rows=rows), tmp_path / "out")[0].calls == []
@@ -144,10 +194,11 @@ def test_a_broken_reference_fails_before_the_model_runs(tmp_path):
     rows = [["1", IMAGE, "q", "1 2 3", "4", "6"], ["2", IMAGE, "q", "0 0 6 4", "high", "6"]]
     path = write_tsv(tmp_path / "a.tsv", header, rows)
     task = tasks.TASKS["DigitScenes_grounding"]
-    entry = runner.TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
-    method = runner.MethodEntry("dense", 1.0, "dense")
+    entry = TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
+    method = MethodEntry("dense", 1.0, "dense")
     answerer = FakeAnswerer(2)
-    run(runner.RunPlan([entry], [method], 2, "m", 0, "c"), tmp_path / "out", answerer)
+    plan = runner.RunPlan([entry], [method], 2, RunIdentity("m", 0, "c"))
+    run(plan, tmp_path / "out", answerer)
     errors = [record["error"] for record in records.read_all(tmp_path / "out")]
     assert "row 1" in errors[0]
     assert "expected 'x1 y1 x2 y2'" in errors[0]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from experiments import run
 from ivc_jax.evals import parsers, tasks
-from ivc_jax.evals.scoring import GROUNDING, GROUNDING_RESIZED
+from ivc_jax.evals.grounding import GROUNDING, GROUNDING_RESIZED
 
 # 640 x 480 becomes 644 x 476 in the frame of Qwen2.5-VL.
 CELLS = {"width": "640", "height": "480", "answer": "100.5 60 300.25 400", "index": "1"}

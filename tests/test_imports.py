@@ -15,13 +15,21 @@ ALLOWED = {
     "version": set(),
     "ivc": {"types", "config"},
     "parallel": {"types", "config"},
+    "distributed": {"types"},
+    "remote": set(),
     "nn": {"types", "config", "nn"},
     "inputs": {"types", "config", "inputs"},
     "methods": {"types", "config", "ivc", "methods"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
-    "model": {"types", "config", "nn", "inputs", "parallel", "weights"},
-    "engine": {"types", "config", "nn", "inputs", "methods.base", "model", "parallel", "engine"},
-    "evals": {"types", "config", "inputs", "methods", "model", "parallel", "engine", "evals", ""},
+    "model": {"types", "config", "nn", "inputs", "parallel", "weights", "remote"},
+    "engine": {
+        *("types", "config", "nn", "inputs", "methods.base", "model", "parallel", "distributed"),
+        "engine",
+    },
+    "evals": {
+        *("types", "config", "inputs", "methods", "model", "parallel", "distributed", "engine"),
+        *("evals", ""),
+    },
 }
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments", "digit_scenes", "matplotlib"}
 LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub"}

@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import tiny_config
 
 from ivc_jax import parallel
 from ivc_jax.config import FAMILIES, from_hf
+from ivc_jax.types import Inputs
 from ivc_jax.weights import keymap
 from ivc_jax.weights.load import abstract_params
 from ivc_jax.weights.source import DTYPES
@@ -41,6 +44,41 @@ def test_every_rule_names_a_parameter(family):
 def test_every_matrix_of_the_blocks_is_split(family):
     kernels = [path for path in leaves(family) if re.search(r"(layers|blocks)/.*/kernel$", path)]
     assert [path for path in kernels if "model" not in parallel.param_spec(path)] == []
+
+
+class _Shards:
+    """As much of a mesh as the placement of rows looks at."""
+
+    shape = {"data": 2}
+
+
+def test_patch_rows_move_beside_their_samples():
+    """Four samples with 2, 0, 1 and 1 images of one cell each; rows hold two cells of four."""
+    valid = np.array([[1, 1], [0, 0], [1, 0], [1, 0]], bool)
+    layout = SimpleNamespace(visual_valid=valid)
+    inputs = Inputs(
+        tokens=None,
+        layout=layout,
+        next_position=None,
+        patches=np.arange(1, 6, dtype=np.float32)[:, None, None] * np.ones((5, 8, 1), np.float32),
+        patch_positions=np.arange(5)[:, None, None] * np.ones((5, 8, 2), np.int32),
+        visual_source=np.array([[0, 2], [0, 0], [5, 0], [6, 0]], np.int32),
+    )
+    aligned = parallel.align_rows(inputs, _Shards, merge_area=4)
+    assert aligned.patches[:, 0, 0].tolist() == [1, 2, 3, 4]  # the fifth was padding
+    assert aligned.visual_source.tolist() == [[0, 2], [0, 0], [5, 0], [6, 0]]
+    turned = inputs.replace(
+        visual_source=inputs.visual_source[::-1], layout=SimpleNamespace(visual_valid=valid[::-1])
+    )
+    aligned = parallel.align_rows(turned, _Shards, merge_area=4)
+    assert aligned.patches[:, 0, 0].tolist() == [3, 4, 1, 2]
+    assert aligned.visual_source.tolist() == [[2, 0], [1, 0], [0, 0], [4, 6]]
+    lone = turned.replace(
+        visual_source=turned.visual_source[2:], layout=SimpleNamespace(visual_valid=valid[1::-1])
+    )
+    aligned = parallel.align_rows(lone, _Shards, merge_area=4)
+    assert aligned.patches[:, 0, 0].tolist() == [0, 0, 1, 2]
+    assert aligned.patch_positions[:, 0, 0].tolist() == [-1, -1, 0, 1]
 
 
 def test_mesh_that_does_not_fit_is_an_error():
@@ -78,12 +116,13 @@ odd = parallel.param_sharding("decoder/embed_tokens/embedding", (271, 64), mesh)
 assert odd.spec == P()
 
 draw = np.random.default_rng(0)
-image, marks = [config.image_token_id] * 6, [config.vision_start_id]
-tokens = [[1, *marks, *image, 2, 3], [4, 5, *marks, *image, 6]]
+image = [config.vision_start_id, *[config.image_token_id] * 6]
+# All images belong to the first half of the batch: the second device group must get no row of it.
+tokens = [[1, *image, 2, *image, 3], [4, *image, *range(5, 14)], [*range(20, 37)], [*range(40, 57)]]
 batch = ivc_jax.Batch.from_hf(
     input_ids=np.array(tokens),
-    pixel_values=draw.standard_normal((48, config.vision.patch_values), np.float32),
-    image_grid_thw=np.array([[1, 4, 6], [1, 6, 4]]),
+    pixel_values=draw.standard_normal((72, config.vision.patch_values), np.float32),
+    image_grid_thw=np.array([[1, 4, 6], [1, 6, 4], [1, 4, 6]]),
 )
 method = ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5")
 outputs = [
@@ -91,6 +130,8 @@ outputs = [
     for p, m in ((alone, None), (sharded, mesh))
 ]
 assert np.array_equal(*[np.asarray(output.tokens) for output in outputs])
+encoded = ivc_jax.encode(ivc_jax.Model(config, sharded, mesh), batch)
+assert encoded.visual.sharding.spec == P("data")
 assert all(np.array_equal(a, b) for a, b in zip(*[output.kept for output in outputs]))
 print("done")
 """

@@ -21,7 +21,7 @@ from experiments.settings import RunConfig
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.evals.answerer import ModelAnswerer
 from ivc_jax.evals.tasks import TASKS
-from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.base import TowerRequest
 from ivc_jax.parallel import make_mesh, place_inputs
@@ -103,13 +103,15 @@ def test_a_mesh_splits_visual_tokens_by_sample(encoded):
 
 def test_the_answerer_encodes_when_told_to(loaded):
     picture = Image.effect_noise((40, 56), 90).convert("RGB")
-    _, device = ModelAnswerer(*loaded, Buckets()).prepare(["What?"], [[picture]])
-    assert device.visual is None
-    host, device = ModelAnswerer(*loaded, Buckets(), share_tower=True).prepare(
-        ["What?"], [[picture]]
-    )
-    assert host.visual is None
-    assert device.visual.shape == (*host.visual_source.shape, 64)
+    for share in (False, True):
+        answerer = ModelAnswerer(*loaded, share_tower=share)
+        host = collate(answerer.process("What?", [picture]), loaded[0].config)
+        device = answerer.place({0: host})
+        assert host.visual is None
+        if share:
+            assert device.visual.shape == (*host.visual_source.shape, 64)
+        else:
+            assert device.visual is None
 
 
 def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):

@@ -87,12 +87,13 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from experiments import evaluation
     from experiments.calibration import pareto, report
+    from experiments.devices import use_compile_cache
 
     start = time.monotonic()
     settings = _settings(arguments)
     grid = _grid(arguments)
     settings = dataclasses.replace(settings, methods=("dense", *grid))
-    evaluation.use_compile_cache(not arguments.no_compile_cache)
+    use_compile_cache(not arguments.no_compile_cache)
     session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
     try:
         meta, calibration = _measure(session, grid, _probe(arguments), console)
@@ -137,7 +138,6 @@ def _settings(arguments: Arguments) -> RunConfig:
             raise SettingsError(f"{name} is empty: name at least one")
     if not arguments.tolerance >= 0:
         raise SettingsError(f"tolerance must not be negative, got {arguments.tolerance:g}")
-    bundled = arguments.model is None
     return RunConfig(
         methods=("dense",),
         tasks=names,
@@ -152,9 +152,6 @@ def _settings(arguments: Arguments) -> RunConfig:
         data_seeds=(0,),
         data_split="calibration",
         share_tower=True,
-        # the tokens and patches of a bundled scene: no padding
-        visual_buckets=(144,) if bundled else (),
-        patch_buckets=(576,) if bundled else (),
     )
 
 

@@ -21,9 +21,6 @@ CONFIG = RunConfig(
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
     batch_size=20,
     limit=60,
-    # the tokens and patches of a bundled scene: no padding
-    visual_buckets=(144,),
-    patch_buckets=(576,),
     share_tower=True,
     out="runs/default",
 )

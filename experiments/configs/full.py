@@ -20,8 +20,6 @@ CONFIG = RunConfig(
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
     batch_size=32,
     num_scenes=400,
-    visual_buckets=(144,),
-    patch_buckets=(576,),
     out="runs/full",
     skip_unreachable=True,
 )

@@ -50,9 +50,6 @@ CONFIG = RunConfig(
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
     batch_size=16,
     limit=60,
-    # the tokens and patches of a bundled scene: no padding
-    visual_buckets=(144,),
-    patch_buckets=(576,),
     share_tower=True,
     out="runs/methods",
     skip_unreachable=True,

@@ -21,7 +21,7 @@ from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder, rope
+from ivc_jax.nn import decoder, rope, sharding
 from ivc_jax.nn.attention import attend
 from ivc_jax.types import Inputs, KVSpan
 
@@ -70,15 +70,19 @@ def decode(
     """Continue from a prefill; arguments as in `generate`."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    tokens, lengths = run_decode(
-        with_rope(model.config, prompt.rope),
-        max_new_tokens,
-        model.params["decoder"],
-        prompt.logits,
-        prompt.cache,
-        prompt.next_position,
-        jnp.asarray(stop_ids, jnp.int32).reshape(-1),
-    )
+    config = with_rope(model.config, prompt.rope)
+    # NumPy: an array on one device could not join those of several processes
+    stop = np.asarray(stop_ids, np.int32).reshape(-1)
+    with sharding.on_mesh(model.mesh):
+        tokens, lengths = run_decode(
+            config,
+            max_new_tokens,
+            model.params["decoder"],
+            prompt.logits,
+            prompt.cache,
+            prompt.next_position,
+            stop,
+        )
     return Output(tokens=tokens, lengths=lengths, kept=prompt.kept, kv_bytes=prompt.kv_bytes)
 
 
@@ -96,7 +100,10 @@ def run_decode(
     B = logits.shape[0]
     # The last generated token is never fed back, so it needs no slot.
     grow = ((0, 0), (0, 0), (0, max_new_tokens - 1), (0, 0), (0, 0))
-    grown = tuple((jnp.pad(span.keys, grow), jnp.pad(span.values, grow)) for span in cache)
+    grown = tuple(
+        tuple(sharding.constrain_cache(jnp.pad(x, grow)) for x in (span.keys, span.values))
+        for span in cache
+    )
 
     def emit(step, logits, tokens, lengths, done):
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)

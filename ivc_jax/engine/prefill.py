@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
+from ivc_jax.distributed import fetch
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.signals import split
@@ -28,9 +29,9 @@ from ivc_jax.methods.base import (
     TowerRequest,
 )
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder
+from ivc_jax.nn import decoder, sharding
 from ivc_jax.nn.tower import VisionTower
-from ivc_jax.parallel import place_inputs
+from ivc_jax.parallel import align_rows, place_inputs
 from ivc_jax.types import Inputs, KVSpan, Selection
 
 
@@ -56,7 +57,7 @@ class Prefill:
     @cached_property
     def kept(self) -> list[np.ndarray]:
         """Ascending positions in each sample's unpadded prompt that survive the last stage."""
-        origin, lengths = np.asarray(self.origin), np.asarray(self.lengths)
+        origin, lengths = fetch((self.origin, self.lengths))
         return [row[:length] for row, length in zip(origin, lengths, strict=True)]
 
     @property
@@ -90,7 +91,9 @@ def prefill(model: Model, batch: Batch | Inputs, method: Method = DENSE) -> Pref
     """
     method = method.resolve(model.config)
     make_plan(model.config.decoder.num_layers, method)  # complain before any device work
-    return run_prefill(model.config, method, model.params, _placed(model, batch))
+    inputs = placed(model, batch)
+    with sharding.on_mesh(model.mesh):
+        return run_prefill(model.config, method, model.params, inputs)
 
 
 def encode(model: Model, batch: Batch | Inputs) -> Inputs:
@@ -108,10 +111,11 @@ def encode(model: Model, batch: Batch | Inputs) -> Inputs:
     Raises:
         InputError: as `prefill`.
     """
-    inputs = _placed(model, batch).replace(visual=None)
+    inputs = placed(model, batch).replace(visual=None)
     if inputs.visual_source.shape[1] == 0:
         return inputs
-    visual = run_tower(model.config, model.params, inputs)
+    with sharding.on_mesh(model.mesh):
+        visual = run_tower(model.config, model.params, inputs)
     return place_inputs(inputs.replace(visual=visual), model.mesh)
 
 
@@ -125,9 +129,11 @@ def compiled_programs() -> int:
     return run_prefill._cache_size()
 
 
-def _placed(model: Model, batch: Batch | Inputs) -> Inputs:
+def placed(model: Model, batch: Batch | Inputs) -> Inputs:
+    """Collate a batch, unless it is, and put it on the devices of the model."""
     inputs = collate(batch, model.config) if isinstance(batch, Batch) else batch
-    return place_inputs(inputs, model.mesh)
+    aligned = align_rows(inputs, model.mesh, model.config.vision.merge_area)
+    return place_inputs(aligned, model.mesh)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -156,6 +162,7 @@ def trace_prefill(
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
+    hidden = sharding.constrain_hidden(hidden)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
@@ -216,5 +223,5 @@ def _encode(
                 method="encode",
             )  # fmt: skip
         if visual is None:
-            visual = merged.reshape(-1, merged.shape[-1])[inputs.visual_source]
+            visual = sharding.gather_cells(merged, inputs.visual_source)
     return visual, tower_signals(requests, inputs, tapped, config.vision)

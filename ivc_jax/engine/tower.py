@@ -28,7 +28,7 @@ from ivc_jax.methods.base import (
     TowerKeys,
     TowerRequest,
 )
-from ivc_jax.nn import rope
+from ivc_jax.nn import rope, sharding
 from ivc_jax.nn.attention import attention_received
 from ivc_jax.nn.tower import Features, Projections, Tap
 from ivc_jax.types import Inputs
@@ -98,7 +98,7 @@ class _Cells:
 
     def gathered(self, cells: jax.Array) -> jax.Array:
         """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...]."""
-        return cells.reshape(-1, *cells.shape[2:])[self.inputs.visual_source].astype(jnp.float32)
+        return sharding.gather_cells(cells, self.inputs.visual_source).astype(jnp.float32)
 
     def pooled(self, patches: jax.Array) -> jax.Array:
         """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""

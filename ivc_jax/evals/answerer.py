@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,92 +12,105 @@ import jax
 import numpy as np
 import PIL.Image
 
+from ivc_jax import distributed
 from ivc_jax.engine.cost import prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, encode, prefill
-from ivc_jax.evals.runner import Answer
-from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.evals.recording import Answer
+from ivc_jax.inputs.batch import Batch
+from ivc_jax.inputs.bucket import Shape, Size, pad
+from ivc_jax.inputs.layout import arrange
 from ivc_jax.methods.base import Method
 from ivc_jax.model import Model
-from ivc_jax.parallel import place_inputs
 from ivc_jax.types import Inputs
 
 _MOST_WORKERS = 4
 _HASHED_WHOLE = 1 << 28  # bytes; of larger files only both ends are read
+
+# On the host: what stands in for a sample that could not be read, its images left out.
+_NOTHING = Batch(tokens=(np.zeros(1, np.int32),))
 
 
 class ModelAnswerer:
     """Answers with a loaded model; see `ivc_jax.evals.runner.Answerer`.
 
     Args:
-        buckets: sizes that batches are padded to.
         share_tower: run the vision tower once for each batch, before its methods; the times of a
             prefill leave it out, but for the blocks that a method's own questions need.
     """
 
-    def __init__(
-        self, model: Model, processor: Any, buckets: Buckets, share_tower: bool = False
-    ) -> None:
+    def __init__(self, model: Model, processor: Any, share_tower: bool = False) -> None:
         self.model = model
         self.processor = processor
-        self.buckets = buckets
         self.share_tower = share_tower
         self.family = model.config.family
+        self.num_shards = distributed.num_shards(model.mesh)
+        self.local_shards = distributed.local_shards(model.mesh)
         self._warm: set[tuple] = set()
 
-    def prepare(
-        self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]
-    ) -> tuple[Inputs, Inputs]:
-        """Tokenize and pad a batch; return it on the host and on the device."""
-        inputs = self.pad(prompts, images)
+    def owner(self, shard: int) -> int:
+        """Return the process that records a shard."""
+        return distributed.owner(self.model.mesh, shard)
+
+    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
+        """Say what a prompt takes up, from the sizes of its images alone."""
+        return self.processor.measure(prompt, [image.size for image in images])
+
+    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Batch:
+        """Tokenize one prompt and cut its images into patches."""
+        return self.processor(prompts=[prompt], images=[list(images)])
+
+    def collate(self, samples: Sequence[Batch | None], shape: Shape) -> Inputs:
+        """Pad the samples of a shard; the first stands in for those that are None."""
+        known = [sample for sample in samples if sample is not None]
+        filler = known[0] if known else _NOTHING
+        batch = Batch.join([filler if sample is None else sample for sample in samples])
+        return pad(arrange(batch, self.model.config), self.model.config, shape)
+
+    def place(self, parts: Mapping[int, Inputs]) -> Inputs:
+        """Put the shards of a batch on the devices, and through the tower if it is shared."""
         # transferred once here, not by every method within its prefill time
-        device = place_inputs(inputs, self.model.mesh)
+        area = self.model.config.vision.merge_area
+        device = distributed.assemble(parts, self.model.mesh, area)
         if self.share_tower:
             device = encode(self.model, device)
-        return inputs, jax.block_until_ready(device)
+        return jax.block_until_ready(device)
 
-    def pad(self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]) -> Inputs:
-        """Tokenize and pad a batch on the host."""
-        batch = self.processor(prompts=list(prompts), images=[list(group) for group in images])
-        return collate(batch, self.model.config, self.buckets)
-
-    def warm_up(
-        self, prepared: tuple[Inputs, Inputs], methods: Sequence[Method], max_new_tokens: int
-    ) -> None:
+    def warm_up(self, device: Inputs, methods: Sequence[Method], max_new_tokens: int) -> None:
         """Compile what these methods need for a batch of this shape, by running it once.
 
         Compiling is one thread's work, so on CPU several programs compile at a time. Accelerators
-        take one after the other: two batches might not fit into their memory.
+        take one after the other: two batches might not fit into their memory. So do several
+        processes, which must all run the same program at a time.
         """
-        _, device = prepared
         leaves, structure = jax.tree.flatten(device)
         shape = (structure, *(leaf.shape for leaf in leaves))
         new = [(method, shape, max_new_tokens) for method in methods]
         new = [key for key in new if key not in self._warm]
-        on_cpu = jax.default_backend() == "cpu"
-        workers = min(os.cpu_count() or 1, _MOST_WORKERS) if on_cpu else 1
+        alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+        workers = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
         with ThreadPoolExecutor(workers) as pool:
             runs = [pool.submit(self._run, device, method, max_new_tokens) for method, *_ in new]
             for run in runs:
                 run.result()
         self._warm.update(new)
 
-    def answer(
-        self, prepared: tuple[Inputs, Inputs], method: Method, max_new_tokens: int
-    ) -> list[Answer]:
+    def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
         """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
-        host, device = prepared
         prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
-        lengths = np.asarray(output.lengths)
-        texts = self.processor.decode(output.tokens, output.lengths)
+        tokens, lengths, layout = distributed.fetch(
+            (output.tokens, output.lengths, _places(device))
+        )
+        prompt = on_host(prompt)
+        texts = self.processor.decode(tokens, lengths)
         shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)
         size = len(texts)
         return [
             Answer(
                 text=text,
-                visual_tokens=int(host.layout.visual_valid[sample].sum()),
-                kept=_kept_visual(prompt, host, sample),
-                grids=_grids(host, sample),
+                visual_tokens=int(layout["visual_valid"][sample].sum()),
+                kept=_kept_visual(prompt.kept[sample], layout, sample),
+                grids=_grids(layout, sample),
                 kv_bytes=prompt.kv_bytes / size,
                 prefill_ms=prefill_seconds * 1000 / size,
                 decode_ms=decode_seconds * 1000 / size,
@@ -119,6 +132,17 @@ class ModelAnswerer:
         output = decode(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
         jax.block_until_ready(output.tokens)
         return prompt, output, middle - start, time.perf_counter() - middle
+
+
+def on_host(prompt: Prefill) -> Prefill:
+    """Fetch all of a prefill but its logits, keys and values, which stay where they are."""
+    small = ("origin", "lengths", "text_count", "visual_count", "visual_computed")
+    fetched = distributed.fetch({name: getattr(prompt, name) for name in small})
+    lengths = distributed.fetch([span.lengths for span in prompt.cache])
+    spans = zip(prompt.cache, lengths, strict=True)
+    return prompt.replace(
+        cache=tuple(span.replace(lengths=count) for span, count in spans), **fetched
+    )
 
 
 def fingerprint(path: str) -> str:
@@ -145,16 +169,22 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _kept_visual(prompt: Prefill, host: Inputs, sample: int) -> list[int]:
+def _places(device: Inputs) -> dict[str, Any]:
+    layout = device.layout
+    return {
+        name: getattr(layout, name) for name in ("visual_valid", "visual_index", "grid", "image_id")
+    }
+
+
+def _kept_visual(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) -> list[int]:
     """Translate surviving prompt positions into visual tokens counted from 0."""
-    count = int(host.layout.visual_valid[sample].sum())
-    slots = np.asarray(host.layout.visual_index[sample, :count])
-    return np.flatnonzero(np.isin(slots, prompt.kept[sample])).tolist()
+    count = int(layout["visual_valid"][sample].sum())
+    slots = layout["visual_index"][sample, :count]
+    return np.flatnonzero(np.isin(slots, kept)).tolist()
 
 
-def _grids(host: Inputs, sample: int) -> list[list[int]]:
+def _grids(layout: Mapping[str, np.ndarray], sample: int) -> list[list[int]]:
     """List (frames, rows, columns) of each image of a sample, in tokens."""
-    valid = np.asarray(host.layout.visual_valid[sample])
-    cells = np.asarray(host.layout.grid[sample])[valid]
-    images = np.asarray(host.layout.image_id[sample])[valid]
+    valid = layout["visual_valid"][sample]
+    cells, images = layout["grid"][sample][valid], layout["image_id"][sample][valid]
     return [(cells[images == image].max(axis=0) + 1).tolist() for image in np.unique(images)]

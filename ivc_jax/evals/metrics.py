@@ -1,12 +1,15 @@
 """Scores of one answer and aggregates over many, in plain numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ivc_jax.evals.parsers import Box
 
 HIT_IOU = 0.5
+_JACKKNIFE_GROUPS = 40
+_T_95 = 2.02  # 97.5 % point of Student's t for that many; too small if there are few units
 
 
 def box_iou(first: Box, second: Box) -> float:
@@ -69,6 +72,38 @@ def bootstrap_interval(
     ]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def jackknife_interval(
+    statistic: Callable[[Sequence[Any]], float],
+    items: Sequence[Any],
+    units: Sequence[Hashable],
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return a 95 % interval of any smooth statistic by leaving out groups of units in turn.
+
+    A bootstrap would draw units twice, which statistics that group by unit (pairs of questions,
+    rotations) cannot take. See Shao and Tu, The Jackknife and Bootstrap (1995), section 2.3.
+
+    Args:
+        units: name of the unit of each item; a unit stays whole. They are dealt out at random to 40
+            groups, or to one each if there are fewer.
+    """
+    names = list(dict.fromkeys(units))
+    count = min(_JACKKNIFE_GROUPS, len(names))
+    value = statistic(items)
+    if count < 2:
+        return value, value
+    # at random, as rows of files take turns (yes, no, yes, ...)
+    order = np.random.default_rng(seed).permutation(len(names)) % count
+    dealt = dict(zip(names, order.tolist(), strict=True))
+    groups = [dealt[unit] for unit in units]
+    left = [
+        statistic([item for item, group in zip(items, groups, strict=True) if group != out])
+        for out in range(count)
+    ]
+    reach = _T_95 * float(np.sqrt((count - 1) * np.var(left)))
+    return value - reach, value + reach
 
 
 def _ratio(numerator: float, denominator: float) -> float:

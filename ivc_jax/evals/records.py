@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
-_FORMAT = 3
+_FORMAT = 4
 _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 
@@ -31,7 +31,8 @@ class Record:
     Times are those of the batch divided by its size. `kept` lists the surviving visual tokens,
     counted from 0 within the sample; `cached_share` is the mean over layers of the share of them in
     the cache, `flops` counts the operations of the decoder in the prefill. Examples with equal
-    `picture` ask about the same images. A failed row has `error` and no prediction.
+    `picture` ask about the same images. `cells` holds what the benchmark's score needs of the row
+    beside the answer. A failed row has `error` and no prediction.
     """
 
     task: str
@@ -61,6 +62,7 @@ class Record:
     cached_share: float = 1.0
     flops: float = 0.0
     picture: str = ""
+    cells: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: bool = False
     error: str | None = None
 
@@ -127,14 +129,14 @@ class RunFolder:
         if path.exists() and any((self.path / RECORDS).glob("*.jsonl")):
             try:
                 found = json.loads(path.read_text())
-                differences = list(_differences(found, wanted))
+                changed = differences(found, wanted)
             except (ValueError, KeyError, AttributeError):
                 raise RecordsError(
                     f"{path} is damaged; use --no-resume to set its records aside"
                 ) from None
-            if differences:
+            if changed:
                 raise RecordsError(
-                    f"{self.path} holds records of another run ({'; '.join(differences)}); choose"
+                    f"{self.path} holds records of another run ({'; '.join(changed)}); choose"
                     " another --out, or --no-resume to set them aside"
                 )
             wanted["tasks"] = found["tasks"] | wanted["tasks"]
@@ -198,7 +200,7 @@ def read_all(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Write a file so that readers see the old content or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -225,13 +227,19 @@ def _cut_torn_line(path: pathlib.Path) -> None:
             file.truncate(keep)
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    if found["format"] != wanted["format"]:
-        yield f"record format {found['format']}, now {wanted['format']}"
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in which settings and task files two manifests differ."""
     old, new = found["settings"], wanted["settings"]
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield f"{key} was {old.get(key)}, now {new.get(key)}"
-    for task in sorted(found["tasks"].keys() & wanted["tasks"].keys()):
-        if found["tasks"][task] != wanted["tasks"][task]:
-            yield f"the file of task {task} has changed"
+    changed = [
+        f"{key} was {old.get(key)}, now {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if found["format"] != wanted["format"]:
+        changed.insert(0, f"record format {found['format']}, now {wanted['format']}")
+    both = sorted(found["tasks"].keys() & wanted["tasks"].keys())
+    return changed + [
+        f"the file of task {task} has changed"
+        for task in both
+        if found["tasks"][task] != wanted["tasks"][task]
+    ]

@@ -1,71 +1,59 @@
 """The evaluation loop: every method on every batch, one record an example and method.
 
 Methods take turns on each batch, so that slow drifts of the machine touch all of them alike.
-Batches are consecutive rows in file order and do not depend on what an earlier run left undone:
-resuming runs the same batches and writes the missing records only.
+Batches depend on the data and the settings alone, never on what an earlier run left undone:
+resuming runs the same batches and writes the missing records only. Several processes walk through
+the same batches together, each loads and records its own rows.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import PIL.Image
 
+from ivc_jax.distributed import any_process
+from ivc_jax.evals.batching import BatchPlan, plan_batches
+from ivc_jax.evals.loading import BatchLoader, LoadedBatch, load_ahead
+from ivc_jax.evals.recording import Answer, MethodEntry, RunIdentity, failed, scored
 from ivc_jax.evals.records import Record, RecordFile, RunFolder
+from ivc_jax.evals.survey import Failure, TaskEntry, survey
 from ivc_jax.evals.tasks import Task
-from ivc_jax.evals.tsv import Row, RowError, TsvFile
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a model said to one prompt, and what it cost; times are shares of the batch's.
-
-    `cached_share` is the mean over layers of the share of visual tokens in the cache, `flops` the
-    operations of the decoder in the prefill.
-    """
-
-    text: str
-    visual_tokens: int
-    kept: list[int]
-    grids: list[list[int]]
-    kv_bytes: float
-    prefill_ms: float
-    decode_ms: float
-    decode_steps: int
-    cached_share: float = 1.0
-    flops: float = 0.0
+from ivc_jax.inputs.bucket import Shape, Size
 
 
 class Answerer(Protocol):
-    """A model that answers batches of prompts."""
+    """A model that answers batches of prompts, cut into `num_shards` equal shards.
+
+    The first three methods work on the host, in any thread.
+    """
 
     family: str
+    num_shards: int
+    local_shards: Sequence[int]
 
-    def prepare(self, prompts: Sequence[str], images: Sequence[Sequence[PIL.Image.Image]]) -> Any:
-        """Tokenize a batch and put it on the device; ValueError if a prompt cannot be used."""
+    def owner(self, shard: int) -> int:
+        """Return the process that records a shard."""
+
+    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
+        """Say what a prompt takes up; ValueError if it cannot be used."""
+
+    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Any:
+        """Make a sample of a prompt; ValueError if it cannot be used."""
+
+    def collate(self, samples: Sequence[Any], shape: Shape) -> Any:
+        """Pad the samples of one shard; something stands in for one that is None."""
+
+    def place(self, parts: Mapping[int, Any]) -> Any:
+        """Put the local shards of a batch on the devices."""
 
     def warm_up(self, prepared: Any, methods: Sequence[Any], max_new_tokens: int) -> None:
         """Compile what these methods need for a batch of this shape, unless done before."""
 
     def answer(self, prepared: Any, method: Any, max_new_tokens: int) -> list[Answer]:
-        """Answer a prepared batch under a pruning method."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodEntry:
-    """A pruning method and how records call it."""
-
-    spec: str
-    keep_ratio: float
-    method: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskEntry:
-    """A task and its open file."""
-
-    task: Task
-    file: TsvFile
+        """Answer a placed batch under a pruning method, all its shards."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +61,20 @@ class RunPlan:
     """What to run.
 
     Attributes:
+        batch_size: of all shards together.
         limit: rows of each task, None for all.
-        process_index: this process takes the batches whose number is `process_index` modulo
-            `process_count` and writes files of its own.
+        buckets: bound on the padded shapes of the run.
+        max_new_tokens: instead of the bounds of the tasks, by name of the task; "" for all others.
+        process_index: of this process; where there are several, each writes files of its own.
     """
 
     tasks: Sequence[TaskEntry]
     methods: Sequence[MethodEntry]
     batch_size: int
-    model: str
-    seed: int
-    commit: str
+    identity: RunIdentity
     limit: int | None = None
+    buckets: int = 6
+    max_new_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     process_index: int = 0
     process_count: int = 1
 
@@ -93,212 +83,186 @@ class RunPlan:
         suffix = f".{self.process_index}" if self.process_count > 1 else ""
         return f"{task.name}{suffix}"
 
+    def bound(self, task: Task) -> int:
+        """Return the bound on the answers of a task."""
+        usual = self.max_new_tokens.get("", task.max_new_tokens)
+        return self.max_new_tokens.get(task.name, usual)
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Where the time of a run went, in seconds.
+
+    Attributes:
+        survey: measuring the rows.
+        compile: first runs of new programs.
+        device: prefill and decode, waited for.
+        wait: for batches that were not loaded in time.
+        total: from the first batch to the last record.
+        buckets: padded shapes.
+        batches: that ran.
+    """
+
+    survey: float = 0.0
+    compile: float = 0.0
+    device: float = 0.0
+    wait: float = 0.0
+    total: float = 0.0
+    buckets: int = 0
+    batches: int = 0
+
+    @property
+    def busy_share(self) -> float | None:
+        """Share of the time without compiling in which the devices worked; None if nothing ran."""
+        worked = self.total - self.compile
+        return self.device / worked if self.batches and worked > 0 else None
+
 
 Progress = Callable[[str, int, int], None]
 
 
-def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress) -> None:
+def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress) -> Statistics:
     """Evaluate a plan, appending to the records of `folder`.
 
     Args:
-        progress: called with (task, records present so far, records wanted), over all tasks.
+        progress: called with (task, records present so far, records wanted), over all tasks, and
+            with "reading rows" for the task while the rows are measured.
 
     Raises:
         TaskError: a task has no prompt for the model.
+        ValueError: the batch size does not fit the shards.
     """
+    if plan.batch_size % answerer.num_shards:
+        raise ValueError(
+            f"batch_size {plan.batch_size} must be a multiple of the {answerer.num_shards} shards"
+            " of the mesh's data axis"
+        )
     for entry in plan.tasks:
         entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.family)
     files = [folder.records(plan.record_name(entry.task)) for entry in plan.tasks]
-    batches = [_batches(plan, entry.file) for entry in plan.tasks]
-    specs = {entry.spec for entry in plan.methods}
-    wanted = [{row for batch in parts for row in batch} for parts in batches]
-    total = sum(map(len, wanted)) * len(specs)
-    ids = [entry.file.ids(plan.limit) for entry in plan.tasks]
-    present = 0
-    for file, rows, names in zip(files, wanted, ids, strict=True):
-        here = {names[row] for row in rows}
-        present += sum(name in here and spec in specs for name, spec in file.done)
-    for entry, file, parts in zip(plan.tasks, files, batches, strict=True):
-        progress(entry.task.name, present, total)
-        try:
-            for positions in parts:
-                for _ in _run_batch(plan, entry, answerer, file, positions):
-                    present += 1
-                progress(entry.task.name, present, total)
-        finally:
+    try:
+        return _Run(plan, answerer, files, progress).go()
+    finally:
+        for file in files:
             file.close()
 
 
-def _batches(plan: RunPlan, file: TsvFile) -> list[list[int]]:
-    """Cut the rows of a file into batches and take those of this process."""
-    count = len(file.ids(plan.limit))
-    starts = range(0, count, plan.batch_size)
-    return [
-        list(range(start, min(start + plan.batch_size, count)))
-        for number, start in enumerate(starts)
-        if number % plan.process_count == plan.process_index
-    ]
+class _Run:
+    """The state of a run between its batches."""
 
+    def __init__(
+        self, plan: RunPlan, answerer: Answerer, files: Sequence[RecordFile], progress: Progress
+    ) -> None:
+        self.plan, self.answerer, self.files, self.progress = plan, answerer, files, progress
+        self.statistics = Statistics()
+        self.present = self.total = 0
 
-def _run_batch(
-    plan: RunPlan, entry: TaskEntry, answerer: Answerer, file: RecordFile, positions: list[int]
-) -> Any:
-    """Run what is missing of one batch; yield after each record."""
-    names = [entry.file.ids(plan.limit)[position] for position in positions]
-    missing = {
-        method.spec: {name for name in names if (name, method.spec) not in file.done}
-        for method in plan.methods
-    }
-    if not any(missing.values()):
-        return
-    rows, failures = _read(entry, positions, names, answerer.family)
-    prepared, rows = _prepare(plan, entry, answerer, rows, failures)
-    if rows:
-        needed = [method.method for method in plan.methods if missing[method.spec]]
-        answerer.warm_up(prepared, needed, entry.task.max_new_tokens)
-    for method in plan.methods:
-        if not missing[method.spec]:
-            continue
-        records = [
-            _failed(plan, entry.task, method, name, position, error)
-            for name, position, error in failures
-        ]
-        if rows:
-            answers = answerer.answer(prepared, method.method, entry.task.max_new_tokens)
-            # answers beyond the rows belong to the padding of a partial batch
-            for row, answer in zip(rows, answers, strict=False):
-                records.append(_scored(plan, entry.task, method, row, answer, answerer.family))
-        records.sort(key=lambda record: record.row)
-        for record in records:
-            if record.example_id in missing[method.spec]:
-                file.append(record)
-                missing[method.spec].discard(record.example_id)
-                yield
-        file.sync()
+    def go(self) -> Statistics:
+        """Survey, then run what is missing."""
+        plan, start = self.plan, time.perf_counter()
+        rows = sum(len(entry.file.ids(plan.limit)) for entry in plan.tasks)
+        examples, failures = survey(
+            plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
+            lambda done: self.progress("reading rows", done, rows),
+        )  # fmt: skip
+        shards = self.answerer.num_shards
+        batches = plan_batches(examples, plan.batch_size, shards, plan.buckets)
+        own = [failures[n] for n in range(plan.process_index, len(failures), plan.process_count)]
+        self._count(batches, own)
+        self.statistics.survey = time.perf_counter() - start
+        self.statistics.buckets = len({batch.shape for batch in batches})
+        self._record_failures(own)
+        needed = self._needed(batches)
+        self._run_batches([(b, row) for b, row in zip(batches, needed, strict=True) if row.any()])
+        return self.statistics
 
+    def _needed(self, batches: Sequence[BatchPlan]) -> np.ndarray:
+        """Say which methods must run on which batches: some process lacks a record."""
+        methods = self.plan.methods
+        own = [[bool(self._missing(batch, method)) for method in methods] for batch in batches]
+        return any_process(np.array(own, bool).reshape(len(batches), len(methods)))
 
-Failure = tuple[str, int, str]  # example id, position in the file, message
+    def _run_batches(self, wanted: Sequence[tuple[BatchPlan, np.ndarray]]) -> None:
+        start = waited = time.perf_counter()
+        loader = BatchLoader(self.plan.tasks, self.answerer)
+        loaded = load_ahead(loader, [batch for batch, _ in wanted])
+        for (_, needed), batch in zip(wanted, loaded, strict=True):
+            self.statistics.wait += time.perf_counter() - waited
+            methods = [m for m, chosen in zip(self.plan.methods, needed, strict=True) if chosen]
+            self._run_batch(batch, methods)
+            self.statistics.batches += 1
+            self._show(batch.plan.task)
+            waited = time.perf_counter()
+        self.statistics.total = time.perf_counter() - start
 
+    def _run_batch(self, batch: LoadedBatch, methods: Sequence[MethodEntry]) -> None:
+        """Answer a batch under these methods and record what is missing of its rows."""
+        plan, answerer = self.plan, self.answerer
+        task, file = plan.tasks[batch.plan.task].task, self.files[batch.plan.task]
+        placed, start = answerer.place(batch.parts), time.perf_counter()
+        answerer.warm_up(placed, [method.method for method in methods], plan.bound(task))
+        self.statistics.compile += time.perf_counter() - start
+        owned = self._owned(batch.plan)
+        for method in methods:
+            start = time.perf_counter()
+            answers = answerer.answer(placed, method.method, plan.bound(task))
+            self.statistics.device += time.perf_counter() - start
+            for slot in owned:
+                name = self._name(batch.plan, slot)
+                if (name, method.spec) in file.done:
+                    continue
+                if slot in batch.failures:
+                    record = failed(plan.identity, task, method, name, batch.failures[slot])
+                else:
+                    record = scored(
+                        plan.identity, task, method, batch.rows[slot], answers[slot],
+                        answerer.family,
+                    )  # fmt: skip
+                self._append(file, record)
+            file.sync()
 
-def _read(
-    entry: TaskEntry, positions: Sequence[int], names: Sequence[str], family: str
-) -> tuple[list[Row], list[Failure]]:
-    rows, failures = [], []
-    for position, name in zip(positions, names, strict=True):
-        try:
-            row = entry.file.read(position)
-        except RowError as error:
-            failures.append((name, position, str(error)))
-            continue
-        try:
-            entry.task.check_cells(row.cells, family)
-            rows.append(row)
-        except ValueError as error:
-            failures.append((name, position, f"{_place(entry, row)}: {error}"))
-    return rows, failures
+    def _record_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            file, entry = self.files[failure.task], self.plan.tasks[failure.task]
+            name = entry.file.id(failure.position)
+            for method in self.plan.methods:
+                if (name, method.spec) not in file.done:
+                    record = failed(self.plan.identity, entry.task, method, name, failure)
+                    self._append(file, record)
+        if failures:
+            for file in self.files:
+                file.sync()
 
+    def _append(self, file: RecordFile, record: Record) -> None:
+        file.append(record)
+        self.present += 1
 
-def _place(entry: TaskEntry, row: Row) -> str:
-    return f"{entry.file.path.name} row {row.number} (index {row.example_id})"
+    def _missing(self, batch: BatchPlan, method: MethodEntry) -> list[str]:
+        """List the ids of own rows of a batch that have no record under a method."""
+        names = [self._name(batch, slot) for slot in self._owned(batch)]
+        return [n for n in names if (n, method.spec) not in self.files[batch.task].done]
 
+    def _owned(self, batch: BatchPlan) -> list[int]:
+        """List the slots of a batch that this process records."""
+        size, answerer = len(batch.positions) // self.answerer.num_shards, self.answerer
+        shards = [s for s in answerer.local_shards if answerer.owner(s) == self.plan.process_index]
+        slots = [slot for s in shards for slot in range(s * size, (s + 1) * size)]
+        return [slot for slot in slots if slot < batch.count]
 
-def _prepare(
-    plan: RunPlan,
-    entry: TaskEntry,
-    answerer: Answerer,
-    rows: list[Row],
-    failures: list[Failure],
-) -> tuple[Any, list[Row]]:
-    """Prepare a batch; rows that the model cannot take move to `failures`."""
-    if not rows:
-        return None, rows
-    try:
-        return _prepare_rows(plan, entry, answerer, rows), rows
-    except ValueError:
-        # Some row is at fault: find it by preparing each alone, then prepare the others.
-        usable = []
-        for row in rows:
-            try:
-                _prepare_rows(plan, entry, answerer, [row])
-                usable.append(row)
-            except ValueError as error:
-                failures.append((row.example_id, row.number - 1, f"{_place(entry, row)}: {error}"))
-    if not usable:
-        return None, usable
-    return _prepare_rows(plan, entry, answerer, usable), usable
+    def _name(self, batch: BatchPlan, slot: int) -> str:
+        return self.plan.tasks[batch.task].file.id(batch.positions[slot])
 
+    def _count(self, batches: Sequence[BatchPlan], failures: Sequence[Failure]) -> None:
+        """Count the records that this process has and those that it wants."""
+        wanted = sum(len(self._owned(batch)) for batch in batches) + len(failures)
+        self.total = wanted * len(self.plan.methods)
+        missing = sum(len(self._missing(b, m)) for b in batches for m in self.plan.methods)
+        for failure in failures:
+            name = self.plan.tasks[failure.task].file.id(failure.position)
+            done = self.files[failure.task].done
+            missing += sum((name, method.spec) not in done for method in self.plan.methods)
+        self.present = self.total - missing
+        self._show(batches[0].task if batches else 0)
 
-def _prepare_rows(plan: RunPlan, entry: TaskEntry, answerer: Answerer, rows: list[Row]) -> Any:
-    prompts = [entry.task.prompt(row.cells, answerer.family) for row in rows]
-    images = [row.images for row in rows]
-    # A partial batch repeats its last row: the batch size is part of the compiled shape.
-    padding = plan.batch_size - len(rows)
-    return answerer.prepare(prompts + prompts[-1:] * padding, images + images[-1:] * padding)
-
-
-def _scored(
-    plan: RunPlan, task: Task, method: MethodEntry, row: Row, answer: Answer, family: str
-) -> Record:
-    parsed = task.scoring.parse(answer.text, row.cells, family)
-    return Record(
-        task=task.name,
-        split=row.cells.get("split") or task.split,
-        example_id=row.example_id,
-        model=plan.model,
-        method=method.spec,
-        keep_ratio=method.keep_ratio,
-        prediction=answer.text,
-        parsed=parsed,
-        score=task.scoring.score(parsed, row.cells, family),
-        target=row.cells["answer"],
-        question=row.cells["question"],
-        category=row.cells.get("category", ""),
-        visual_tokens=answer.visual_tokens,
-        kept_tokens=len(answer.kept),
-        kept=answer.kept,
-        grids=answer.grids,
-        kv_bytes=answer.kv_bytes,
-        prefill_ms=round(answer.prefill_ms, 4),
-        decode_ms=round(answer.decode_ms, 4),
-        decode_steps=answer.decode_steps,
-        cached_share=round(answer.cached_share, 6),
-        flops=answer.flops,
-        picture=row.picture,
-        seconds=round((answer.prefill_ms + answer.decode_ms) / 1000, 6),
-        seed=plan.seed,
-        commit=plan.commit,
-        row=row.number,
-    )
-
-
-def _failed(
-    plan: RunPlan, task: Task, method: MethodEntry, name: str, position: int, error: str
-) -> Record:
-    return Record(
-        task=task.name,
-        split=task.split,
-        example_id=name,
-        model=plan.model,
-        method=method.spec,
-        keep_ratio=method.keep_ratio,
-        prediction=None,
-        parsed=None,
-        score=None,
-        target=None,
-        question=None,
-        category="",
-        visual_tokens=0,
-        kept_tokens=0,
-        kept=[],
-        grids=[],
-        kv_bytes=0,
-        prefill_ms=0.0,
-        decode_ms=0.0,
-        decode_steps=0,
-        seconds=0.0,
-        seed=plan.seed,
-        commit=plan.commit,
-        row=position + 1,
-        failed=True,
-        error=error,
-    )
+    def _show(self, task: int) -> None:
+        self.progress(self.plan.tasks[task].task.name, self.present, self.total)

@@ -1,27 +1,18 @@
-"""Kinds of tasks: how an answer is parsed, scored and aggregated.
+"""What a kind of task is: how an answer is parsed, scored and aggregated.
 
-A kind is a `Scoring`; benchmarks of the same kind differ in file, prompt and group only, which is
-what `tasks.py` lists.
+The kinds are in `grounding.py`, `choice.py`, `yes_no.py` and `open_ended.py`; benchmarks of the
+same kind differ in file, prompt and group only, which is what `tasks.py` lists.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ivc_jax.evals import metrics, parsers
+from ivc_jax.evals import metrics
 
 Cells = Mapping[str, str]
-Records = Sequence[Mapping[str, Any]]
-
-# How each model family writes a box; a value is a function text -> fractions or pixels.
-BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
-    "qwen2_vl": parsers.qwen2_box,
-    "qwen2_5_vl": parsers.qwen2_5_box,
-    "internvl": parsers.bracketed_box,
-    "deepseek_vl": parsers.bracketed_box,
-}
-# Families that answer in pixels of the resized image; the official score is taken there.
-_RESIZED_FRAME = ("qwen2_5_vl",)
+Record = Mapping[str, Any]
+Records = Sequence[Record]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +20,17 @@ class Scoring:
     """One kind of task.
 
     Attributes:
-        columns: TSV columns that the kind reads.
+        columns: TSV columns that the kind cannot do without.
         parse: (answer, cells, family) -> a JSON value, stored in the record.
-        score: (parsed, cells, family) -> the score of the row, at least 0.
-        aggregate: records -> metrics by name.
-        headline: the metric that is the score of the task.
+        score: (parsed, cells, family) -> the score of the row, from 0 to 1.
+        aggregate: records -> metrics by name; rows may be missing. A metric of a part of the rows
+            is named "measure/part", a part of another level "measure/level/part" (see
+            `summary.categories`).
+        headline: the metric that is the score of the task, from 0 to 1.
+        cells: TSV columns that `aggregate` reads from `record["cells"]`; they may be missing.
+        points: what a headline of 1 is called in publications: percent, or the benchmark's points.
+        unit: (record) -> a name shared by records that belong together, where the headline is no
+            mean of the scores of rows; None where it is.
     """
 
     columns: tuple[str, ...]
@@ -41,118 +38,37 @@ class Scoring:
     score: Callable[..., float]
     aggregate: Callable[[Records], dict[str, float]]
     headline: str = "accuracy"
+    cells: tuple[str, ...] = ()
+    points: float = 100.0
+    unit: Callable[[Record], Hashable] | None = None
 
 
-def _parse_box(text: str, cells: Cells, family: str) -> list[float]:
-    """Read a box in pixels of the original image."""
-    box, size = BOX_PARSERS[family](text), _size(cells)
-    if family in _RESIZED_FRAME:
-        box = parsers.rescaled_box(box, parsers.resized_frame(*size), size)
-    else:
-        box = parsers.box_in_pixels(box, *size)
-    return [round(value, 3) for value in box]
+def cell(record: Record, name: str) -> str:
+    """Return a further cell of the row of a record, stripped; "" if it has none."""
+    return record.get("cells", {}).get(name, "").strip()
 
 
-def _size(cells: Cells) -> tuple[float, float]:
-    width, height = float(cells["width"]), float(cells["height"])
-    if not (width > 0 and height > 0):
-        raise ValueError(f"expected positive width and height, found {width:g} x {height:g}")
-    return width, height
+def grouped(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
+    """Collect values by key, keys in order; an empty key is none."""
+    groups: dict[Any, list[Any]] = {}
+    for key, value in pairs:
+        if key:
+            groups.setdefault(key, []).append(value)
+    return dict(sorted(groups.items()))
 
 
-def _in_resized_frame(box: Sequence[float], cells: Cells) -> parsers.Box:
-    """Move a box to the frame of Qwen2.5-VL, where coordinates are integers."""
-    size = _size(cells)
-    moved = parsers.rescaled_box(tuple(box), size, parsers.resized_frame(*size))
-    return parsers.rounded_box(moved)
+def accuracies(records: Records) -> dict[str, float]:
+    """Return mean scores: `accuracy`, and those of each category, l2-category and split.
 
-
-def _score_box(parsed: list[float], cells: Cells, family: str = "") -> float:
-    answer, target = tuple(parsed), parsers.target_box(cells["answer"])
-    if family in _RESIZED_FRAME:
-        answer, target = _in_resized_frame(answer, cells), _in_resized_frame(target, cells)
-    return float(metrics.box_iou(answer, target) >= metrics.HIT_IOU)
-
-
-def _score_resized_box(parsed: list[float], cells: Cells, family: str = "") -> float:
-    """Score against a reference that the file holds in the resized frame already."""
-    target = parsers.target_box(cells["answer"])
-    return float(metrics.box_iou(_in_resized_frame(parsed, cells), target) >= metrics.HIT_IOU)
-
-
-def _aggregate_boxes(records: Records) -> dict[str, float]:
-    """Aggregate; `accuracy_original_frame` leaves boxes in pixels of the original image."""
-    overlaps = [
-        metrics.box_iou(tuple(record["parsed"]), parsers.target_box(record["target"]))
-        for record in records
-    ]
-    return {
-        **_aggregate_resized_boxes(records),
-        "accuracy_original_frame": metrics.mean([x >= metrics.HIT_IOU for x in overlaps]),
-        "mean_iou": metrics.mean(overlaps),
+    They are named "accuracy/X", "accuracy/l2/X" and "accuracy/split/X".
+    """
+    levels: dict[str, Callable[[Record], str]] = {
+        "": lambda record: record["category"].strip(),
+        "l2/": lambda record: cell(record, "l2-category"),
+        "split/": lambda record: cell(record, "split"),
     }
-
-
-def _aggregate_resized_boxes(records: Records) -> dict[str, float]:
-    return {
-        "accuracy": metrics.mean([record["score"] for record in records]),
-        "box_share": metrics.mean([float(any(record["parsed"])) for record in records]),
-    }
-
-
-def _parse_words(text: str, cells: Cells, family: str) -> str:
-    return parsers.plain_answer(text)
-
-
-def _score_words(parsed: str, cells: Cells, family: str = "") -> float:
-    return float(parsed == parsers.plain_answer(cells["answer"]))
-
-
-def _aggregate_hits(records: Records) -> dict[str, float]:
-    return {"accuracy": metrics.mean([record["score"] for record in records])}
-
-
-def _parse_yes_no(text: str, cells: Cells, family: str) -> str:
-    return parsers.yes_or_no(text)
-
-
-def _score_yes_no(parsed: str, cells: Cells, family: str = "") -> float:
-    return float(parsed.lower() == cells["answer"].strip().lower())
-
-
-def _aggregate_yes_no(records: Records) -> dict[str, float]:
-    """Aggregate overall, and the accuracy of each category; a row may belong to several."""
-    result = metrics.yes_no_metrics(
-        [record["target"] for record in records], [record["parsed"] for record in records]
-    )
-    by_category: dict[str, list[float]] = {}
-    for record in records:
-        for category in record["category"].split(","):
-            if category.strip():
-                by_category.setdefault(category.strip(), []).append(record["score"])
-    for category, scores in sorted(by_category.items()):
-        result[f"accuracy/{category}"] = metrics.mean(scores)
+    result = {"accuracy": metrics.mean([record["score"] for record in records])}
+    for level, name in levels.items():
+        parts = grouped((name(record), record["score"]) for record in records)
+        result |= {f"accuracy/{level}{part}": metrics.mean(hits) for part, hits in parts.items()}
     return result
-
-
-GROUNDING = Scoring(
-    columns=("index", "question", "answer", "height", "width"),
-    parse=_parse_box,
-    score=_score_box,
-    aggregate=_aggregate_boxes,
-)
-GROUNDING_RESIZED = dataclasses.replace(
-    GROUNDING, score=_score_resized_box, aggregate=_aggregate_resized_boxes
-)
-EXACT_MATCH = Scoring(
-    columns=("index", "question", "answer"),
-    parse=_parse_words,
-    score=_score_words,
-    aggregate=_aggregate_hits,
-)
-YES_NO = Scoring(
-    columns=("index", "question", "answer"),
-    parse=_parse_yes_no,
-    score=_score_yes_no,
-    aggregate=_aggregate_yes_no,
-)

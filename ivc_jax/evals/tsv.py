@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -52,7 +53,7 @@ class Row:
 
 
 class TsvFile:
-    """A benchmark file, opened once and read by row position.
+    """A benchmark file, opened once and read by row position, by several threads if need be.
 
     Args:
         path: the file.
@@ -66,6 +67,7 @@ class TsvFile:
     def __init__(self, path: str | os.PathLike, columns: Sequence[str] = ()) -> None:
         self.path = pathlib.Path(path)
         csv.field_size_limit(_LONGEST_CELL)
+        self._lock = threading.RLock()  # the file has one place to read from
         try:
             self._file: BinaryIO = self.path.open("rb")
         except OSError as error:
@@ -87,25 +89,39 @@ class TsvFile:
 
     def ids(self, limit: int | None = None) -> list[str]:
         """Return the example ids of the first `limit` rows, unique and in file order."""
-        while (limit is None or len(self._ids) < limit) and self._advance():
-            pass
-        return self._ids[:limit]
+        with self._lock:
+            while (limit is None or len(self._ids) < limit) and self._advance():
+                pass
+            return self._ids[:limit]
 
-    def read(self, position: int) -> Row:
+    def id(self, position: int) -> str:
+        """Return the example id of a row that `ids` has listed."""
+        return self._ids[position]
+
+    def read(self, position: int, decode: bool = True) -> Row:
         """Read the row at `position`, counted from 0, and decode its images.
 
+        Args:
+            position: of the row.
+            decode: without it images know their size, and are decoded when a pixel is asked for.
+
         Raises:
-            RowError: a cell of the row is broken.
+            RowError: a cell of the row is broken; what only decoding finds is not looked for
+                without it.
         """
-        while position >= len(self._offsets):
-            if not self._advance():
-                raise IndexError(f"{self.path} has {len(self._offsets)} rows")
+        with self._lock:
+            while position >= len(self._offsets):
+                if not self._advance():
+                    raise IndexError(f"{self.path} has {len(self._offsets)} rows")
         try:
-            cells = self._cells(position)
-            for name in self._columns:
-                if not cells[name].strip():
-                    raise RowError(f"the {name} cell is empty")
-            return Row(position + 1, self._ids[position], cells, self._images(position, cells))
+            with self._lock:
+                cells = self._cells(position)
+                for name in self._columns:
+                    if not cells[name].strip():
+                        raise RowError(f"the {name} cell is empty")
+                holder = self._image_cells(cells)
+            images = self._images(holder, decode)
+            return Row(position + 1, self._ids[position], cells, images)
         except RowError as error:
             raise RowError(
                 f"{self.path.name} row {position + 1} (index {self._ids[position]}): {error}"
@@ -173,19 +189,23 @@ class TsvFile:
             raise RowError(f"{len(cells)} cells where the header has {len(self.header)}")
         return dict(zip(self.header, cells, strict=True))
 
-    def _images(self, position: int, cells: dict[str, str]) -> tuple[PIL.Image.Image, ...]:
+    def _image_cells(self, cells: dict[str, str]) -> dict[str, str]:
+        """Follow references to the row that holds the images."""
         for _ in range(_MOST_REFERENCES):
             cell = cells.get("image", "").strip()
-            if not cell and cells.get("image_path", "").strip():
-                return tuple(
-                    _opened(self.path.parent / name) for name in _items(cells["image_path"])
-                )
-            if not cell:
+            if not cell and not cells.get("image_path", "").strip():
                 raise RowError("the image cell is empty")
-            if len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
-                return tuple(_decoded(item) for item in _items(cell))
+            if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
+                return cells
             cells = self._cells(self._referenced(cell))
         raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
+
+    def _images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
+        cell = cells.get("image", "").strip()
+        if not cell:
+            folder = self.path.parent
+            return tuple(_opened(folder / name, decode) for name in _items(cells["image_path"]))
+        return tuple(_opened(io.BytesIO(_bytes(item)), decode) for item in _items(cell))
 
     def _referenced(self, index: str) -> int:
         while index not in self._position:
@@ -207,17 +227,19 @@ def _items(cell: str) -> list[str]:
     return items
 
 
-def _decoded(text: str) -> PIL.Image.Image:
+def _bytes(text: str) -> bytes:
     try:
-        content = base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
         raise RowError(f"the image cell is not valid base64 ({error})") from None
-    return _opened(io.BytesIO(content))
 
 
-def _opened(source: pathlib.Path | io.BytesIO) -> PIL.Image.Image:
+def _opened(source: pathlib.Path | io.BytesIO, decode: bool) -> PIL.Image.Image:
     try:
-        with PIL.Image.open(source) as image:
+        image = PIL.Image.open(source)
+        if not decode:
+            return image
+        with image:
             image.load()  # a truncated file fails here, not in the middle of a batch
             return image.copy()
     # the decoders of the many formats raise whatever they like on broken files

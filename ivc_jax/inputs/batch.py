@@ -54,6 +54,15 @@ class Batch:
         return len(self.tokens)
 
     @classmethod
+    def join(cls, batches: "Sequence[Batch]") -> "Batch":
+        """Return the samples of several batches as one."""
+        return cls(
+            tokens=tuple(tokens for batch in batches for tokens in batch.tokens),
+            images=tuple(visual for batch in batches for visual in batch.images),
+            videos=tuple(visual for batch in batches for visual in batch.videos),
+        )
+
+    @classmethod
     def from_hf(
         cls,
         *,

@@ -72,6 +72,18 @@ class Buckets:
 
 
 @dataclasses.dataclass(frozen=True)
+class Size:
+    """What one sample takes up: counts as in `Shape`, `patches` of its largest row."""
+
+    text: int
+    visual: int
+    patches: int
+    rows: int
+    images: int
+    positions: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """Static sizes of one bucket: what a compiled program depends on."""
 
@@ -108,7 +120,11 @@ def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> 
     if not len(batch):
         raise InputError("the batch is empty; give it at least one prompt")
     samples = arrange(batch, config)
-    shape = choose_shape(samples, config, buckets)
+    return pad(samples, config, choose_shape(samples, config, buckets))
+
+
+def pad(samples: Sequence[Arrangement], config: ModelConfig, shape: Shape) -> Inputs:
+    """Pad samples to a shape that holds them all; see `collate`."""
     patches, patch_positions = _patch_rows(samples, shape, config)
     tokens = _stack([sample.tokens for sample in samples], shape.slots)
     return Inputs(
@@ -121,6 +137,38 @@ def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> 
     )
 
 
+def size_of(
+    length: int, cells: Sequence[tuple[int, int, int]], next_position: int, config: ModelConfig
+) -> Size:
+    """Measure a sample.
+
+    Args:
+        length: of its tokens, placeholders repeated.
+        cells: (t, h, w) of each visual, in merged cells.
+        next_position: position id of the first generated token.
+        config: of the model.
+
+    Raises:
+        InputError: the sample reaches beyond the positions of the model.
+    """
+    limit = config.decoder.max_positions
+    if next_position > limit:
+        raise InputError(
+            f"({length} tokens) reaches position {next_position - 1}, the model's limit is"
+            f" {limit} positions; shorten the prompt or use smaller images"
+        )
+    seen = sum(int(np.prod(each)) for each in cells)
+    return Size(
+        # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
+        text=max(length - seen, 1),
+        visual=seen,
+        patches=max((_row_patches(each, config.vision) for each in cells), default=0),
+        rows=sum(each[0] for each in cells),
+        images=len(cells),
+        positions=next_position,
+    )
+
+
 def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: Buckets) -> Shape:
     """Find the smallest bucket that holds every sample.
 
@@ -130,35 +178,32 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
     limit = config.decoder.max_positions
     text = visual = patches = 0
     images = 1
+    sizes = []
     for index, sample in enumerate(samples):
         name = f"sample {index} ({len(sample.tokens)} tokens)"
-        if sample.next_position > limit:
-            raise InputError(
-                f"{name} reaches position {sample.next_position - 1}, the model's limit is"
-                f" {limit} positions; shorten the prompt or use smaller images"
-            )
-        seen = len(sample.visual_slot)
-        rows = [_row_patches(segment.cells, config.vision) for segment in sample.segments]
-        # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
-        words = max(len(sample.tokens) - seen, 1)
-        text = max(text, _fit(words, buckets.text, name, "text tokens"))
-        visual = max(visual, _fit(seen, buckets.visual, name, "visual tokens"))
-        patches = max(patches, _fit(max(rows, default=0), buckets.patches, name, "patches a row"))
-        images = max(images, _fit(len(rows), buckets.images, name, "images"))
-    num_rows = sum(segment.cells[0] for sample in samples for segment in sample.segments)
+        cells = [segment.cells for segment in sample.segments]
+        try:
+            size = size_of(len(sample.tokens), cells, sample.next_position, config)
+        except InputError as error:
+            raise InputError(f"sample {index} {error}") from None
+        text = max(text, _fit(size.text, buckets.text, name, "text tokens"))
+        visual = max(visual, _fit(size.visual, buckets.visual, name, "visual tokens"))
+        patches = max(patches, _fit(size.patches, buckets.patches, name, "patches a row"))
+        images = max(images, _fit(size.images, buckets.images, name, "images"))
+        sizes.append(size)
     unit = config.vision.row_unit
     # A bucket above max_positions would hold padding only.
     text = min(text, limit)
     batch = f"the batch of {len(samples)} samples"
     # A visual segment of n tokens spans at most n position ids, unless its frames lie far apart.
-    positions = max(sample.next_position for sample in samples)
+    positions = max(size.positions for size in sizes)
     if positions > text + visual:
         positions = min(limit, _fit(positions, buckets.positions, batch, "position ids"))
     return Shape(
         text=text,
         visual=visual,
         patches=-(-patches // unit) * unit,
-        rows=_fit(num_rows, buckets.rows, batch, "patch rows"),
+        rows=_fit(sum(size.rows for size in sizes), buckets.rows, batch, "patch rows"),
         images=images,
         positions=max(positions, text + visual),
     )

@@ -177,23 +177,31 @@ def patchify(frames: np.ndarray, config: ImageConfig) -> tuple[np.ndarray, tuple
     return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
 
 
-def _process(pictures: Sequence[Image.Image], config: ImageConfig, name: str) -> Visual:
-    width, height = pictures[0].size
+def resized_size(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
+    """Return the (height, width) in pixels at which an image is cut into patches.
+
+    Raises:
+        InputError: an aspect ratio above 200, or sides that do not fit and may not be changed.
+    """
     factor = config.patch_size * config.merge_size
     if config.do_resize:
-        try:
-            height, width = smart_resize(
-                height, width, factor, config.min_pixels, config.max_pixels
-            )
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+        return smart_resize(height, width, factor, config.min_pixels, config.max_pixels)
+    if height % factor or width % factor:
+        raise InputError(
+            f"it is {height} x {width}, not multiples of {factor}; resize it or set do_resize"
+        )
+    return height, width
+
+
+def _process(pictures: Sequence[Image.Image], config: ImageConfig, name: str) -> Visual:
+    try:
+        height, width = resized_size(*pictures[0].size, config)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    if config.do_resize:
         pictures = [
             picture.resize((width, height), resample=config.resample) for picture in pictures
         ]
-    elif height % factor or width % factor:
-        raise InputError(
-            f"{name} is {height} x {width}, not multiples of {factor}; resize it or set do_resize"
-        )
     return Visual(*patchify(np.stack([np.asarray(picture) for picture in pictures]), config))
 
 

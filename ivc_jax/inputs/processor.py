@@ -9,7 +9,8 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
-from ivc_jax.inputs.image import ImageConfig, process_image, process_video
+from ivc_jax.inputs.bucket import Size, size_of
+from ivc_jax.inputs.image import ImageConfig, process_image, process_video, resized_size
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json, stop_ids
@@ -108,6 +109,29 @@ class Processor:
             flat_images += pictures
             flat_videos += clips
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
+
+    def measure(self, prompt: str, sizes: Sequence[tuple[int, int]], chat: bool = True) -> Size:
+        """Say what a prompt with images of these (width, height) in pixels will take up.
+
+        No pixel is needed for it.
+
+        Raises:
+            InputError: as a call with that prompt and such images; does not name a sample.
+        """
+        merge, patch = self.images.merge_size, self.images.patch_size
+        cells = []
+        for index, (width, height) in enumerate(sizes):
+            try:
+                resized = resized_size(width, height, self.images)
+            except InputError as error:
+                raise InputError(f"image {index}: {error}") from None
+            cells.append((1, *(side // (patch * merge) for side in resized)))
+        counts = {"image": [rows * columns for _, rows, columns in cells], "video": []}
+        length = len(self.writer.write(prompt, counts, 0, chat))
+        # Text advances positions by one a token, an image by the longer side of its grid.
+        text = length - sum(counts["image"])
+        reached = text + sum(max(rows, columns) for _, rows, columns in cells)
+        return size_of(length, cells, reached, self.config)
 
     def decode(self, tokens: Any, lengths: Any) -> list[str]:
         """Return the text of each row of `tokens` [B, T] up to its length; special tokens skipped.

@@ -1,5 +1,7 @@
 """The one place where attention is computed."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -24,6 +26,30 @@ def attend(
         lengths: valid keys of each row, counted from the left.
         causal: a query sees no key in a later slot.
     """
+    plain = partial(_attend_plainly, mask=mask, causal=causal)
+    if mask is None and keys.shape[1] == queries.shape[1] >= _SPLASH_SLOTS:
+        from ivc_jax.nn.splash import splash_attend  # waits for Pallas, which small models never do
+
+        return jax.lax.platform_dependent(
+            queries, keys, values, lengths, tpu=partial(splash_attend, causal=causal), default=plain
+        )
+    return plain(queries, keys, values, lengths)
+
+
+# Shorter sequences would leave most of the TPU kernel's blocks empty.
+_SPLASH_SLOTS = 256
+
+
+def _attend_plainly(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    lengths: jax.Array | None,
+    *,
+    mask: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
+    """Attend through XLA, or through cuDNN on GPU."""
     implementation = _implementation(queries)
     if implementation is None and mask is None and not causal:
         return _attend_in_chunks(queries, keys, values, lengths)

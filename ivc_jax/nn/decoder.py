@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
-from ivc_jax.nn.layers import GatedMLP
+from ivc_jax.nn.layers import GatedMLP, dequantized
 from ivc_jax.nn.tower import VisionTower
 from ivc_jax.types import typed
 
@@ -62,8 +62,9 @@ class DecoderBlock(nn.Module):
 
 
 def layer_params(layers: Params, index: jax.Array | int) -> Params:
-    """Take one block's parameters out of the stack."""
-    return jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+    """Take one block's parameters out of the stack, as floats."""
+    block = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+    return dequantized(block, block["input_layernorm"]["scale"].dtype)
 
 
 @typed
@@ -140,7 +141,7 @@ def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Arra
     if config.tie_embeddings:
         kernel = params["embed_tokens"]["embedding"].T
     else:
-        kernel = params["lm_head"]["kernel"]
+        kernel = dequantized(params["lm_head"]["kernel"], hidden.dtype)
     return (hidden @ kernel).astype(jnp.float32)
 
 

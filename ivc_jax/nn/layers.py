@@ -1,9 +1,11 @@
 """Projections, norms and feed-forward parts shared by the tower and the decoder."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 # LayerNorm variance is taken from the centred values: the fast E[x²]-E[x]² form loses digits.
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
@@ -46,3 +48,22 @@ class MLP(nn.Module):
         """Map [..., D] to [..., out_dim]."""
         x = nn.Dense(self.hidden_dim, name="fc1")(x)
         return nn.Dense(self.out_dim, name="fc2")(ACTIVATIONS[self.activation](x))
+
+
+def is_quantized(node: Any) -> bool:
+    """Tell whether a node of a parameter tree is a quantised kernel, a `qwix.QArray`."""
+    return hasattr(node, "qvalue")
+
+
+def dequantized(params: Any, dtype: np.dtype) -> Any:
+    """Turn the quantised kernels of a parameter tree into floats; leave everything else alone."""
+
+    def turn(node: Any) -> Any:
+        if not is_quantized(node):
+            return node
+        import qwix  # an optional dependency, installed where there are such kernels
+
+        # Scales are float32, so half precision rounds once, behind the product.
+        return qwix.dequantize(node).astype(dtype)
+
+    return jax.tree.map(turn, params, is_leaf=is_quantized)

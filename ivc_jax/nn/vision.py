@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ivc_jax.config import VisionConfig
-from ivc_jax.nn import rope
+from ivc_jax.nn import rope, sharding
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import MLP, NORMS, GatedMLP
 
@@ -45,8 +45,16 @@ class VisionAttention(nn.Module):
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [R, P, D] to queries, keys and values [R, P, H, C], none of them rotated."""
-        R, P, _ = x.shape
-        qkv = self.qkv(x).reshape(R, P, 3, self.config.num_heads, self.config.head_dim)
+        shape = (3, self.config.num_heads, self.config.head_dim)
+        if sharding.axis_size("model") == 1 or self.is_initializing():
+            qkv = self.qkv(x).reshape(*x.shape[:2], *shape)
+        else:
+            # A device holds columns that are no whole heads. Its share of whole heads of the
+            # kernel is far smaller than that of what the kernel makes of the patches.
+            params = self.get_variable("params", "qkv")
+            kernel = sharding.constrain(params["kernel"].reshape(-1, *shape), None, None, "model")
+            bias = sharding.constrain(params["bias"].reshape(shape), None, "model")
+            qkv = jnp.einsum("rpd,dthc->rpthc", x, kernel) + bias
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
     def __call__(

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from ivc_jax import parallel
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn.decoder import Params, init_params
-from ivc_jax.weights import keymap
+from ivc_jax.nn.layers import is_quantized
+from ivc_jax.weights import keymap, quantize
 from ivc_jax.weights.source import CheckpointError, TensorFiles
 
 _log = logging.getLogger(__name__)
@@ -44,13 +45,18 @@ def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = No
 
 
 def load_safetensors(
-    folder: Path, config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None
+    folder: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
 ) -> Params:
     """Load a Hugging Face directory into a parameter tree on devices.
 
     Args:
         dtype: of every parameter, whatever the files hold.
         mesh: devices to shard over, by the table of `ivc_jax.parallel`.
+        weights: "int8" quantises the kernels of `ivc_jax.weights.quantize` as each one arrives.
 
     Raises:
         CheckpointError: unreadable files, or tensors that are missing, unused, misshaped, given
@@ -60,11 +66,14 @@ def load_safetensors(
     files = TensorFiles(folder)
     abstract = abstract_params(config, dtype, mesh)
     targets = _match(files, abstract, config, folder)
-    leaves: dict[str, Any] = keymap.flatten(abstract)
+    leaves: dict[str, Any] = {
+        path: quantize.abstract_kernel(leaf) if weights and quantize.is_kernel(path) else leaf
+        for path, leaf in keymap.flatten(abstract).items()
+    }
     for name, target in targets.items():
         path = target.rule.path
         leaves[path] = _place(files, name, target, leaves[path])
-    size = sum(leaf.nbytes for leaf in leaves.values())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
     seconds = time.perf_counter() - start
     _log.info("loaded %d tensors, %.2f GB, in %.1f s", len(targets), size / 1e9, seconds)
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
@@ -102,25 +111,34 @@ def _match(
     return {name: target for target, name in found.items()}
 
 
-def _place(files: TensorFiles, name: str, target: keymap.Target, leaf: Any) -> jax.Array:
+def _place(files: TensorFiles, name: str, target: keymap.Target, leaf: Any) -> Any:
     """Read one tensor to its devices; return the parameter that it belongs to.
 
     `leaf` is abstract until the first tensor of its stack arrives.
     """
-    stacked = target.layer is not None
-    sharding = _layer_sharding(leaf.sharding) if stacked else leaf.sharding
+    stacked, quantized = target.layer is not None, is_quantized(leaf)
+    sharding = (leaf.qvalue if quantized else leaf).sharding
+    # What is quantised keeps the precision of the file until then.
+    dtype = None if quantized else leaf.dtype
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         values = files.read(name, target.rule.transform, index)
-        return np.ascontiguousarray(values, dtype=leaf.dtype)
+        return np.ascontiguousarray(values, dtype=dtype)
 
+    sharding = _layer_sharding(sharding) if stacked else sharding
     array = jax.make_array_from_callback(leaf.shape[stacked:], sharding, read)
+    array = quantize.quantize(array) if quantized else array
     if stacked:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            leaf = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-        array = _layer_writer(leaf.sharding)(leaf, array, target.layer)
+        array = jax.tree.map(functools.partial(_write, target.layer), leaf, array)
     # One tensor in flight: transfers that queue up would each hold a host copy.
-    return array.block_until_ready()
+    return jax.block_until_ready(array)
+
+
+def _write(index: int, stack: Any, layer: jax.Array) -> jax.Array:
+    """Write one layer into its stack, which is allocated if it is abstract yet."""
+    if isinstance(stack, jax.ShapeDtypeStruct):
+        stack = jnp.zeros(stack.shape, stack.dtype, device=stack.sharding)
+    return _layer_writer(stack.sharding)(stack, layer, index)
 
 
 def _layer_sharding(sharding: Sharding) -> Sharding:

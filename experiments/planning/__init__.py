@@ -1,0 +1,1 @@
+"""Plan a TPU slice without one: compile ahead of time and read the programs."""

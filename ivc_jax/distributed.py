@@ -1,0 +1,138 @@
+"""Several processes that run one program: start, data in, results out.
+
+A batch is cut into equal shards along the `data` axis of the mesh. Each process loads the rows of
+the shards that its devices hold and writes the records of those that it owns:
+
+    mesh data=4, model=2      shard 0   shard 1 | shard 2   shard 3
+    devices                    0  1      2  3   |  4  5      6  7
+    process                         0           |       1
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ivc_jax.types import Inputs
+
+_log = logging.getLogger(__name__)
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join the processes of a run, before anything else asks JAX for devices.
+
+    TPU VMs and the usual cluster managers find their peers by themselves; elsewhere all three
+    arguments are needed.
+
+    Args:
+        coordinator: address:port of process 0, the same for all.
+        num_processes: how many there are.
+        process_id: of this one, from 0.
+
+    Raises:
+        ValueError: some of the arguments are missing, or the peers cannot be reached.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given) and None in given:
+        raise ValueError("give all of --coordinator, --num-processes and --process-id, or none")
+    if num_processes is not None and not 0 <= process_id < num_processes:
+        raise ValueError(f"--process-id must be in [0, {num_processes - 1}], got {process_id}")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the processes of the run cannot be joined: {reason}") from None
+    _log.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def num_shards(mesh: Mesh | None) -> int:
+    """Return into how many shards a batch is cut."""
+    return mesh.shape["data"] if mesh else 1
+
+
+def local_shards(mesh: Mesh | None) -> tuple[int, ...]:
+    """List the shards that devices of this process hold a part of."""
+    if mesh is None:
+        return (0,)
+    me = jax.process_index()
+    rows = enumerate(mesh.devices)
+    return tuple(row for row, devices in rows if any(d.process_index == me for d in devices))
+
+
+def owner(mesh: Mesh | None, shard: int) -> int:
+    """Return the process that writes the records of a shard."""
+    if mesh is None:
+        return jax.process_index()
+    return min(device.process_index for device in mesh.devices[shard])
+
+
+def assemble(parts: Mapping[int, Inputs], mesh: Mesh | None, merge_area: int) -> Inputs:
+    """Put the shards of a batch, padded alike, on their devices as one batch.
+
+    Args:
+        parts: the local shards, NumPy leaves.
+        mesh: None puts the only shard on the default device.
+        merge_area: patches that become one visual token.
+    """
+    if mesh is None:
+        return jax.device_put(parts[0])
+    count = num_shards(mesh)
+    moved = {shard: _point_into_batch(part, shard, merge_area) for shard, part in parts.items()}
+    leaves = {shard: jax.tree_util.tree_leaves_with_path(part) for shard, part in moved.items()}
+    first = next(iter(leaves.values()))
+    placed = []
+    for number, (path, leaf) in enumerate(first):
+        # Every array counts samples, or their patch rows, on axis 0; positions are [3, B, N].
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axis = 1 if name == "layout/positions" else 0
+        size = leaf.shape[axis]
+        shape = (*leaf.shape[:axis], size * count, *leaf.shape[axis + 1 :])
+        sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+        def read(
+            index: tuple[slice, ...], number: int = number, axis: int = axis, size: int = size
+        ) -> np.ndarray:
+            return leaves[(index[axis].start or 0) // max(size, 1)][number][1]
+
+        placed.append(jax.make_array_from_callback(shape, sharding, read))
+    return jax.tree.unflatten(jax.tree.structure(next(iter(moved.values()))), placed)
+
+
+def fetch(tree: Any) -> Any:
+    """Copy arrays to the host as NumPy, whole, also those that other processes hold parts of.
+
+    All processes must call this together if there is such an array.
+    """
+
+    def one(array: Any) -> np.ndarray:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return np.asarray(array)
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def any_process(mask: np.ndarray) -> np.ndarray:
+    """Return the element-wise "or" over all processes of a bool array, of one shape in all."""
+    if jax.process_count() == 1:
+        return mask
+    return np.asarray(multihost_utils.process_allgather(mask)).any(axis=0)
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process has come to this point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _point_into_batch(part: Inputs, shard: int, merge_area: int) -> Inputs:
+    """Count the rows of the tower's output from the start of the batch, not of the shard."""
+    rows, patches = part.patches.shape[:2]
+    before = np.int32(shard * rows * patches // merge_area)
+    return part.replace(visual_source=part.visual_source + before)

@@ -1,0 +1,148 @@
+"""Buckets chosen from the data, and batches of examples of like size.
+
+Examples are sorted by visual tokens and cut into few ranges; a range becomes one padded shape, so
+that all its batches share their compiled programs:
+
+    visual tokens   64 64 70 | 240 256 256 256 | 1020 1024
+    bucket          V = 70   | V = 256         | V = 1024
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ivc_jax.inputs.bucket import Shape, Size
+
+_TEXT_STEP = 16  # questions of a new length rarely need a new program
+_LEVELS = 192  # sizes that cuts are looked for between
+_GOOD_ENOUGH = 1.05  # a bucket must be worth compiling: fewer ones may pad this much more
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A row of a task and what it takes up."""
+
+    task: int
+    position: int
+    size: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """Rows of one task that run together.
+
+    Attributes:
+        task: index of the task.
+        shape: that each shard of the batch is padded to.
+        positions: rows in the file; a partial batch repeats its last one up to the batch size.
+        count: rows that are no repetition.
+    """
+
+    task: int
+    shape: Shape
+    positions: tuple[int, ...]
+    count: int
+
+
+def plan_batches(
+    examples: Sequence[Example], batch_size: int, shards: int, most_buckets: int
+) -> list[BatchPlan]:
+    """Fill batches, task by task, small buckets first, rows in file order within a bucket.
+
+    Args:
+        examples: of all tasks; the order does not matter.
+        batch_size: a multiple of `shards`.
+        shards: equal parts of a batch that are padded on their own.
+        most_buckets: bound on the shapes, over all tasks.
+    """
+    rows = batch_size // shards
+    groups = choose_ranges([example.size for example in examples], batch_size, most_buckets)
+    plans = []
+    for number, group in enumerate(groups):
+        members = [examples[index] for index in group]
+        shape = common_shape([example.size for example in members], rows)
+        for task in {example.task for example in members}:
+            found = sorted(e.position for e in members if e.task == task)
+            for start in range(0, len(found), batch_size):
+                part = found[start : start + batch_size]
+                padded = part + part[-1:] * (batch_size - len(part))
+                plans.append(
+                    (task, number, start, BatchPlan(task, shape, tuple(padded), len(part)))
+                )
+    return [plan for *_, plan in sorted(plans, key=lambda entry: entry[:3])]
+
+
+def common_shape(sizes: Iterable[Size], rows: int) -> Shape:
+    """Return the smallest shape that `rows` of these samples always fit into."""
+    sizes = list(sizes)
+    text = -(-max(size.text for size in sizes) // _TEXT_STEP) * _TEXT_STEP
+    visual = max(size.visual for size in sizes)
+    return Shape(
+        text=text,
+        visual=visual,
+        patches=max(size.patches for size in sizes),
+        rows=max(size.rows for size in sizes) * rows,
+        images=max(1, *(size.images for size in sizes)),
+        positions=max(text + visual, *(size.positions for size in sizes)),
+    )
+
+
+def choose_ranges(sizes: Sequence[Size], batch_size: int, most: int) -> list[list[int]]:
+    """Group samples by visual tokens so that padded slots are few: lists of indices.
+
+    The fewest ranges are taken whose slots are within five percent of what `most` ranges need.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: (sizes[index].visual, index))
+    levels = _levels(order, sizes)
+    if not levels:
+        return []
+    counts = np.array([len(level) for level in levels])
+    text = np.array([max(sizes[index].text for index in level) for level in levels])
+    visual = np.array([max(sizes[index].visual for index in level) for level in levels])
+    cuts = _cheapest_cuts(_costs(counts, text, visual, batch_size), most)
+    return [[i for level in levels[a:b] for i in level] for a, b in cuts]
+
+
+def _levels(order: Sequence[int], sizes: Sequence[Size]) -> list[list[int]]:
+    """Put neighbours in `order` together: equal sizes always, others if there are too many."""
+    levels: list[list[int]] = []
+    smallest = len(order) / _LEVELS
+    distinct = len({sizes[index].visual for index in order})
+    for index in order:
+        same = levels and sizes[levels[-1][-1]].visual == sizes[index].visual
+        if same or (levels and distinct > _LEVELS and len(levels[-1]) < smallest):
+            levels[-1].append(index)
+        else:
+            levels.append([index])
+    return levels
+
+
+def _costs(counts: np.ndarray, text: np.ndarray, visual: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return slots of whole batches if levels a..b-1 are one range: [levels, levels + 1]."""
+    levels = len(counts)
+    cost = np.full((levels, levels + 1), np.inf)
+    for a in range(levels):
+        rows = -(-np.cumsum(counts[a:]) // batch_size) * batch_size
+        cost[a, a + 1 :] = rows * (np.maximum.accumulate(text[a:]) + visual[a:])
+    return cost
+
+
+def _cheapest_cuts(cost: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Cut levels into ranges by dynamic programming over the number of ranges."""
+    levels = len(cost)
+    best = [np.full(levels + 1, np.inf)]
+    best[0][0] = 0.0
+    origin = []
+    for _ in range(min(most, levels)):
+        total = best[-1][:levels, None] + cost  # [start of the last range, its end]
+        origin.append(total.argmin(axis=0))
+        best.append(total.min(axis=0))
+    ends = [column[levels] for column in best]
+    number = next(n for n, value in enumerate(ends) if value <= _GOOD_ENOUGH * min(ends))
+    cuts, end = [], levels
+    for step in range(number, 0, -1):
+        start = int(origin[step - 1][end])
+        cuts.append((start, end))
+        end = start
+    return cuts[::-1]

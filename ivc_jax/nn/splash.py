@@ -1,0 +1,94 @@
+"""Attention on TPU through JAX's splash attention kernel.
+
+No score leaves the chip's fast memory, and blocks of a causal mask that hide everything are
+skipped. The kernel takes whole blocks, so sequences are padded; the compiler cannot split it, so on
+a mesh every device runs it on its own samples and heads.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel_library,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from ivc_jax.nn import sharding
+
+_BLOCKS = (512, 384, 256)  # slots; multiples of the 128 lanes of a TPU register
+
+
+def splash_attend(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attend over a whole sequence: [B, N, H, C] from keys and values [B, N, G, C].
+
+    Causal attention does not look at `lengths`: a valid query sees nothing behind itself, and
+    padding follows the valid slots. Outputs in slots of padding are finite and otherwise arbitrary.
+
+    Args:
+        lengths: [B], valid keys of each row, at least 1, counted from the left.
+        causal: a query sees no key in a later slot.
+        interpret: run the kernel's operations one by one, on any device.
+    """
+    B, N = queries.shape[:2]
+    if lengths is None:
+        lengths = jnp.full(B, N, jnp.int32)
+    run = partial(_attend_locally, causal=causal, interpret=interpret)
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(queries, keys, values, lengths)
+    if keys.shape[2] % sharding.axis_size("model"):
+        # Fewer key heads than devices: with a key head to each query head, either split alike.
+        repeats = queries.shape[2] // keys.shape[2]
+        keys, values = (jnp.repeat(x, repeats, axis=2) for x in (keys, values))
+    heads = sharding.partition(queries.shape, "data", None, "model", None)
+    samples = sharding.partition(lengths.shape, "data")
+    specs = (heads, heads, heads, samples)
+    # The kernel does not say over which axes its results vary, so that cannot be checked.
+    run = jax.shard_map(run, in_specs=specs, out_specs=heads, check_vma=False)
+    return run(queries, keys, values, lengths)
+
+
+def _attend_locally(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    lengths: jax.Array,
+    *,
+    causal: bool,
+    interpret: bool,
+) -> jax.Array:
+    """Run the kernel on the samples and heads of one device."""
+    B, N, H, C = queries.shape
+    G = keys.shape[2]
+    block = min(_BLOCKS, key=lambda size: (-N % size, -size))  # least padding, then largest
+    slots = N + -N % block
+
+    def by_head(array: jax.Array) -> jax.Array:
+        """Move heads in front and pad: [B, heads, slots, C]."""
+        return jnp.pad(array, ((0, 0), (0, slots - N), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    mask = masks.CausalMask if causal else masks.FullMask
+    kernel = kernel_library.make_splash_mqa_single_device(
+        masks.MultiHeadMask([mask((slots, slots))] * (H // G)),
+        block_sizes=kernel_library.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=block
+        ),
+        interpret=interpret,
+    )
+    grouped = by_head(queries * C**-0.5).reshape(B, G, H // G, slots, C)
+    arguments = [grouped, by_head(keys), by_head(values)]
+    axes = [0, 0, 0]
+    if not causal:
+        visible = (jnp.arange(slots) < lengths[:, None]).astype(jnp.int32)
+        arguments.append(kernel_library.SegmentIds(jnp.ones_like(visible), visible))
+        axes.append(None)
+    mixed = jax.vmap(jax.vmap(kernel, in_axes=tuple(axes)))(*arguments)
+    return mixed.reshape(B, H, slots, C).swapaxes(1, 2)[:, :N]
