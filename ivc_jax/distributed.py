@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivc_jax.types import Inputs
 
 _log = logging.getLogger(__name__)
+# Seconds until the others notice that a process has died; the usual 100 are long to wait.
+_HEARTBEAT = 30
 
 
 def initialize(
@@ -44,7 +46,9 @@ def initialize(
     if num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"--process-id must be in [0, {num_processes - 1}], got {process_id}")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the processes of the run cannot be joined: {reason}") from None

@@ -48,7 +48,9 @@ class BatchPlan:
 def plan_batches(
     examples: Sequence[Example], batch_size: int, shards: int, most_buckets: int
 ) -> list[BatchPlan]:
-    """Fill batches, task by task, small buckets first, rows in file order within a bucket.
+    """Fill batches, task by task, large buckets first, rows in file order within a bucket.
+
+    What does not fit into memory shows at once then, and not after hours.
 
     Args:
         examples: of all tasks; the order does not matter.
@@ -67,9 +69,8 @@ def plan_batches(
             for start in range(0, len(found), batch_size):
                 part = found[start : start + batch_size]
                 padded = part + part[-1:] * (batch_size - len(part))
-                plans.append(
-                    (task, number, start, BatchPlan(task, shape, tuple(padded), len(part)))
-                )
+                plan = BatchPlan(task, shape, tuple(padded), len(part))
+                plans.append((task, -number, start, plan))
     return [plan for *_, plan in sorted(plans, key=lambda entry: entry[:3])]
 
 

@@ -1,6 +1,7 @@
 """Batches read, decoded and padded on the host while the devices work on earlier ones."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from ivc_jax.evals.batching import BatchPlan
 from ivc_jax.evals.survey import Failure, TaskEntry
 from ivc_jax.evals.tsv import Row, RowError
 
-_THREADS = 4
-_AHEAD = 2  # batches ready before they are asked for: patches of a large batch take gigabytes
+# Batches in the making or ready at a time; patches of a large one take hundreds of megabytes.
+_AHEAD = min(4, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,5 +87,5 @@ def load_ahead(loader: BatchLoader, plans: Sequence[BatchPlan]) -> Iterator[Load
     """Yield the batches in order, the next ones being loaded meanwhile."""
     if not plans:
         return
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
     yield from grain.MapDataset.source(plans).map(loader).to_iter_dataset(options)
