@@ -57,11 +57,21 @@ def start_pair(out: pathlib.Path, limit: int) -> list[subprocess.Popen]:
 
 
 def kill_one(
-    pair: Sequence[subprocess.Popen], out: pathlib.Path, draw: random.Random, delay: float
+    pair: Sequence[subprocess.Popen], out: pathlib.Path, draw: random.Random, more: float
 ) -> dict[str, Any]:
-    """Kill one of the two after `delay` seconds; report what happened."""
-    time.sleep(delay)
-    victim = draw.randrange(2)
+    """Kill one of the two and report what happened.
+
+    Args:
+        more: records that they write before; below 1, so many times 20 seconds of their start.
+    """
+    begin, before, victim = time.monotonic(), count_lines(out), draw.randrange(2)
+    while any(process.poll() is None for process in pair):
+        waited = time.monotonic() - begin
+        if waited > 20 * more if more < 1 else count_lines(out) >= before + more:
+            break
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 0.2))
+    delay = time.monotonic() - begin
     alive = all(process.poll() is None for process in pair)
     pair[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -73,15 +83,20 @@ def kill_one(
         ended = False
         pair[1 - victim].kill()
         pair[1 - victim].wait()
-    lines = sum(path.read_bytes().count(b"\n") for path in out.glob("records/*.jsonl"))
     return {
         "after_seconds": round(delay, 1),
         "victim": victim,
         "both_ran": alive,
         "peer_ended_by_itself": ended,
         "peer_ended_after_seconds": round(time.monotonic() - killed, 1),
-        "records_then": lines,
+        "records_before": before,
+        "records_then": count_lines(out),
     }
+
+
+def count_lines(out: pathlib.Path) -> int:
+    """Count the lines of all record files."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("records/*.jsonl"))
 
 
 def keyed(out: pathlib.Path) -> tuple[dict[tuple, dict], int]:
@@ -122,9 +137,13 @@ def main() -> None:
         assert [p.wait() for p in start_pair(two, arguments.limit)] == [0, 0]
         seconds_two = time.monotonic() - begin
         kills = []
-        for _ in range(arguments.kills):
+        total = count_lines(two)
+        for left in range(arguments.kills, 0, -1):
+            share = (total - count_lines(killed)) / (left + 1)
+            # three in ten die while they start, the others at any record of their share
+            more = draw.random() if draw.random() < 0.3 else 1 + draw.uniform(0, 1.5 * share)
             pair = start_pair(killed, arguments.limit)
-            kills.append(kill_one(pair, killed, draw, draw.uniform(2.0, 0.8 * seconds_two)))
+            kills.append(kill_one(pair, killed, draw, more))
             print(kills[-1], flush=True)
         assert [p.wait() for p in start_pair(killed, arguments.limit)] == [0, 0]
         alone, doubled_one = keyed(one)

@@ -30,13 +30,13 @@ def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
     import jax
     import ml_dtypes
     import numpy as np
-    from shapes import QWEN2_VL_2B
 
     from ivc_jax.config import from_hf
     from ivc_jax.nn.decoder import init_params
+    from ivc_jax.presets import PRESETS
     from ivc_jax.weights import keymap
 
-    config = from_hf(QWEN2_VL_2B)
+    config = from_hf(PRESETS["qwen2-vl-2b"])
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves, sizes = keymap.flatten(shapes), {}
     for name, target in keymap.expected_tensors(shapes):
@@ -49,7 +49,7 @@ def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
         part = names[number::num_shards]
         _write_shard(folder / file, {name: sizes[name] for name in part}, noise)
         weight_map |= dict.fromkeys(part, file)
-    (folder / "config.json").write_text(json.dumps(QWEN2_VL_2B))
+    (folder / "config.json").write_text(json.dumps(PRESETS["qwen2-vl-2b"]))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     counts = [2 * int(np.prod(shape)) for shape in sizes.values()]
     return {"model_bytes": sum(counts), "largest_tensor_bytes": max(counts)}

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from shapes import QWEN2_VL_2B, ROOT, make_batch, random_params, write_report
+from shapes import ROOT, make_batch, random_params, write_report
 
 import ivc_jax
 from ivc_jax.config import ModelConfig, from_hf
@@ -41,6 +41,7 @@ from ivc_jax.methods.base import (
 from ivc_jax.nn import rope
 from ivc_jax.nn.tower import Features, Projections
 from ivc_jax.nn.vision import PatchMerger, VisionBlock
+from ivc_jax.presets import PRESETS
 from ivc_jax.types import Inputs
 
 METHODS = (
@@ -143,7 +144,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def measure(tokens: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     """Time dense prefills and selections in turn; medians after one warm-up each."""
-    config = from_hf(QWEN2_VL_2B)
+    config = from_hf(PRESETS["qwen2-vl-2b"])
     model = ivc_jax.Model(config, random_params(config))
     buckets = Buckets(text=(40,), visual=(tokens,))
     inputs = collate(make_batch(config, 32, tokens // 32), config, buckets)

@@ -1,4 +1,4 @@
-"""Published sizes, random weights, a prompt, and the header of a record: what benchmarks share."""
+"""Random weights, a prompt, and the header of a record: what benchmarks share."""
 
 import json
 import os
@@ -16,70 +16,6 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.nn.decoder import init_params
 
 ROOT = Path(__file__).parent.parent
-
-# The sizes that the published config.json of Qwen2-VL-2B-Instruct states.
-QWEN2_VL_2B: dict[str, Any] = {
-    "model_type": "qwen2_vl",
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": True,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_config": {
-        "depth": 32,
-        "embed_dim": 1280,
-        "num_heads": 16,
-        "mlp_ratio": 4,
-        "hidden_size": 1536,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-    },
-}
-
-# The sizes that the published config.json of Qwen2.5-VL-3B-Instruct states.
-QWEN2_5_VL_3B: dict[str, Any] = {
-    "model_type": "qwen2_5_vl",
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 128000,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_config": {
-        "model_type": "qwen2_5_vl",
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-        "tokens_per_second": 2,
-        "hidden_act": "silu",
-    },
-}
 
 
 def random_params(config: ModelConfig) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def exit_code(action: Callable[[], None], *, traceback: bool, resumes: bool = Fa
         if resumes:
             print("interrupted; give the same command again to go on")
         return _INTERRUPTED
-    # What the packages raise for bad input are ValueErrors; a full disk is an OSError.
-    except (ValueError, OSError) as error:
+    # What the packages raise for bad input are ValueErrors; a full disk is an OSError, an optional
+    # dependency that is not installed an ImportError.
+    except (ValueError, OSError, ImportError) as error:
         if traceback:
             raise
         hint = "; finished records are kept, give the same command again to go on"

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from experiments.labels import short_labels, short_task
+from experiments.points import heading, in_points
 
 _SHOWN_FAILURES = 5
 
@@ -59,21 +60,26 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_table(console: Console, results: dict[str, Any]) -> None:
-    """Print scores by task, the average and the costs of each method."""
+    """Print scores by task, the average and the costs of each method; or the paper's tables."""
+    if "paper" in results["meta"]:
+        from experiments.paper import report  # no other run needs it
+
+        report.show(console, results)
+        return
     rows = results["rows"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
     labels = short_labels(methods)
     cells = {(row["task"], row["method"]): row for row in rows}
-    table = Table(title="Score in percent; costs are means over tasks, times per example")
+    table = Table(title="Score in percent or points; costs are means over tasks, times per example")
     for name in ("method", "keep", "cached"):
         table.add_column(name)
-    for name in (*map(short_task, tasks), "retention", "kept tokens", "KV", "prefill"):
+    for name in (*map(heading, tasks), "retention", "kept tokens", "KV", "prefill"):
         table.add_column(name, justify="right")
     for method in methods:
         here = [cells[task, method] for task in tasks if (task, method) in cells]
         scores = [
-            f"{100 * cells[task, method]['score']:.1f}" if (task, method) in cells else "-"
+            in_points(task, cells[task, method]["score"]) if (task, method) in cells else "-"
             for task in tasks
         ]
         last = here[-1]  # the average where several tasks ran

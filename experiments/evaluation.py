@@ -68,7 +68,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     try:
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
         log(f"loading {_shown(path)}")
-        model, processor = ivc_jax.load(path, settings.dtype, mesh)
+        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights)
         reached, unreachable = _method_entries(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
             log(f"left out: {reason}")
@@ -94,7 +94,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     except BaseException:
         folder.close()
         raise
-    log(f"{device_name()}, {_dtype(model)}, jax {jax.__version__}")
+    log(f"{device_name()}, {model.dtype!s}, jax {jax.__version__}")
     answerer = ModelAnswerer(model, processor, settings.share_tower)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
 
@@ -124,7 +124,8 @@ def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
     return {
         "model": plan.identity.model,
         "device": device_name(),
-        "dtype": _dtype(model),
+        "dtype": str(model.dtype),
+        "weights": model.weights,
         "jax_version": jax.__version__,
         "commit": plan.identity.commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -220,7 +221,7 @@ def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
         **{name: value for name, value in unusual.items() if value is not None},
         "model": fingerprint(path),
         "seed": settings.seed,
-        "dtype": _dtype(model),
+        "dtype": str(model.dtype),
         "device": device_name(),
         "batch size": settings.batch_size,
         "prompts version": tasks.PROMPTS_VERSION,
@@ -243,10 +244,6 @@ def _image_start(session: Session) -> int | None:
         if arranged.segments:
             return int(arranged.positions[0, arranged.visual_slot[0]])
     return None
-
-
-def _dtype(model: Any) -> str:
-    return str(jax.tree.leaves(model.params["decoder"])[0].dtype)
 
 
 def _shown(path: str) -> str:

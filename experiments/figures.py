@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import comparison, curves, ivc_map
 from experiments.labels import short_labels, short_task, size_of
+from experiments.points import PERCENT, points_of
 from experiments.studies import figure as study_figure
 from experiments.studies.study import Study
 from experiments.studies.table import Row
@@ -105,19 +106,18 @@ def _accuracy(results: dict[str, Any]) -> Figure:
         layout="constrained",
     )  # fmt: skip
     for axes, task in zip(grid.flat, tasks, strict=False):
-        here = [row for row in rows if row["task"] == task]
+        here, points = [row for row in rows if row["task"] == task], points_of(task)
         for number, (name, style) in enumerate(styles.items()):
             # set apart a little: methods with equal budgets would hide each other
             shift = 5.5 * (number / max(len(styles) - 1, 1) - 0.5)
             chosen = [row for row in here if labels[row["method"]] == name]
-            _line(axes, chosen, name, style, shift)
+            _line(axes, chosen, name, style, shift, points)
         for row in here:
             if row["method"] == _DENSE:
-                axes.axhline(100 * row["score"], color="black", ls="--", lw=1, label=_DENSE)
-        axes.set(
-            title=short_task(task), xlabel="visual tokens in the cache (%)", ylabel="score (%)"
-        )
-        axes.set(xlim=(0, 100), ylim=(-3, 103))
+                axes.axhline(points * row["score"], color="black", ls="--", lw=1, label=_DENSE)
+        unit = "%" if points == PERCENT else f"points of {points:g}"
+        axes.set(title=short_task(task), xlabel="visual tokens in the cache (%)")
+        axes.set(ylabel=f"score ({unit})", xlim=(0, 100), ylim=(-0.03 * points, 1.03 * points))
         axes.grid(alpha=0.25)
     for axes in grid.flat[len(tasks) :]:
         axes.axis("off")
@@ -127,15 +127,20 @@ def _accuracy(results: dict[str, Any]) -> Figure:
 
 
 def _line(
-    axes: Axes, rows: list[dict[str, Any]], name: str, style: dict[str, Any], shift: float
+    axes: Axes,
+    rows: list[dict[str, Any]],
+    name: str,
+    style: dict[str, Any],
+    shift: float,
+    points: float,
 ) -> None:
     rows = sorted(rows, key=lambda row: row["metrics"]["cached_share"])
     shares = [100 * row["metrics"]["cached_share"] + shift for row in rows]
-    scores = np.array([100 * row["score"] for row in rows])
+    scores = np.array([points * row["score"] for row in rows])
     axes.plot(shares, scores, label=name, markersize=5, **style)
     for share, score, row in zip(shares, scores, rows, strict=True):
         if "low" in row["metrics"]:
-            low, high = 100 * row["metrics"]["low"], 100 * row["metrics"]["high"]
+            low, high = (points * row["metrics"][end] for end in ("low", "high"))
             # a point estimate such as F1 may lie outside the interval of the mean
             below, above = max(score - low, 0), max(high - score, 0)
             axes.errorbar(share, score, [[below], [above]], color=style["color"], alpha=0.35, lw=1)

@@ -19,6 +19,7 @@ import jinja2
 
 from experiments import comparison
 from experiments.labels import short_labels, short_task, size_of
+from experiments.points import heading, in_points, scored_by_unit
 from experiments.studies import study, table
 from ivc_jax.evals import summary
 from ivc_jax.evals.records import read_all, write_atomically
@@ -82,6 +83,10 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     content |= {"difference": _difference, "p_value": _p_value}
     html = _render("report.html.jinja", content, escape=True, figures=inlined)
     write_atomically(folder / "report.html", html)
+    if "paper" in results["meta"]:
+        from experiments.paper import report as paper  # no other run needs it
+
+        paper.write(folder, results)
 
 
 def _wanted(folder: pathlib.Path, meta: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,16 +114,71 @@ def _content(results: dict[str, Any], records: list[dict[str, Any]]) -> dict[str
     cells = {(row["method"], row["task"]): row for row in rows}
     return {
         "meta": meta,
+        "facts": _facts(meta),
         "labels": labels,
+        "spelled": _spelled(labels, rows),
         "tasks": names,
         "columns": [name for name in names if "/" not in name],
         "short_task": short_task,
+        "heading": heading,
+        "in_points": in_points,
+        "in_own_points": any(heading(name) != short_task(name) for name in names),
+        "scored_by_unit": [short_task(task) for task in scored_by_unit(meta["tasks"])],
+        "categories": summary.categories(rows),
+        "in_category": _in_category,
         "size_of": size_of,
         "cells": cells,
         "best": _best(meta["methods"], cells),
         "rows": rows,
         "examples": _examples(meta, records),
     }
+
+
+def _spelled(labels: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Name methods with their budget or keep ratio, for tables without a column of it."""
+    sizes = {row["method"]: size_of(row["method"], row["keep_ratio"])[1] for row in rows}
+    return {
+        method: labels[method] if method == "dense" else f"{labels[method]}, {size:g}"
+        for method, size in sizes.items()
+    }
+
+
+def _facts(meta: dict[str, Any]) -> dict[str, Any]:
+    """Name what both headers show; results of earlier versions lack some of it."""
+    facts = {
+        "device": meta["device"],
+        "mesh": ", ".join(f"{name}={size}" for name, size in (meta.get("mesh") or {}).items()),
+        "processes": meta.get("processes"),
+        "dtype": meta["dtype"],
+        "jax": meta["jax_version"],
+        "commit": ", ".join(meta["commits"]),
+        "date": meta["date"],
+        "seed": meta["seed"],
+        "batch size": meta["batch_size"],
+        "rows of each task": meta["limit"] or "all",
+        "prefill programs compiled": meta["compiled_programs"],
+        **_statistics(meta.get("statistics")),
+        "failed examples": meta["failed_rows"],
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _statistics(statistics: dict[str, Any] | None) -> dict[str, Any]:
+    """Say how the time went, which is unknown where every record was there already."""
+    if statistics is None:
+        return {}
+    facts = {"padded shapes": statistics["buckets"]}
+    if statistics["busy_share"] is not None:
+        facts["devices busy, without compiling"] = f"{100 * statistics['busy_share']:.1f} %"
+        facts["waited for the host"] = f"{statistics['wait']:.1f} s"
+    return facts
+
+
+def _in_category(measure: str, value: float | None) -> str:
+    """Write a value of a table of categories: percent, or points and counts as they are."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if measure in ("points", "count") else f"{100 * value:.1f}"
 
 
 def _best(methods: list[str], cells: dict[tuple[str, str], dict[str, Any]]) -> set[tuple[str, str]]:

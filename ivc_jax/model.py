@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ivc_jax import remote
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.nn.decoder import Params
-from ivc_jax.weights import checkpoint
+from ivc_jax.nn.layers import is_quantized
+from ivc_jax.weights import checkpoint, quantize
 from ivc_jax.weights.load import load_safetensors
 from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
 
@@ -31,12 +33,21 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the parameters."""
+        """The dtype that the model computes in; of all parameters but quantised kernels."""
         return self.params["decoder"]["embed_tokens"]["embedding"].dtype
+
+    @property
+    def weights(self) -> str:
+        """What the decoder's kernels are stored as: "int8" or the name of a float dtype."""
+        kernel = self.params["decoder"]["layers"]["q_proj"]["kernel"]
+        return str((kernel.qvalue if is_quantized(kernel) else kernel).dtype)
 
 
 def load(
-    path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+    path: str | Path,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
 ) -> tuple[Model, Processor]:
     """Load a model and its processor.
 
@@ -45,40 +56,54 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and bfloat16 on
             accelerators, whatever the checkpoint holds.
         mesh: from `ivc_jax.parallel.make_mesh`; parameters are sharded while they are read.
+        weights: "int8" stores the decoder's projections, its feed-forward layers and an untied
+            output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
 
     Raises:
         CheckpointError: no such path, unreadable or unfitting files.
         ConfigError: an architecture or setting that is not supported.
-        ValueError: unknown dtype.
+        ValueError: unknown dtype or weights.
+        ImportError: int8 weights without the library behind them.
     """
     chosen = _choose_dtype(dtype, mesh)
+    quantize.check(weights)
     folder = find_folder(path)
     config = read_config(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
     processor = Processor.from_pretrained(folder, config)
     config = _with_pixels(config, processor)
-    return Model(config, load_params(folder, config, chosen, mesh), mesh), processor
+    return Model(config, load_params(folder, config, chosen, mesh, weights), mesh), processor
 
 
 def load_params(
-    folder: Path, config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None
+    folder: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
 ) -> Params:
     """Load the parameters of a Hugging Face or a converted directory, told apart by content.
+
+    Args:
+        weights: "int8" for quantised kernels, as in `load`.
 
     Raises:
         CheckpointError: unreadable or unfitting files.
     """
     if checkpoint.is_converted(folder):
-        return checkpoint.restore_params(folder, config, dtype, mesh)
-    return load_safetensors(folder, config, dtype, mesh)
+        return checkpoint.restore_params(folder, config, dtype, mesh, weights)
+    return load_safetensors(folder, config, dtype, mesh, weights)
 
 
 def find_folder(path: str | Path) -> Path:
-    """Return the local directory of a checkpoint, fetched from the hub if `path` is a hub id.
+    """Return the local directory of a checkpoint, fetched if it is in a bucket or on the hub.
 
     Raises:
-        CheckpointError: neither, or the hub cannot be reached.
+        CheckpointError: no directory, bucket or hub id, or the hub cannot be reached.
+        RemoteError: the bucket cannot be read.
     """
+    if remote.is_remote(path):
+        return remote.pull_folder(str(path), remote.cache_folder(str(path), "models"))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -6,6 +6,7 @@ the second by rows, so that a block needs one reduction for each. Batches are sp
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,13 +40,19 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange `data * model` devices in a mesh with axes `data` and `model`.
+
+    Args:
+        data: equal parts of a batch.
+        model: equal parts of a block's matrices.
+        devices: to choose from, in this order; by default those of this run.
 
     Raises:
         ValueError: a size is not positive, or there are too few devices.
     """
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     if data < 1 or model < 1:
         raise ValueError(f"mesh sizes must be positive, got data={data}, model={model}")
     if data * model > available:
@@ -55,8 +62,8 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
         )
     # Explicit axes, the default, refuse the gathers with which caches are compacted.
     kinds = (AxisType.Auto, AxisType.Auto)
-    devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=kinds, devices=devices)
+    chosen = devices[: data * model]
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=kinds, devices=chosen)
 
 
 def param_spec(path: str) -> PartitionSpec:
@@ -92,6 +99,11 @@ def place_inputs(inputs: Inputs, mesh: Mesh | None = None) -> Inputs:
     """
     if mesh is None:
         return jax.device_put(inputs)
+    return jax.device_put(inputs, input_shardings(inputs, mesh))
+
+
+def input_shardings(inputs: Inputs, mesh: Mesh) -> Inputs:
+    """Return the sharding of every array of a batch, which may be abstract."""
 
     def sharding(path: tuple, array: Any) -> NamedSharding:
         # Every array counts samples, or their patch rows, on axis 0; positions are [3, B, N].
@@ -101,7 +113,7 @@ def place_inputs(inputs: Inputs, mesh: Mesh | None = None) -> Inputs:
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
-    return jax.device_put(inputs, jax.tree_util.tree_map_with_path(sharding, inputs))
+    return jax.tree_util.tree_map_with_path(sharding, inputs)
 
 
 def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:

@@ -4,11 +4,13 @@ Benchmarks and checkpoints are copied once and then read like any other file; re
 worked on locally, since objects in a bucket cannot be appended to, and copied back now and then.
 """
 
+import fnmatch
 import hashlib
 import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -66,7 +68,7 @@ def pull_folder(path: str, target: pathlib.Path, pattern: str = "*") -> pathlib.
         root = epath.Path(path)
         if not root.is_dir():
             raise RemoteError(f"{path} is no folder; correct the path")
-        found = [file for file in root.rglob(pattern) if not file.is_dir()]
+        found = [file for file in _files(root) if fnmatch.fnmatch(file.name, pattern)]
     except RemoteError:
         raise
     except Exception as error:
@@ -89,6 +91,15 @@ def push_file(source: pathlib.Path, path: str) -> None:
             shutil.copyfileobj(local, remote, _CHUNK)
     except Exception as error:
         raise _explained(path, error) from error
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """Walk through a folder; patterns with two stars are refused on buckets."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
 
 
 def _explained(path: str, error: Exception) -> RemoteError:

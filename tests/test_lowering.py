@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from prompts import hf_arrays
 
@@ -16,6 +17,8 @@ from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
+from ivc_jax.nn.attention import attend
+from ivc_jax.nn.splash import splash_attend
 
 PROMPTS = [(3, ("image", (1, 8, 8)), 5), (6,)]
 SPECS = ["dense", "ivc:keep_ratio=0.5", "fastv+ivc:layer=1"]
@@ -67,6 +70,34 @@ def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
     function, arguments = next(programs(model, "ivc:layer=1,keep_ratio=0.5"))
     exported = jax.export.export(function, platforms=["cuda"])(*arguments)
     assert "stablehlo.case" in exported.mlir_module()  # blocks within windows, blocks across
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "slots", "causal"),
+    [(6, 2, 300, True), (2, 2, 300, False), (2, 1, 256, False)],
+)
+def test_the_attention_kernel_of_tpus_computes_attention(heads, groups, slots, causal):
+    """Interpreted on this device: grouped heads, padded blocks, keys that are hidden."""
+    make = np.random.default_rng(0).standard_normal
+    queries, keys, values = (
+        jnp.asarray(make((2, slots, count, 24)), jnp.float32) for count in (heads, groups, groups)
+    )
+    lengths = jnp.array([slots, slots - 70])
+    options = {"lengths": lengths, "causal": causal}
+    found = splash_attend(queries, keys, values, **options, interpret=True)
+    wanted = attend(queries, keys, values, **options)
+    valid = jnp.arange(slots) < lengths[:, None]
+    difference = jnp.where(valid[..., None, None], found - wanted, 0.0)
+    assert float(jnp.abs(difference).max()) < 1e-5
+    assert bool(jnp.isfinite(found).all())
+
+
+def test_long_sequences_take_the_kernel_on_tpu_alone():
+    x = jax.ShapeDtypeStruct((1, 256, 2, 16), jnp.bfloat16)
+    function = jax.jit(lambda x: attend(x, x, x, causal=True))
+    for platform, there in (("tpu", True), ("cpu", False), ("cuda", False)):
+        module = jax.export.export(function, platforms=[platform])(x).mlir_module()
+        assert ("tpu_custom_call" in module) == there, platform
 
 
 COMPILE_FOR_TPU = """

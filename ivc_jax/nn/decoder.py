@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import DecoderConfig, ModelConfig
-from ivc_jax.nn import rope
+from ivc_jax.nn import rope, sharding
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import GatedMLP, dequantized
 from ivc_jax.nn.tower import VisionTower
@@ -43,8 +43,11 @@ class DecoderBlock(nn.Module):
         """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, C]."""
         B, N, _ = x.shape
         x = self.input_layernorm(x)
+        # Split by whole heads: with fewer key heads than devices, columns would split within one.
         queries, keys, values = (
-            projection(x).reshape(B, N, -1, self.config.rope.head_dim)
+            sharding.constrain(
+                projection(x).reshape(B, N, -1, self.config.rope.head_dim), "data", None, "model"
+            )
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         return rope.rotate(queries, angles), rope.rotate(keys, angles), values

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn.decoder import Params
-from ivc_jax.weights import keymap
+from ivc_jax.weights import keymap, quantize
 from ivc_jax.weights.load import abstract_params
 from ivc_jax.weights.source import CheckpointError
 
@@ -45,13 +45,18 @@ def save_params(folder: Path, params: Params) -> None:
 
 
 def restore_params(
-    folder: Path, config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None
+    folder: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
 ) -> Params:
     """Read `folder/params` straight to devices, cast and sharded while reading.
 
     Args:
         dtype: of every parameter, whatever was saved.
         mesh: devices to shard over, by the table of `ivc_jax.parallel`.
+        weights: "int8" quantises the kernels of `ivc_jax.weights.quantize`, one at a time.
 
     Raises:
         CheckpointError: damaged files, or parameters that are missing, unused or misshaped; one
@@ -65,12 +70,12 @@ def restore_params(
     # Orbax reads arrays side by side until this many bytes are on their way.
     limit = _gigabytes(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored.values())
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit)
-    restore = ocp.args.PyTreeRestore(
-        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
-    )
     try:
         with ocp.Checkpointer(handler) as checkpointer:
-            params = checkpointer.restore(path, args=restore)
+            if weights is None:
+                params = _read(checkpointer, path, abstract)
+            else:
+                params = _read_quantized(checkpointer, path, abstract, stored)
     except jax.errors.JaxRuntimeError:
         raise  # the device's trouble (out of memory), not the file's
     except Exception as error:  # TensorStore's errors have no class of their own
@@ -78,6 +83,46 @@ def restore_params(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     _log.info("restored %.2f GB in %.1f s", size / 1e9, time.perf_counter() - start)
     return params
+
+
+def _read(checkpointer: ocp.Checkpointer, path: Path, wanted: Any) -> Any:
+    """Restore the arrays of an abstract tree, which may be part of what was saved."""
+    restore = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    return checkpointer.restore(path, args=restore)
+
+
+def _read_quantized(
+    checkpointer: ocp.Checkpointer, path: Path, abstract: Params, stored: Mapping[str, Any]
+) -> Params:
+    """Restore and quantise kernels, the largest first, while little else is on the device."""
+    leaves = keymap.flatten(abstract)
+    kernels = [name for name in leaves if quantize.is_kernel(name)]
+    rest = {name: leaf for name, leaf in leaves.items() if name not in kernels}
+    for name in sorted(kernels, key=lambda name: -np.prod(leaves[name].shape)):
+        # What is quantised keeps the precision of the file until then.
+        kernel = jax.ShapeDtypeStruct(
+            leaves[name].shape, stored[name].dtype, sharding=leaves[name].sharding
+        )
+        read = keymap.flatten(_read(checkpointer, path, _nested({name: kernel})))
+        leaves[name] = jax.block_until_ready(quantize.quantize(read.pop(name)))
+    leaves |= keymap.flatten(_read(checkpointer, path, _nested(rest)))
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+
+
+def _nested(leaves: Mapping[str, Any]) -> Params:
+    """Turn leaves by slash-separated path into a tree of dictionaries."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = leaf
+    return tree
 
 
 def stored_dtype(folder: Path) -> str:

@@ -1,9 +1,9 @@
 """Decoder kernels as int8 numbers with one float32 scale for each output channel, by qwix.
 
     kernel [in, out]     values int8 [in, out], scale float32 [1, out]
-    0.5 -0.2             127  -25               0.5 / 127   1.0 / 127
-    0.1  1.0       ->     25  127
-    scale = largest magnitude of the column / 127, values = round(kernel / scale)
+    0.5 -0.3       ->    127  -38               0.5 / 127.5  1.0 / 127.5
+    0.2  1.0              51  127
+    scale = largest magnitude of the column / 127.5, values = round(kernel / scale), clipped
 
 Only weights are stored this way: a block's kernels are turned back into the model's dtype when the
 block runs (`ivc_jax.nn.layers.dequantized`). Norms, biases, the embedding table (also as the head
