@@ -18,6 +18,7 @@ from rich.table import Table
 
 from experiments.labels import short_labels, short_task
 from experiments.points import heading, in_points
+from ivc_jax.evals.tasks import READING
 
 _SHOWN_FAILURES = 5
 
@@ -41,6 +42,13 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         shown: set[str] = set()
 
         def update(task: str, done: int, total: int) -> None:
+            if READING in shown and task != READING:
+                # rows read per second say nothing about those to come
+                shown.discard(READING)
+                first.clear()
+                progress.reset(bar, total=total)
+            if task == READING:
+                shown.add(task)
             first.append(done)
             if not console.is_terminal and task not in shown:
                 # a log file gets no moving bar, so it gets a line a task
@@ -48,9 +56,10 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
                 console.print(f"{short_task(task)}: from record {done} of {total}")
             elapsed = progress.tasks[0].elapsed or 0.0
             rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
+            working = done > first[0] or task == READING
             progress.update(
                 bar,
-                description=short_task(task) if done > first[0] else "compiling",
+                description=short_task(task) if working else "compiling",
                 completed=done,
                 total=total,
                 rate=rate,

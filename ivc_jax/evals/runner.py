@@ -20,7 +20,7 @@ from ivc_jax.evals.loading import BatchLoader, LoadedBatch, load_ahead
 from ivc_jax.evals.recording import Answer, MethodEntry, RunIdentity, failed, scored
 from ivc_jax.evals.records import Record, RecordFile, RunFolder
 from ivc_jax.evals.survey import Failure, TaskEntry, survey
-from ivc_jax.evals.tasks import Task
+from ivc_jax.evals.tasks import READING, Task
 from ivc_jax.inputs.bucket import Shape, Size
 
 
@@ -126,7 +126,7 @@ def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress
 
     Args:
         progress: called with (task, records present so far, records wanted), over all tasks, and
-            with "reading rows" for the task while the rows are measured.
+            with `READING` for the task and counts of rows while these are measured.
 
     Raises:
         TaskError: a task has no prompt for the model.
@@ -163,7 +163,7 @@ class _Run:
         rows = sum(len(entry.file.ids(plan.limit)) for entry in plan.tasks)
         examples, failures = survey(
             plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
-            lambda done: self.progress("reading rows", done, rows),
+            lambda done: self.progress(READING, done, rows),
         )  # fmt: skip
         shards = self.answerer.num_shards
         batches = plan_batches(examples, plan.batch_size, shards, plan.buckets)

@@ -26,6 +26,7 @@ from ivc_jax.evals.yes_no import HALLUSION, MME, POPE, YES_NO
 
 PROMPTS_VERSION = 1  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
+READING = "reading rows"  # in progress messages, for the task while rows are measured
 RESIZED_SUFFIX = "_for_qwen25vl"
 
 # Bounds on answers. 512 is the released one of the Qwen families, for every set: a letter or a
