@@ -21,7 +21,8 @@ import pathlib
 import shlex
 import sys
 import time
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 # Run as a script from any folder: the packages lie beside this one.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -120,12 +121,26 @@ def main(arguments: list[str] | None = None) -> int:
     # Width matters: a log file that is no terminal would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     command = shlex.join(["run.py", *given])
-    action = functools.partial(_run, chosen, command, console)
+    action = functools.partial(evaluate, chosen, command, console)
     return exit_code(action, traceback=chosen.traceback, resumes=True)
 
 
-def _run(arguments: Arguments, command: str, console: Console) -> None:
-    """Evaluate, then write tables, report and figures."""
+def evaluate(
+    arguments: Arguments,
+    command: str,
+    console: Console,
+    choose: Callable[[RunConfig], RunConfig] = lambda settings: settings,
+    describe: Callable[[Any], dict[str, Any]] = lambda session: {},
+) -> None:
+    """Evaluate, then write tables, figures and report.
+
+    Args:
+        arguments: of the command line.
+        command: as given, for the report.
+        console: to print to.
+        choose: changes settings before anything is opened.
+        describe: adds to the `meta` of the results what only the open session knows.
+    """
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from experiments import evaluation, merge
     from experiments.devices import join, use_compile_cache
@@ -135,10 +150,11 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     joined = (arguments.coordinator, arguments.num_processes, arguments.process_id)
     console = join(console, arguments.distributed, *joined)
     use_compile_cache(not arguments.no_compile_cache)
+    settings = choose(settings)
     session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
     try:
         with display.progress_bar(console) as progress:
-            meta = evaluation.evaluate(session, progress)
+            meta = evaluation.evaluate(session, progress) | describe(session)
         meta |= {"command": command, "wall_seconds": round(time.monotonic() - start, 1)}
         merge.finish(session.folder, session.mirror, meta, console)
     finally:

@@ -179,12 +179,12 @@ def data(tmp_path_factory):
 
 def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.figures.draw", lambda *arguments: [])
-    options = f"--methods dense {IVC} --limit 2 --batch-size 2 --max-new-tokens 1 --buckets 1"
+    options = "--methods dense --limit 2 --batch-size 2 --max-new-tokens 1 --buckets 1"
     places = ["--model", str(tiny_hf(family="qwen2_5_vl")), "--data-dir", str(data)]
     places += ["--out", str(tmp_path), "--no-compile-cache"]
     assert run.main(["paper", *options.split(), *places]) == 0
     content = json.loads((tmp_path / "paper.json").read_text())
-    assert content["meta"]["paper"]["rows"] == {"dense": "vanilla", IVC: "IVC-Prune"}
+    assert content["meta"]["paper"]["rows"] == {"dense": "vanilla"}
     ran = [table["tasks"] for table in content["tables"]]
     assert ran == [{"RefCOCO_testA": "RefCOCO_testA_for_qwen25vl"}, {"MME": "MME"}]
     assert content["tables"][0]["partial"] == {"RefCOCO_testA": [2, 5657]}

@@ -96,7 +96,7 @@ class Statistics:
     Attributes:
         survey: measuring the rows.
         compile: first runs of new programs.
-        device: prefill and decode, waited for.
+        device: transfer, shared tower, prefill and decode, waited for.
         wait: for batches that were not loaded in time.
         total: from the first batch to the last record.
         buckets: padded shapes.
@@ -156,6 +156,7 @@ class _Run:
         self.plan, self.answerer, self.files, self.progress = plan, answerer, files, progress
         self.statistics = Statistics()
         self.present = self.total = 0
+        self.placed: set[Shape] = set()
 
     def go(self) -> Statistics:
         """Survey, then run what is missing."""
@@ -199,7 +200,13 @@ class _Run:
         """Answer a batch under these methods and record what is missing of its rows."""
         plan, answerer = self.plan, self.answerer
         task, file = plan.tasks[batch.plan.task].task, self.files[batch.plan.task]
-        placed, start = answerer.place(batch.parts), time.perf_counter()
+        start = time.perf_counter()
+        placed = answerer.place(batch.parts)
+        if batch.plan.shape in self.placed:
+            self.statistics.device += time.perf_counter() - start
+            start = time.perf_counter()
+        # else the tower, if it is shared, was compiled
+        self.placed.add(batch.plan.shape)
         answerer.warm_up(placed, [method.method for method in methods], plan.bound(task))
         self.statistics.compile += time.perf_counter() - start
         owned = self._owned(batch.plan)
