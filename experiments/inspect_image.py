@@ -8,7 +8,6 @@
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SCENE_SEED = 7
@@ -54,15 +53,10 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="inspect"
-    )
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    action = functools.partial(_run, chosen, console)
-    return exit_code(action, traceback=chosen.traceback)
+    return run_command(Arguments, _run, arguments, "inspect")
 
 
-def _run(arguments: Arguments, console: Console) -> None:
+def _run(arguments: Arguments, _command: str, console: Console) -> None:
     """Check everything that is cheap to check, then load, answer, print and draw."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     import ivc_jax

@@ -8,18 +8,15 @@ report when all have ended.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
-import shlex
-import sys
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from experiments import console as display
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 from experiments.mirror import Mirror
 from ivc_jax.evals import records
 from ivc_jax.evals.records import MANIFEST, RECORDS, RecordsError, RunFolder, write_atomically
@@ -44,14 +41,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="run.py merge"
-    )
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    command = shlex.join(["run.py", "merge", *given])
-    action = functools.partial(_run, chosen, command, console)
-    return exit_code(action, traceback=chosen.traceback)
+    return run_command(Arguments, _run, arguments, "merge", width=160)
 
 
 def finish(folder: RunFolder, mirror: Mirror, meta: dict[str, Any], console: Console) -> None:

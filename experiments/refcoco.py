@@ -12,7 +12,6 @@ import base64
 import contextlib
 import csv
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -23,9 +22,9 @@ from typing import Annotated, Any, TextIO
 # Run as a script from any folder: the packages lie beside this one.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import tyro
+from rich.console import Console
 
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 
 _HEADER = ("index", "image", "question", "height", "width", "answer")
 
@@ -67,13 +66,10 @@ class Counts:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="refcoco"
-    )
-    return exit_code(functools.partial(_run, chosen), traceback=chosen.traceback)
+    return run_command(Arguments, _run, arguments, "refcoco")
 
 
-def _run(arguments: Arguments) -> None:
+def _run(arguments: Arguments, _command: str, _console: Console) -> None:
     """Check names and folders, then make one file after the other."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from ivc_jax.evals.tasks import RESIZED_SUFFIX, TASKS

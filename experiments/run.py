@@ -15,10 +15,8 @@
 """
 
 import dataclasses
-import functools
 import importlib
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +29,7 @@ import tyro
 from rich.console import Console
 
 from experiments import console as display
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 from experiments.settings import RunConfig, load_config
 
 _COMMANDS = {
@@ -115,14 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given and given[0] in _COMMANDS:
         # Imported late, as all that waits for JAX or matplotlib.
         return importlib.import_module(f"experiments.{_COMMANDS[given[0]]}").main(given[1:])
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=arguments, prog="run.py"
-    )
-    # Width matters: a log file that is no terminal would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    command = shlex.join(["run.py", *given])
-    action = functools.partial(evaluate, chosen, command, console)
-    return exit_code(action, traceback=chosen.traceback, resumes=True)
+    return run_command(Arguments, evaluate, given, width=160, resumes=True)
 
 
 def evaluate(

@@ -11,18 +11,14 @@ stopped when the same command is given again.
 """
 
 import dataclasses
-import functools
 import pathlib
-import shlex
-import sys
 import time
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
 from experiments import console as display
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 from experiments.settings import RunConfig, SettingsError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -72,14 +68,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="choose-layer"
-    )
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    command = shlex.join(["run.py", "choose-layer", *given])
-    action = functools.partial(_run, chosen, command, console)
-    return exit_code(action, traceback=chosen.traceback, resumes=True)
+    return run_command(Arguments, _run, arguments, "choose-layer", resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:

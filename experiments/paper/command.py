@@ -10,9 +10,6 @@ an interrupted run goes on where it stopped when the same command is given again
 """
 
 import dataclasses
-import functools
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from experiments import run
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 from experiments.settings import RunConfig, SettingsError
 
 _Hidden = tyro.conf.Suppress
@@ -47,14 +44,7 @@ class Arguments(run.Arguments):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    chosen = tyro.cli(
-        Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="run.py paper"
-    )
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    command = shlex.join(["run.py", "paper", *given])
-    action = functools.partial(_run, chosen, command, console)
-    return exit_code(action, traceback=chosen.traceback, resumes=True)
+    return run_command(Arguments, _run, arguments, "paper", width=200, resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:

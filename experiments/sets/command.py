@@ -7,19 +7,16 @@ Writes sets.json, report.md and figures/*.png. Every number of the report is one
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import re
-import shlex
-import sys
 import time
 from typing import Annotated, Any
 
 import jinja2
-import tyro
+from rich.console import Console
 
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +36,10 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    chosen = tyro.cli(Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="sets")
-    action = functools.partial(_run, chosen, shlex.join(["run.py", "sets", *given]))
-    return exit_code(action, traceback=chosen.traceback)
+    return run_command(Arguments, _run, arguments, "sets")
 
 
-def _run(arguments: Arguments, command: str) -> None:
+def _run(arguments: Arguments, command: str, _console: Console) -> None:
     """Check, compute, draw and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from experiments import evaluation

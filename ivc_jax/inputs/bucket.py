@@ -73,7 +73,7 @@ class Buckets:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What one sample takes up: counts as in `Shape`, `patches` of its largest row."""
+    """What one sample takes up: counts as in `Buckets`, `patches` of its largest row."""
 
     text: int
     visual: int
@@ -84,15 +84,8 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class Shape(Size):
     """Static sizes of one bucket: what a compiled program depends on."""
-
-    text: int
-    visual: int
-    patches: int
-    rows: int
-    images: int
-    positions: int
 
     @property
     def slots(self) -> int:
