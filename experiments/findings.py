@@ -15,8 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import jinja2
-
+from experiments.rendering import environment
 from ivc_jax.evals.records import write_atomically
 
 _SURE = 0.05  # adjusted p below which a difference counts
@@ -123,16 +122,10 @@ def ranked(rows: Sequence[Row], group: str) -> list[Row]:
 
 def render(evidence: Evidence) -> str:
     """Write the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    templates = environment(__file__)
     helpers = (score, change, is_sure, tally, retention, ranked)
     content = {helper.__name__: helper for helper in helpers}
-    return environment.get_template("findings.md.jinja").render(evidence=evidence, **content)
+    return templates.get_template("findings.md.jinja").render(evidence=evidence, **content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

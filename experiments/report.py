@@ -15,11 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import jinja2
 
 from experiments import comparison
 from experiments.labels import short_labels, short_task, size_of
 from experiments.points import heading, in_points, scored_by_unit
+from experiments.rendering import environment
 from experiments.studies import study, table
 from ivc_jax.evals import summary
 from ivc_jax.evals.records import read_all, write_atomically
@@ -237,16 +237,9 @@ def _examples(meta: dict[str, Any], records: list[dict[str, Any]]) -> list[dict[
 
 
 def _render(template: str, content: dict[str, Any], escape: bool, figures: list) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-        autoescape=escape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = _table_cell
-    return environment.get_template(template).render(**content, figures=figures)
+    templates = environment(__file__, escape)
+    templates.filters["cell"] = _table_cell
+    return templates.get_template(template).render(**content, figures=figures)
 
 
 def _table_cell(text: str) -> str:

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import matplotlib
 
 matplotlib.use("Agg")
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.calibration.pareto import DENSE, Calibration, Row, compare_layers, pareto_front
+from experiments.rendering import environment
 from ivc_jax.evals.records import write_atomically
 
 _FIGURE = "figures/pareto.png"
@@ -123,15 +123,9 @@ def write(
     figure = draw(calibration.dense, calibration.rows, chosen)
     figure.savefig(folder / _FIGURE, dpi=140, facecolor="white")
     pyplot.close(figure)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    templates = environment(__file__)
     dense, *rows = result["rows"]
-    text = environment.get_template("choice.md.jinja").render(
+    text = templates.get_template("choice.md.jinja").render(
         meta=result["meta"],
         choice=result["choice"],
         dense=dense,

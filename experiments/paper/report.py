@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.configs.paper import PUBLISHED
 from experiments.paper.tables import Cell, Table, build
 from experiments.points import PERCENT, points_of
+from experiments.rendering import environment
 from ivc_jax.evals.records import write_atomically
 
 PARTIAL, SECOND_HAND = "*", "†"
@@ -37,14 +37,8 @@ def show(console: Console, results: Mapping[str, Any]) -> None:
 def write(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Write paper.md and paper.json."""
     meta, tables = results["meta"], build(results)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("paper.md.jinja").render(
+    templates = environment(__file__)
+    text = templates.get_template("paper.md.jinja").render(
         meta=meta, tables=tables, title=title, headings=headings, lines=lines, notes=notes
     )
     content = {

@@ -13,10 +13,10 @@ import re
 import time
 from typing import Annotated, Any
 
-import jinja2
 from rich.console import Console
 
 from experiments.cli import option, run_command
+from experiments.rendering import environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,5 @@ def dumps(results: dict[str, Any]) -> str:
 
 def render(results: dict[str, Any]) -> str:
     """Fill the report template with results as they stand in sets.json."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-        autoescape=False,  # Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("sets.md.jinja").render(**results)
+    templates = environment(__file__)
+    return templates.get_template("sets.md.jinja").render(**results)
