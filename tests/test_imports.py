@@ -32,7 +32,7 @@ ALLOWED = {
     },
 }
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments", "digit_scenes", "matplotlib"}
-LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub"}
+LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "qwix"}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_every_matrix_of_the_blocks_is_split(family):
 class _Shards:
     """As much of a mesh as the placement of rows looks at."""
 
-    shape = {"data": 2}
+    shape: ClassVar[dict] = {"data": 2}
 
 
 def test_patch_rows_move_beside_their_samples():

@@ -18,7 +18,7 @@ from ivc_jax.config import from_hf
 from ivc_jax.nn import decoder
 from ivc_jax.nn.layers import dequantized
 from ivc_jax.weights import checkpoint, keymap, quantize
-from ivc_jax.weights.load import abstract_params, load_safetensors
+from ivc_jax.weights.load import abstract_params
 from ivc_jax.weights.source import DTYPES, read_config
 
 FLOAT32, BFLOAT16 = DTYPES["float32"], DTYPES["bfloat16"]
@@ -160,26 +160,16 @@ def test_keeping_all_equals_dense_bit_for_bit(models, batch):
         assert np.array_equal(np.concatenate(ours), np.concatenate(theirs))
 
 
-@pytest.mark.parametrize("stored", [FLOAT32, BFLOAT16])
-def test_converted_checkpoints_give_the_same(tiny_hf, tmp_path, stored):
+def test_converted_checkpoints_give_the_same(tiny_hf, models, tmp_path):
+    """Kernels are those of the stored floats, whatever the dtype of the rest."""
     path = tiny_hf()
     config = read_config(path)
-    floats = load_safetensors(path, config, stored)
-    checkpoint.save_params(tmp_path, floats)
+    checkpoint.save_params(tmp_path, models[0].params)
     restored = checkpoint.restore_params(tmp_path, config, BFLOAT16, weights="int8")
-    want = abstract_params(config, BFLOAT16)
-    want = jax.tree_util.tree_map_with_path(
-        lambda p, leaf: floats_at(floats, p).astype(leaf.dtype), want
-    )
     ours, rest = kernels(restored)
-    assert all(np.array_equal(leaf, keymap.flatten(want)[path]) for path, leaf in rest.items())
-    for name, kernel in ours.items():
-        again = quantize.quantize(keymap.flatten(floats)[name])
-        assert jax.tree.all(jax.tree.map(np.array_equal, kernel, again)), name
-
-
-def floats_at(params, path):
-    return keymap.flatten(params)[jax.tree_util.keystr(path, simple=True, separator="/")]
+    want, floats = kernels(models[1].params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, want))
+    assert all(np.array_equal(leaf, floats[name].astype(BFLOAT16)) for name, leaf in rest.items())
 
 
 def test_abstract_trees_are_those_that_load(tiny_hf, models):
@@ -210,32 +200,36 @@ import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 import ivc_jax
 from ivc_jax import parallel
+from ivc_jax.weights import keymap
+
 ivc_jax.load(sys.argv[1], dtype="float32")
 assert not {"qwix", "flax.nnx"} & set(sys.modules), "floats must not load the library"
-
-from test_quantize import kernels
-
-alone = ivc_jax.load(sys.argv[1], dtype="float32", weights="int8")[0]
 mesh = parallel.make_mesh(data=2, model=2)
 split = ivc_jax.load(sys.argv[1], dtype="float32", weights="int8", mesh=mesh)[0]
-assert jax.tree.all(jax.tree.map(np.array_equal, alone.params, split.params))
-for path, kernel in kernels(split.params)[0].items():
-    want = parallel.param_sharding(path, kernel.shape, mesh)
-    assert kernel.qvalue.sharding == want, path
-    columns = want.spec[-1]
-    assert kernel.scale.sharding.is_equivalent_to(
-        jax.NamedSharding(mesh, P(*[None] * (kernel.ndim - 1), columns)), kernel.ndim), path
+leaves, alone = keymap.flatten(split.params), np.load(sys.argv[2])
+assert set(leaves) == set(alone)
+assert all(np.array_equal(leaf, alone[path]) for path, leaf in leaves.items())
+layers = split.params["decoder"]["layers"]
+columns, rows = layers["q_proj"]["kernel"], layers["o_proj"]["kernel"]
+assert columns.qvalue.sharding.spec == columns.scale.sharding.spec == P(None, None, "model")
+assert rows.qvalue.sharding.spec == P(None, "model", None)
+assert rows.scale.sharding.is_fully_replicated
+head = split.params["decoder"]["lm_head"]["kernel"]
+assert head.qvalue.sharding.spec == head.scale.sharding.spec == P(None, "model")
 print("done")
 """
 
 
-def test_sharded_kernels_equal_those_of_one_device(tiny_hf):
+def test_sharded_kernels_equal_those_of_one_device(tiny_hf, models, tmp_path):
     """Four CPU devices need a process of their own; there, nothing has loaded the library yet."""
-    flags = "--xla_force_host_platform_device_count=4"
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    np.savez(tmp_path / "alone.npz", **keymap.flatten(models[1].params))
     done = subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(tiny_hf())],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths},
+        [sys.executable, "-c", _SHARDED, str(tiny_hf()), str(tmp_path / "alone.npz")],
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
     )
