@@ -124,7 +124,9 @@ def _source(attributes: str) -> str:
     """Shorten the name stack of an operation to the parts that name the model."""
     found = re.search(r'op_name="([^"]*)"', attributes)
     parts = found[1].split("/") if found else []
-    noise = re.compile(r"jit\(.*\)|while|body|cond|closed_call|shard_map|dot_general|branch_.*")
+    noise = re.compile(
+        r"jit\(.*\)|while|body|cond|closed_call|eval_jaxpr|shard_map|dot_general|branch_.*"
+    )
     return "/".join(part for part in parts if not noise.fullmatch(part))
 
 
@@ -196,23 +198,28 @@ def _kernel_flops(computation: Computation, instruction: Instruction) -> int:
 _FLOATS = ("bf16", "f16", "f32")
 
 
+def _traffic(arrays: Iterable[Array]) -> int:
+    """Add up arrays in HBM; scalars live elsewhere."""
+    return sum(array.nbytes for array in arrays if array.shape and not array.space)
+
+
 def _hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Count what an instruction reads from and writes to HBM; slices count as slices."""
-    opcode = instruction.opcode
+    opcode, results = instruction.opcode, instruction.results
     if opcode in _FREE or opcode.removesuffix("-done") in _COLLECTIVES:
         return 0
     if opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes:
         return 0  # a hint to the compiler
-    if opcode == "copy-start":  # (destination, source, context)
-        return sum(array.nbytes for array in instruction.results[:2] if not array.space)
     if opcode == "fusion":
         return _fusion_bytes(program, computation, instruction)
     inputs = _inputs(computation, instruction)
+    if opcode == "copy-start":
+        return _traffic(results[:2])  # (destination, source, context)
     if opcode in ("dynamic-slice", "slice", "gather"):
-        inputs = list(instruction.results)
-    elif opcode == "dynamic-update-slice":
-        return 2 * sum(array.nbytes for array in inputs[1:2] if not array.space)
-    return sum(array.nbytes for array in (*inputs, *instruction.results) if not array.space)
+        return 2 * _traffic(results)
+    if opcode == "dynamic-update-slice":
+        return 2 * _traffic(inputs[1:2])
+    return _traffic(inputs) + _traffic(results)
 
 
 def _fusion_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
@@ -220,24 +227,27 @@ def _fusion_bytes(program: Program, computation: Computation, instruction: Instr
     inner = program.computations[instruction.called("calls")]
     total, updated = 0, set()
     for number, name in enumerate(instruction.operands):
-        whole = sum(array.nbytes for array in computation[name].results if not array.space)
+        whole = _traffic(computation[name].results)
         reads = _readers(program, inner, number) if whole else []
-        if reads and all(each.opcode in ("dynamic-slice", "gather") for _, each in reads):
-            total += sum(array.nbytes for _, each in reads for array in each.results)
-        elif reads and all(each.opcode == "dynamic-update-slice" for _, each in reads):
-            updates = [array for where, each in reads for array in where[each.operands[1]].results]
-            total += sum(array.nbytes for array in updates)
-            updated |= {each.results[0].shape for _, each in reads}
+        kinds = {each.opcode if first else None for _, each, first in reads}
+        if kinds and kinds <= {"dynamic-slice", "gather"}:
+            total += sum(array.nbytes for _, each, _ in reads for array in each.results)
+        elif kinds == {"dynamic-update-slice"}:
+            parts = [where[each.operands[1]].results for where, each, _ in reads]
+            total += sum(array.nbytes for results in parts for array in results)
+            updated |= {each.results[0].shape for _, each, _ in reads}
         else:
             total += whole
-    results = [array for array in instruction.results if array.shape not in updated]
-    return total + sum(array.nbytes for array in results if not array.space)
+    return total + _traffic(a for a in instruction.results if a.shape not in updated)
 
 
 def _readers(
     program: Program, inner: Computation, number: int
-) -> list[tuple[Computation, Instruction]]:
-    """Find who reads a fusion's operand, behind other names for it and in fusions within."""
+) -> list[tuple[Computation, Instruction, bool]]:
+    """Find who reads a fusion's operand, behind other names for it and in fusions within.
+
+    The bool says whether it is the reader's first operand, such as what a slice is taken of.
+    """
     found = []
     names = {i.name for i in inner.values() if (i.opcode, i.attributes) == _parameter(number)}
     for each in inner.values():
@@ -250,7 +260,7 @@ def _readers(
             places = [place for place, name in enumerate(each.operands) if name in names]
             found += [read for place in places for read in _readers(program, nested, place)]
         else:
-            found.append((inner, each))
+            found.append((inner, each, each.operands[0] in names))
     return found
 
 

@@ -1,0 +1,51 @@
+"""The largest batch that fits, from few compiles: memory grows nearly as a line."""
+
+from collections.abc import Callable
+
+_TRIES = 4
+
+
+def largest_batch(peak_at: Callable[[int], int | None], first: int, step: int, limit: int) -> int:
+    """Find the largest multiple of `step` whose programs fit.
+
+    Two sizes give a line; where it meets the limit is compiled and drawn into the line, a few
+    times. What is returned has been compiled and fits; that nothing larger does is the line's word
+    unless the next size has been compiled as well.
+
+    Args:
+        peak_at: compiles for a batch and returns the bytes of a device, None if it cannot.
+        first: a batch to begin with, a multiple of `step`.
+        step: the `data` axis of the mesh.
+        limit: bytes of a device.
+
+    Returns:
+        The batch; 0 if not even `step` samples fit.
+    """
+    peaks: dict[int, int] = {}
+    good, bad = 0, None
+    guess = first
+    for _ in range(2 + _TRIES):
+        peak = peak_at(guess)
+        if peak is not None:
+            peaks[guess] = peak
+        if peak is not None and peak <= limit:
+            good = guess
+        else:
+            bad = guess
+        guess = _next(peaks, good, bad, step, limit)
+        if guess == good:
+            break
+    return good
+
+
+def _next(peaks: dict[int, int], good: int, bad: int | None, step: int, limit: int) -> int:
+    """Choose the next batch to compile, above what is good and below what is bad."""
+    if len(peaks) > 1:
+        (small, low), (large, high) = sorted(peaks.items())[-2:]
+        slope = max((high - low) / (large - small), 1.0)
+        guess = int((limit - high) / slope + large) // step * step
+    else:
+        guess = 2 * good if bad is None else bad
+    if bad is not None and guess >= bad:
+        guess = (good + bad) // 2 // step * step
+    return max(guess, good)
