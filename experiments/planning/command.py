@@ -11,15 +11,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shlex
-import sys
 import time
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
-from experiments.cli import exit_code, option
+from experiments.cli import option, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Arguments:
         text_tokens: of each example.
         new_tokens: that the cache has room for.
         dtype: of the weights.
+        weights: int8 keeps the decoder's matrices in 8 bits.
         no_tower: leave the vision tower out of the prefill, as when methods share it.
         no_search: do not look for the largest batch, which takes two or three compilations more.
         out: JSON file for all numbers.
@@ -52,6 +50,7 @@ class Arguments:
     text_tokens: Annotated[int, option("T")] = 64
     new_tokens: Annotated[int, option("N")] = 64
     dtype: Annotated[str, option("TYPE")] = "bfloat16"
+    weights: Annotated[str | None, option("TYPE")] = None
     no_tower: bool = False
     no_search: bool = False
     out: Annotated[str | None, option("FILE")] = None
@@ -60,11 +59,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    chosen = tyro.cli(Annotated[Arguments, tyro.conf.FlagCreatePairsOff], args=given, prog="plan")
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    command = shlex.join(["run.py", "plan", *given])
-    return exit_code(functools.partial(_run, chosen, command, console), traceback=chosen.traceback)
+    return run_command(Arguments, _run, arguments, "plan", width=140)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
@@ -96,15 +91,19 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     from experiments import evaluation
     from experiments.planning import plan, sizes
     from experiments.planning.compile import Workload
+    from ivc_jax.weights import quantize
     from ivc_jax.weights.load import abstract_params
     from ivc_jax.weights.source import DTYPES
 
     start = time.monotonic()
     _check(arguments, DTYPES)
+    quantize.check(arguments.weights)
     config = sizes.find_config(arguments.model)
     place = slices.find_slice(arguments.topology)
     mesh = plan.choose_mesh(arguments.mesh, config, place)
     params = abstract_params(config, DTYPES[arguments.dtype], mesh)
+    if arguments.weights:
+        params = quantize.abstract(params)
     workload = Workload(
         batch=arguments.batch_size,
         visual=arguments.visual_tokens,
@@ -116,7 +115,7 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
         config, arguments.methods, params, mesh, place, workload,
         search=not arguments.no_search, log=functools.partial(console.print, markup=False),
     )  # fmt: skip
-    shape = dict(mesh.shape)
+    shape, stored = dict(mesh.shape), arguments.weights or arguments.dtype
     meta = {
         "command": command,
         "commit": evaluation.commit(),
@@ -130,7 +129,8 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
         "mesh": shape,
         "workload": dataclasses.asdict(workload),
         "dtype": arguments.dtype,
-        "summary": f"{arguments.model}, {arguments.dtype}, on {place.name} as {shape}: batch of"
+        "weights": arguments.weights,
+        "summary": f"{arguments.model}, {stored}, on {place.name} as {shape}: batch of"
         f" {workload.batch} with {workload.visual} visual and {workload.text} text tokens each",
     }
     return {"meta": meta, "methods": plan.record(plans, place)}
