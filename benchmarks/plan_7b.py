@@ -1,12 +1,13 @@
 """Plans for the 7B models on TPU slices: what fits, and how pruning compares with the formula.
 
-    python benchmarks/plan_7b.py [--models qwen2-vl-7b qwen2.5-vl-7b] [--batch-size 8]
+    python benchmarks/plan_7b.py [--models qwen2-vl-7b qwen2.5-vl-7b] [--batch-size 8] [--search]
 
 Everything is compiled ahead of time by libtpu; no TPU, no weights. For each model on v5e:2x4, with
-4,096 visual tokens a sample: once with the vision tower, looking for the largest batch, and once
-without, where time can be compared with the operations of the decoder's blocks; `uniform` prunes
-before the decoder, so that all of it shrinks. The other generations are planned once each.
-Expected on two CPU cores: about 20 minutes, 5 GB of memory.
+4,096 visual tokens a sample: once with the vision tower, with --search looking for the largest
+batch, and once without, where time can be compared with the operations of the decoder's blocks; `uniform` prunes
+before the decoder, so that all of it shrinks. The other generations are planned once each. The
+record is written anew after each part.
+Expected on two CPU cores: 10 to 20 minutes, 5 GB of memory; three times that with --search.
 """
 
 import argparse
@@ -88,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["qwen2-vl-7b", "qwen2.5-vl-7b"])
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--search", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_7b.json")
     chosen = parser.parse_args()
     console = Console(width=140)
@@ -98,19 +100,22 @@ def main() -> None:
             model, chosen.batch_size, console, **slice_,
             methods=(*METHODS, UPFRONT), no_tower=True, no_search=True,
         )  # fmt: skip
-        whole = plan(model, chosen.batch_size, console, **slice_, methods=METHODS)
+        whole = plan(
+            model, chosen.batch_size, console, **slice_, methods=METHODS,
+            no_search=not chosen.search,
+        )  # fmt: skip
         rows = whole["methods"]
         found[model] = {
             "checks": check(model, rows, whole["meta"]["mesh"]["model"]),
             "decoder_alone_against_formula": compare(decoder["methods"]),
             "plans": [whole, decoder],
         }
-    others = [
-        plan(chosen.models[0], 4, console, topology=name, mesh=mesh, methods=METHODS,
-             no_search=True)
-        for name, mesh in OTHERS.items()
-    ]  # fmt: skip
-    write_report(chosen.out, "plan_7b", models=found, other_generations=others)
+        write_report(chosen.out, "plan_7b", models=found, other_generations=[])
+    others = []
+    for name, mesh in OTHERS.items():
+        options = {"topology": name, "mesh": mesh, "methods": METHODS, "no_search": True}
+        others.append(plan(chosen.models[0], 4, console, **options))
+        write_report(chosen.out, "plan_7b", models=found, other_generations=others)
 
 
 if __name__ == "__main__":

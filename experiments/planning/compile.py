@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import pathlib
 import re
+import tempfile
 import time
 from typing import Any
 
@@ -210,10 +212,11 @@ def formula_flops(config: ModelConfig, method: Method, workload: Workload) -> fl
 
 @dataclasses.dataclass(frozen=True)
 class _Built:
-    """A compiled program as JAX returns it."""
+    """A compiled program as JAX returns it, and its text as the compiler wrote it."""
 
     lowered: Any
     compiled: Any
+    text: str
     seconds: float
 
     @classmethod
@@ -221,13 +224,19 @@ class _Built:
         """Trace and compile a jitted function for the TPU that its arguments lie on."""
         start = time.perf_counter()
         lowered = function.trace(*arguments).lower(lowering_platforms=("tpu",))
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise TooLarge(_reason(str(error))) from None
-        return cls(lowered, compiled, time.perf_counter() - start)
+        with tempfile.TemporaryDirectory() as folder:
+            # `compiled.as_text()` needs a JAX that knows all that the compiler writes, which for
+            # v5p and v6e it may not.
+            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            try:
+                compiled = lowered.compile(compiler_options=options)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise TooLarge(_reason(str(error))) from None
+            (path,) = pathlib.Path(folder).glob("*.after_codegen.txt")
+            text = path.read_text()
+        return cls(lowered, compiled, text, time.perf_counter() - start)
 
     def results(self) -> Any:
         """Return what the program leaves behind, abstract, where it leaves it."""
@@ -246,7 +255,7 @@ class _Built:
             temporaries=sizes.temp_size_in_bytes,
             code=sizes.generated_code_size_in_bytes,
             idle=idle,
-            cost=measure(hlo.parse(self.compiled.as_text()), open_loop=one_token),
+            cost=measure(hlo.parse(self.text), open_loop=one_token),
         )
 
 
