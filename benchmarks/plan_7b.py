@@ -5,8 +5,8 @@
 Everything is compiled ahead of time by libtpu; no TPU, no weights. For each model on v5e:2x4, with
 4,096 visual tokens a sample: once with the vision tower, with --search looking for the largest
 batch, and once without, where time can be compared with the operations of the decoder's blocks;
-`uniform` prunes before the decoder, so that all of it shrinks. The other generations are planned once each. The
-record is written anew after each part.
+`uniform` prunes before the decoder, so that all of it shrinks. The other generations are planned
+once each. The record is written anew after each part.
 Expected on two CPU cores: 10 to 20 minutes, 5 GB of memory; three times that with --search.
 """
 

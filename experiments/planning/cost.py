@@ -28,6 +28,7 @@ _FREE = {
     "async-update", "async-done", "copy-done",
 }  # fmt: skip
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +83,15 @@ def measure(program: Program, *, open_loop: bool = False) -> Cost:
         instruction, times = run.instruction, run.times
         flops += times * _flops(program, run.computation, instruction)
         kernels += times * _kernel_flops(run.computation, instruction)
-        estimate = _CYCLES.search(instruction.attributes)
-        cycles += times * int(estimate[1]) if estimate else 0
+        cycles += times * _cycles(instruction)
         moved += times * _hbm_bytes(program, run.computation, instruction)
     return Cost(flops, kernels, cycles, moved, tuple(collectives(chosen)))
+
+
+def _cycles(instruction: Instruction) -> int:
+    """Read the compiler's estimate; the largest integer says that there is none."""
+    found = _CYCLES.search(instruction.attributes)
+    return int(found[1]) if found and int(found[1]) < _NO_ESTIMATE else 0
 
 
 def collectives(runs: Iterable[Execution]) -> list[Collective]:
