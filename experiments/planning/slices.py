@@ -88,7 +88,7 @@ def find_slice(name: str) -> Slice:
             f"generations: {known}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError('plans need the TPU compiler: pip install libtpu (or "ivc_jax[plan]")')
+        raise ValueError("plans need the TPU compiler: pip install libtpu")
     import jax
     from jax.experimental import topologies
 

@@ -102,7 +102,7 @@ def _qwix() -> Any:
     try:
         import qwix
     except ImportError:
-        raise ImportError('int8 weights need qwix: pip install "ivc_jax[int8]"') from None
+        raise ImportError("int8 weights need qwix: pip install qwix") from None
     except Exception as error:  # Flax's newer interface, which qwix loads, breaks in many ways
         raise ImportError(
             f"int8 weights need qwix, which does not load beside this Flax and JAX ({error});"
