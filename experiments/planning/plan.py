@@ -1,6 +1,7 @@
 """Plans: what each method needs on a slice, gathered from its compiled programs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,34 +97,46 @@ def plan_methods(
             f"batch-size must be a multiple of data={step} of the mesh, got {workload.batch}"
         )
     methods = {spec: parse(spec).resolve(config) for spec in specs}  # complain before compiling
-    plans = []
-    for spec, method in methods.items():
-        found: dict[int, Compiled] = {}
-        problems: dict[int, str] = {}
 
-        def peak_at(batch: int, spec: str = spec, method: Any = method, found: dict = found,
-                    problems: dict = problems) -> int | None:  # fmt: skip
-            log(f"{spec}: compiling for batch {batch}")
-            chosen = dataclasses.replace(workload, batch=batch)
-            try:
-                found[batch] = compile_method(config, method, params, mesh, chosen)
-            except TooLarge as reason:
-                problems[batch] = str(reason)
-                return None
-            return found[batch].peak
+    def compile_at(spec: str, batch: int) -> Compiled:
+        log(f"{spec}: compiling for batch {batch}")
+        chosen = dataclasses.replace(workload, batch=batch)
+        return compile_method(config, methods[spec], params, mesh, chosen)
 
-        largest = None
-        limit = place.chip.hbm_bytes
-        if search:
-            largest = largest_batch(peak_at, workload.batch, step, limit)
-        else:
-            peak_at(workload.batch)
-        compiled = found.get(workload.batch)
-        problem = problems.get(workload.batch, "")
-        if compiled is not None and compiled.peak > limit:
-            problem = f"needs {compiled.peak / 2**30:.2f}G of {limit / 2**30:.2f}G"
-        plans.append(MethodPlan(spec, compiled, problem, largest))
-    return plans
+    plan = functools.partial(_plan_method, batch=workload.batch, step=step, place=place)
+    return [plan(spec, functools.partial(compile_at, spec), search=search) for spec in methods]
+
+
+def _plan_method(
+    spec: str,
+    compile_at: Callable[[int], Compiled],
+    *,
+    batch: int,
+    step: int,
+    place: Slice,
+    search: bool,
+) -> MethodPlan:
+    """Compile one method for a batch and, for a search, for others."""
+    found: dict[int, Compiled] = {}
+    problems: dict[int, str] = {}
+
+    def peak_at(size: int) -> int | None:
+        try:
+            found[size] = compile_at(size)
+        except TooLarge as reason:
+            problems[size] = str(reason)
+            return None
+        return found[size].peak
+
+    limit, largest = place.chip.hbm_bytes, None
+    if search:
+        largest = largest_batch(peak_at, batch, step, limit)
+    else:
+        peak_at(batch)
+    compiled, problem = found.get(batch), problems.get(batch, "")
+    if compiled is not None and compiled.peak > limit:
+        problem = f"needs {compiled.peak / 2**30:.2f}G of {limit / 2**30:.2f}G"
+    return MethodPlan(spec, compiled, problem, largest)
 
 
 def record(plans: list[MethodPlan], place: Slice) -> list[dict[str, Any]]:
