@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ivc_jax.parallel import sample_axis
 from ivc_jax.types import Inputs
 
 _log = logging.getLogger(__name__)
@@ -92,9 +93,7 @@ def assemble(parts: Mapping[int, Inputs], mesh: Mesh | None, merge_area: int) ->
     first = next(iter(leaves.values()))
     placed = []
     for number, (path, leaf) in enumerate(first):
-        # Every array counts samples, or their patch rows, on axis 0; positions are [3, B, N].
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axis = 1 if name == "layout/positions" else 0
+        axis = sample_axis(path)
         size = leaf.shape[axis]
         shape = (*leaf.shape[:axis], size * count, *leaf.shape[axis + 1 :])
         sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

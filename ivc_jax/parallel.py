@@ -106,14 +106,18 @@ def input_shardings(inputs: Inputs, mesh: Mesh) -> Inputs:
     """Return the sharding of every array of a batch, which may be abstract."""
 
     def sharding(path: tuple, array: Any) -> NamedSharding:
-        # Every array counts samples, or their patch rows, on axis 0; positions are [3, B, N].
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axis = 1 if name == "layout/positions" else 0
+        axis = sample_axis(path)
         if array.shape[axis] % mesh.shape["data"]:
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
     return jax.tree_util.tree_map_with_path(sharding, inputs)
+
+
+def sample_axis(path: tuple) -> int:
+    """Return the axis on which an array of `Inputs` counts samples, or their patch rows."""
+    # positions are [3, B, N]
+    return int(jax.tree_util.keystr(path, simple=True, separator="/") == "layout/positions")
 
 
 def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:

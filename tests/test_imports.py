@@ -15,7 +15,7 @@ ALLOWED = {
     "version": set(),
     "ivc": {"types", "config"},
     "parallel": {"types", "config"},
-    "distributed": {"types"},
+    "distributed": {"types", "parallel"},
     "remote": set(),
     "nn": {"types", "config", "nn"},
     "inputs": {"types", "config", "inputs"},

@@ -76,7 +76,7 @@ def survey(
 
     found = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        # in parts: `map` would hold the results of a whole benchmark before the first is seen
+        # in parts, so that progress shows in between
         for start in range(0, len(rows), _REPORT_EVERY):
             report(start)
             found += pool.map(look, rows[start : start + _REPORT_EVERY])
