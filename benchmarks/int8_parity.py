@@ -24,8 +24,8 @@ from shapes import ROOT, write_report
 import digit_scenes.tsv
 import ivc_jax
 from ivc_jax.config import from_hf
-from ivc_jax.evals import tasks
-from ivc_jax.evals.tsv import Row, TsvFile
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running.tsv import Row, TsvFile
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.presets import PRESETS
 from ivc_jax.types import Inputs

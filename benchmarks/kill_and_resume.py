@@ -23,7 +23,7 @@ from typing import Any
 
 from shapes import ROOT, write_report
 
-from ivc_jax.evals.records import read_all
+from ivc_jax.evals.running.records import read_all
 
 _COMPARED = ("prediction", "parsed", "score", "kept", "grids", "visual_tokens", "failed")
 _METHODS = ("dense", "ivc:keep_ratio=0.5", "fastv:keep_ratio=0.5")

@@ -25,12 +25,13 @@ from shapes import ROOT, write_report
 import ivc_jax
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.prefill import run_prefill
-from ivc_jax.evals import runner, tasks
-from ivc_jax.evals.answerer import ModelAnswerer
-from ivc_jax.evals.recording import MethodEntry, RunIdentity
-from ivc_jax.evals.records import RunFolder, read_all
-from ivc_jax.evals.survey import TaskEntry
-from ivc_jax.evals.tsv import TsvFile
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running import runner
+from ivc_jax.evals.running.answerer import ModelAnswerer
+from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
+from ivc_jax.evals.running.records import RunFolder, read_all
+from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.evals.running.tsv import TsvFile
 
 _TASK = tasks.TASKS["DigitScenes_colour"]
 _METHOD = "ivc:keep_ratio=0.5"

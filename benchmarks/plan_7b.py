@@ -11,14 +11,11 @@ Expected on two CPU cores: 10 to 20 minutes, 5 GB of memory; three times that wi
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from shapes import ROOT, write_report
-
-sys.path.insert(0, str(ROOT))  # what follows is imported within functions
 
 METHODS = ("dense", "ivc:keep_ratio=0.5")
 UPFRONT = "uniform:layer=0,keep_ratio=0.5"
@@ -27,7 +24,7 @@ OTHERS = {"v4:2x2x1": "data=1,model=4", "v5p:2x2x1": "data=1,model=4", "v6e:2x2"
 
 def plan(model: str, batch_size: int, console: Console, **given: Any) -> dict[str, Any]:
     """Make one plan."""
-    from experiments.planning.command import Arguments, make_plan
+    from ivc_jax.commands.plan import Arguments, make_plan
 
     arguments = Arguments(model=model, batch_size=batch_size, **given)
     options = " ".join(f"{name}={value}" for name, value in given.items())
@@ -62,7 +59,7 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def check(model: str, rows: list[dict[str, Any]], devices: int) -> dict[str, Any]:
     """Say what a plan must show: weights split over `model`, none gathered in a decode."""
-    from experiments.planning.sizes import find_config
+    from ivc_jax.studies.planning.sizes import find_config
     from ivc_jax.weights.keymap import flatten
     from ivc_jax.weights.load import abstract_params
     from ivc_jax.weights.source import DTYPES

@@ -11,8 +11,6 @@ import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 import numpy as np
 
 from digit_scenes import digits, tsv
@@ -59,7 +57,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 def main() -> int:
     """Write the file named on the command line."""
-    from experiments.evaluation import commit
+    from ivc_jax.commands.evaluation import commit
 
     if len(sys.argv) != 2:
         print("usage: coverage.py FILE", file=sys.stderr)

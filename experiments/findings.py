@@ -13,10 +13,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from experiments.rendering import environment
-from ivc_jax.evals.records import write_atomically
+from ivc_jax.evals.running.records import write_atomically
+from ivc_jax.reports.rendering import environment
 
 _SURE = 0.05  # adjusted p below which a difference counts
 

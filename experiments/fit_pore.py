@@ -13,8 +13,6 @@ import pathlib
 import shlex
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import tyro
 from PIL import Image
@@ -23,7 +21,7 @@ import ivc_jax
 from digit_scenes import digits
 from digit_scenes.questions import TASKS, ask
 from digit_scenes.scenes import render
-from experiments.evaluation import commit
+from ivc_jax.commands.evaluation import commit
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Scored

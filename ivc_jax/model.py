@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ivc_jax import remote
+from ivc_jax import cloud
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.nn.decoder import Params
@@ -102,8 +102,8 @@ def find_folder(path: str | Path) -> Path:
         CheckpointError: no directory, bucket or hub id, or the hub cannot be reached.
         RemoteError: the bucket cannot be read.
     """
-    if remote.is_remote(path):
-        return remote.pull_folder(str(path), remote.cache_folder(str(path), "models"))
+    if cloud.is_remote(path):
+        return cloud.pull_folder(str(path), cloud.cache_folder(str(path), "models"))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -3,11 +3,8 @@
 import json
 import math
 import pathlib
-import sys
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from experiments import findings
 

@@ -16,22 +16,27 @@ ALLOWED = {
     "ivc": {"types", "config"},
     "parallel": {"types", "config"},
     "distributed": {"types", "parallel"},
-    "remote": set(),
+    "cloud": set(),
     "nn": {"types", "config", "nn"},
     "inputs": {"types", "config", "inputs"},
     "methods": {"types", "config", "ivc", "methods"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
-    "model": {"types", "config", "nn", "inputs", "parallel", "weights", "remote"},
+    "model": {"types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
     "engine": {
         *("types", "config", "nn", "inputs", "methods.base", "model", "parallel", "distributed"),
         "engine",
     },
     "evals": {
         *("types", "config", "inputs", "methods", "model", "parallel", "distributed", "engine"),
-        *("evals", ""),
+        *("evals", "cloud", ""),
     },
+    "reports": None,
+    "studies": None,
+    "commands": None,
 }
-FORBIDDEN = {"torch", "checkpoints_convert", "experiments", "digit_scenes", "matplotlib"}
+FORBIDDEN = {"torch", "checkpoints_convert", "experiments"}
+# Only the rooms above the library draw, and only commands know the bundled benchmark.
+DRAWING = {"reports", "studies", "commands"}
 LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "qwix"}
 
 
@@ -62,16 +67,24 @@ def test_imports_point_one_way(path):
             continue
         target = name.removeprefix("ivc_jax").removeprefix(".")
         prefixes = {target, target.split(".")[0], ".".join(target.split(".")[:2])}
-        assert prefixes & ALLOWED[room], f"{relative} must not import {name}"
+        assert ALLOWED[room] is None or prefixes & ALLOWED[room], (
+            f"{relative} must not import {name}"
+        )
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
 def test_package_never_imports_its_users_or_torch(path):
-    assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN
+    found = {name.split(".")[0] for name in imports(path)}
+    room = path.relative_to(PACKAGE).parts[0]
+    assert not found & FORBIDDEN
+    assert room in DRAWING or "matplotlib" not in found
+    assert room == "commands" or "digit_scenes" not in found
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
 def test_heavy_libraries_are_imported_lazily(path):
+    if path.relative_to(PACKAGE).parts[0] in DRAWING:
+        return
     assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & LAZY
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prompts import hf_arrays
+from helpers.prompts import hf_arrays
 
 import ivc_jax
 from ivc_jax.engine.observe import observe

@@ -8,7 +8,7 @@ Expected: dense about 96 % on average; the rest in docs/default_run, with 60 que
 `python experiments/run.py methods` compares all methods.
 """
 
-from experiments.settings import RunConfig
+from ivc_jax.commands.settings import RunConfig
 
 _BUDGETS = (0.5, 0.25)
 _METHODS = ("random", "uniform", "fastv", "pyramiddrop", "ivc")

@@ -5,8 +5,8 @@
 Hardware: two CPU cores. Expected: docs/evidence/foreground.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _KEPT = (0.5, 0.25)
 _CHOICES = {  # series, label: fields

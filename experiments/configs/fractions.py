@@ -8,8 +8,8 @@ depends on differences of positions and does not change, the IVC set does. Hardw
 Expected: docs/evidence/fractions.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _FRACTIONS = {0.5: (0.0, 0.1, 0.3), 0.25: (0.0, 0.05, 0.1, 0.2, 0.3)}
 _OFFSETS = (8, 16, 32, 128, 512)

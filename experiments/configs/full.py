@@ -7,7 +7,7 @@ Methods that a budget leaves out are named in the report.
 Expected: intervals of three to five points; not measured yet.
 """
 
-from experiments.settings import RunConfig
+from ivc_jax.commands.settings import RunConfig
 
 _BUDGETS = (0.75, 0.5, 0.25, 0.1)
 _METHODS = ("random", "uniform", "fastv", "fastv+ivc", "pyramiddrop", "pyramiddrop+ivc", "ivc")

@@ -10,8 +10,8 @@ accuracy_original_frame scales its boxes back instead. Files in that frame are o
 code yet.
 """
 
-from experiments.settings import RunConfig
-from ivc_jax.evals.tasks import REFCOCO
+from ivc_jax.commands.settings import RunConfig
+from ivc_jax.evals.benchmarks.tasks import REFCOCO
 
 CONFIG = RunConfig(
     methods=("dense", "fastv:keep_ratio=0.5", "fastv+ivc:keep_ratio=0.5", "ivc:keep_ratio=0.5"),

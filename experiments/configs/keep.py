@@ -7,8 +7,8 @@ what stays. FastV and PyramidDrop start where the first blocks allow it. Hardwar
 Expected: docs/evidence/keep.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 _SHALLOWEST = 0.25  # FastV keeps the first block whole: a fifth of the caches at least

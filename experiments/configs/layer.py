@@ -7,8 +7,8 @@ much; the operations differ and are in the table. Hardware: two CPU cores.
 Expected: docs/evidence/layer.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.25)
 _LAYERS = (1, 2, 3, 4)

@@ -10,7 +10,7 @@ Hardware: two CPU cores; the same command goes on after a kill.
 Expected: docs/methods_run.
 """
 
-from experiments.settings import RunConfig
+from ivc_jax.commands.settings import RunConfig
 
 _BUDGETS = (0.5, 0.33, 0.22, 0.11)
 _SEEDS = (0, 1, 2)

@@ -5,82 +5,11 @@
 TSVS holds RefCOCO_testA.tsv, MMStar.tsv and others in the format of VLMEvalKit; sets without a
 file are left out. Hardware: one accelerator that holds the 7B model in bfloat16 and a batch.
 Expected: the numbers below, which the tables print beside ours; not measured with this code yet.
-
-Every number is from the paper, arXiv 2602.03060, or where it says so from a summary of it by
-others. The paper may well have one where there is none here.
 """
 
-from experiments.paper.published import Number, Published
-from experiments.settings import RunConfig
-from ivc_jax.evals.tasks import GENERAL_VQA, REFCOCO
-
-_VANILLA, _REMOVAL = "vanilla", "vanilla without IVC"
-_FASTV, _FASTV_IVC = "FastV", "FastV + IVC"
-_PDROP, _PDROP_IVC = "PDrop", "PDrop + IVC"
-_IVC = "IVC-Prune"
-
-# The paper does not say how it ran the removal, PDrop and the "+ IVC" rows: these have the
-# published settings of the methods. We have no numbers of SparseVLM.
-ROWS = {
-    _VANILLA: "dense",
-    _REMOVAL: "ivc_removal",
-    _FASTV: "fastv:layer=2,keep_ratio=0.5",  # hard-coded in the released evaluation
-    _FASTV_IVC: "fastv+ivc:layer=2,keep_ratio=0.5",
-    _PDROP: "pyramiddrop",
-    _PDROP_IVC: "pyramiddrop+ivc",
-    "SparseVLM": "sparsevlm",
-    _IVC: "ivc:keep_ratio=0.5",  # its layer is the released one where there is one
-}
-
-TABLES = {  # sets and headings of the columns
-    "grounding": {name: name.replace("_", " ") for name in REFCOCO},
-    "vqa": dict(
-        zip(
-            GENERAL_VQA,
-            ("SEED", "MMB", "MMStar", "RWQA", "MME", "POPE", "TextVQA", "ChartQA", "AI2D"),
-            strict=True,
-        )
-    ),
-}
-
-
-def _main(value: float, second_hand: bool = False) -> Number:
-    return Number(value, "main results", second_hand)
-
-
-def _ablation(testa: float, plus_testa: float, seed: float, mmb: float, known: int) -> dict:
-    """Enter a row of the ablations; all but the first `known` numbers are second-hand."""
-    sets = ("RefCOCO_testA", "RefCOCO+_testA", "SEEDBench_IMG", "MMBench_DEV_EN_V11")
-    values = zip(sets, (testa, plus_testa, seed, mmb), strict=True)
-    return {
-        name: Number(value, "ablations", second_hand=place >= known)
-        for place, (name, value) in enumerate(values)
-    }
-
-
-PUBLISHED = (
-    Published(
-        model="Qwen2.5-VL-7B",
-        family="qwen2_5_vl",
-        num_layers=28,
-        hidden_size=3584,
-        numbers={
-            _VANILLA: _ablation(92.2, 88.0, 76.7, 82.4, known=4),
-            _REMOVAL: _ablation(84.1, 79.4, 76.1, 82.2, known=4),
-            _FASTV: _ablation(74.4, 68.9, 72.9, 80.5, known=1)
-            | {"kept": _main(54), "grounding": _main(84.7), "general VQA": _main(98.4, True)},
-            _FASTV_IVC: _ablation(82.1, 76.5, 74.6, 80.5, known=1),
-            _PDROP: _ablation(77.6, 72.1, 74.0, 78.9, known=1),
-            _PDROP_IVC: _ablation(83.9, 76.5, 74.6, 79.2, known=1),
-            _IVC: {
-                "RefCOCO_testA": Number(92.0, "efficiency"),
-                "kept": _main(50),
-                "grounding": _main(99.6),
-                "general VQA": _main(100.6),
-            },
-        },
-    ),
-)
+from ivc_jax.commands.settings import RunConfig
+from ivc_jax.evals.benchmarks.tasks import GENERAL_VQA, REFCOCO
+from ivc_jax.studies.paper.published import ROWS
 
 CONFIG = RunConfig(
     methods=tuple(ROWS.values()),

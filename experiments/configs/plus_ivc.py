@@ -6,8 +6,8 @@ Under a budget IVC tokens take their share out of it: a host gets less foregroun
 Hardware: two CPU cores. Expected: docs/evidence/plus_ivc.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.25)
 _DRAWS = (0, 1, 2)

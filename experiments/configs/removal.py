@@ -9,8 +9,8 @@ Expected: docs/evidence/removal.
 
 import dataclasses
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _SETS = {  # cos fraction, sin fraction, layers
     "cos + sin, 10 % each": (0.1, 0.1, (0, 1, 2, 3, 4)),

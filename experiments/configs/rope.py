@@ -9,8 +9,8 @@ IVC tokens, so that they count; 0.5 is the published one. Hardware: two CPU core
 the same command goes on after a kill. Expected: docs/evidence/rope.
 """
 
-from experiments.settings import ablation
-from experiments.studies.study import Study, Variant
+from ivc_jax.commands.settings import ablation
+from ivc_jax.studies.study import Study, Variant
 
 _PLANES = 24
 _BANDS = tuple(f"{first}-{first + 3}" for first in range(0, _PLANES, 4))

@@ -15,8 +15,8 @@ from lmms_eval.api.model import lmms
 from rich.progress import track
 
 import ivc_jax
-from ivc_jax.evals.answerer import ModelAnswerer
-from ivc_jax.evals.batching import BatchPlan, Example, plan_batches
+from ivc_jax.evals.running.answerer import ModelAnswerer
+from ivc_jax.evals.running.batching import BatchPlan, Example, plan_batches
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.picture import load_picture
 from ivc_jax.inputs.prompt import MARKS

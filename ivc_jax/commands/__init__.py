@@ -1,0 +1,1 @@
+"""The commands of `ivc-jax`, one file a command."""

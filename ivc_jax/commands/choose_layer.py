@@ -1,0 +1,229 @@
+"""Choose the layer and the fractions of IVC-Prune on calibration examples, under a budget.
+
+    python experiments/run.py choose-layer                       # bundled model and benchmark
+    python experiments/run.py choose-layer --model DIR --data-dir TSVS --tasks RefCOCO_testA \
+        --layers 12 14 16 18 20 --limit 500 --out runs/choose-7b
+
+Two rounds: every layer at the usual fraction, then the best layers at all fractions. The bundled
+benchmark is asked about scenes of training digits, so that its test split stays unseen. Writes
+records/*.jsonl, choice.json, report.md and figures/pareto.png; an interrupted run goes on where it
+stopped when the same command is given again.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Annotated, Any
+
+from rich.console import Console
+
+from ivc_jax.commands import console as display
+from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands.settings import RunConfig, SettingsError
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PROBE = 0.1  # fraction of the first round: what the paper uses
+_BEST_LAYERS = 2  # that the second round looks at
+_SCENES = 80  # drawn at a time: a slightly larger limit finds the same file
+
+Grid = dict[str, tuple[int, float]]  # specification -> (layer, fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Choose the layer and the fractions of IVC-Prune on calibration examples.
+
+    Attributes:
+        model: checkpoint folder or hub name; default: the bundled checkpoint.
+        budget: mean over layers of the share of visual tokens in the cache.
+        layers: to choose from; default: all that the model has.
+        fractions: shares of IVC tokens by cosine and by sine each, to choose from.
+        tasks: such as RefCOCO_testA; default: grounding, with the bundled model.
+        data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
+        limit: rows of each task.
+        tolerance: points of retention to give up for a cheaper setting.
+        out: result folder.
+        batch_size: examples that run together.
+        dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
+        no_resume: set earlier records in the result folder aside and start over.
+        no_compile_cache: do not keep compiled programs for later runs.
+        traceback: show where an error came from.
+    """
+
+    model: Annotated[str | None, option("PATH")] = None
+    budget: Annotated[float, option("SHARE")] = 0.5
+    layers: Annotated[tuple[int, ...] | None, option("LAYER ...")] = None
+    fractions: Annotated[tuple[float, ...], option("SHARE ...")] = (0.05, 0.1, 0.15)
+    tasks: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
+    data_dir: Annotated[str | None, option("DIR")] = None
+    limit: Annotated[int, option("N")] = 90
+    tolerance: Annotated[float, option("POINTS")] = 0.0
+    out: Annotated[str, option("DIR")] = "runs/choose-layer"
+    batch_size: Annotated[int, option("B")] = 16
+    dtype: Annotated[str | None, option("TYPE")] = None
+    no_resume: bool = False
+    no_compile_cache: bool = False
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, "choose-layer", resumes=True)
+
+
+def _run(arguments: Arguments, command: str, console: Console) -> None:
+    """Check, measure both rounds, choose, print and write."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    from ivc_jax.commands import evaluation
+    from ivc_jax.commands.devices import use_compile_cache
+    from ivc_jax.studies.calibration import pareto, report
+
+    start = time.monotonic()
+    settings = _settings(arguments)
+    grid = _grid(arguments)
+    settings = dataclasses.replace(settings, methods=("dense", *grid))
+    use_compile_cache(not arguments.no_compile_cache)
+    session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
+    try:
+        meta, calibration = _measure(session, grid, _probe(arguments), console)
+    finally:
+        session.close()
+    chosen = pareto.choose(calibration.rows, arguments.tolerance)
+    meta |= {
+        "command": command,
+        "wall_seconds": round(time.monotonic() - start, 1),
+        "budget": arguments.budget,
+        "layers": sorted({layer for layer, _ in grid.values()}),
+        "fractions": sorted({fraction for _, fraction in grid.values()}),
+        "probe_fraction": _probe(arguments),
+        "tolerance": arguments.tolerance,
+    }
+    result = report.collect(meta, calibration, chosen)
+    report.show(console, result)
+    report.write(session.folder.path, result, calibration, chosen)
+    console.print(f"report: {session.folder.path / 'report.md'}", markup=False)
+
+
+def _settings(arguments: Arguments) -> RunConfig:
+    """Check what needs no model and say what to run, all but the methods."""
+    from ivc_jax.evals.benchmarks import tasks
+    from ivc_jax.methods.base import check_keep_ratio
+    from ivc_jax.methods.coordinates import budget_scale
+
+    names = arguments.tasks or (() if arguments.model else ("grounding",))
+    if not names:
+        raise SettingsError("tasks: name at least one for a model that is not the bundled one")
+    tasks.find(names)
+    check_keep_ratio(arguments.budget, "budget")
+    largest = arguments.budget / (2 * budget_scale(arguments.budget))
+    for fraction in arguments.fractions:
+        if not 0 <= fraction <= largest:
+            raise SettingsError(
+                f"fractions must be in [0, {largest:g}], got {fraction:g}: cosine and sine take "
+                f"one each, and the budget is {arguments.budget:g}"
+            )
+    for name in ("layers", "fractions"):
+        if getattr(arguments, name) == ():
+            raise SettingsError(f"{name} is empty: name at least one")
+    if not arguments.tolerance >= 0:
+        raise SettingsError(f"tolerance must not be negative, got {arguments.tolerance:g}")
+    return RunConfig(
+        methods=("dense",),
+        tasks=names,
+        model=arguments.model,
+        data_dir=arguments.data_dir,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+        out=arguments.out,
+        dtype=arguments.dtype,
+        # every scene has a question of every task, or nearly
+        num_scenes=_SCENES * max(1, -(-arguments.limit // _SCENES)),
+        data_seeds=(0,),
+        data_split="calibration",
+        share_tower=True,
+    )
+
+
+def _grid(arguments: Arguments) -> Grid:
+    """Name every setting; only the sizes of the model are read for it."""
+    import ivc_jax
+    from ivc_jax.model import find_folder
+    from ivc_jax.weights.source import read_config
+
+    path = arguments.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    depth = read_config(find_folder(path)).decoder.num_layers
+    if depth < 2:
+        raise SettingsError(f"{path} has a single block: there is no layer to choose")
+    layers = sorted(set(arguments.layers or range(1, depth)))
+    for layer in layers:
+        if not 1 <= layer < depth:
+            raise SettingsError(
+                f"layers must be in [1, {depth - 1}] for a model of {depth} blocks, got {layer}"
+            )
+    grid = {}
+    for layer in layers:
+        for fraction in sorted(set(arguments.fractions)):
+            method = ivc_jax.methods.IVCPrune(
+                layer=layer,
+                cos_fraction=fraction,
+                sin_fraction=fraction,
+                budget=arguments.budget,
+            )
+            grid[ivc_jax.methods.describe(method)] = (layer, fraction)
+    return grid
+
+
+def _probe(arguments: Arguments) -> float:
+    """Return the fraction of the first round: of those to choose from, the nearest to the usual."""
+    return min(arguments.fractions, key=lambda fraction: (abs(fraction - _PROBE), fraction))
+
+
+def _measure(session: Any, grid: Grid, probe: float, console: Console) -> tuple[dict, Any]:
+    """Run both rounds; return the `meta` of the results and the calibration."""
+    from ivc_jax.studies.calibration import pareto
+
+    chosen = {spec: setting for spec, setting in grid.items() if setting[1] == probe}
+    console.print(f"first round: {len(chosen)} layers at fraction {probe:g}", markup=False)
+    meta, calibration = _round(session, chosen, console)
+    layers = sorted(pareto.best_layers(calibration.rows, _BEST_LAYERS))
+    more = {spec for spec, (layer, _) in grid.items() if layer in layers} - chosen.keys()
+    if not more:
+        return meta | {"second_round": []}, calibration
+    console.print(
+        f"second round: {len(more)} other fractions at layers {' and '.join(map(str, layers))}",
+        markup=False,
+    )
+    chosen = {spec: grid[spec] for spec in grid if spec in chosen or spec in more}
+    meta, calibration = _round(session, chosen, console)
+    return meta | {"second_round": layers}, calibration
+
+
+def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
+    """Run what is missing of dense and these settings."""
+    from ivc_jax.commands import evaluation
+    from ivc_jax.evals.running import summary
+    from ivc_jax.evals.running.records import read_all
+    from ivc_jax.studies.calibration import pareto
+
+    specs = {pareto.DENSE, *chosen}
+    methods = [entry for entry in session.plan.methods if entry.spec in specs]
+    part = dataclasses.replace(session, plan=dataclasses.replace(session.plan, methods=methods))
+    with display.progress_bar(console) as progress:
+        meta = evaluation.evaluate(part, progress)
+    # The folder may hold records of other settings, tasks and rows.
+    records = [
+        record
+        for record in read_all(session.folder.path)
+        if record["method"] in specs
+        and record["task"] in meta["tasks"]
+        and record["row"] <= meta["limit"]
+    ]
+    counted = [record for record in records if record["method"] == pareto.DENSE]
+    meta |= {
+        "n": {task: sum(r["task"] == task and not r["failed"] for r in counted)
+              for task in meta["tasks"]},
+        "splits": sorted({record["split"] for record in counted}),
+        "commits": sorted({record["commit"] for record in records}),
+        "failed_rows": summary.count_failed(records),
+    }  # fmt: skip
+    return meta, pareto.Calibration(records, chosen, meta["tasks"])

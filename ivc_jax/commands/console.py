@@ -1,0 +1,130 @@
+"""What a run shows in the terminal."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ivc_jax.evals.benchmarks.tasks import READING
+from ivc_jax.reports.labels import short_labels, short_task
+from ivc_jax.reports.points import heading, in_points
+
+_SHOWN_FAILURES = 5
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar with rate and time left; yield the callback (task, done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=False),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("compiling", total=None, rate="")
+        first: list[int] = []
+        shown: set[str] = set()
+
+        def update(task: str, done: int, total: int) -> None:
+            if READING in shown and task != READING:
+                # rows read per second say nothing about those to come
+                shown.discard(READING)
+                first.clear()
+                progress.reset(bar, total=total)
+            if task == READING:
+                shown.add(task)
+            first.append(done)
+            if not console.is_terminal and task not in shown:
+                # a log file gets no moving bar, so it gets a line a task
+                shown.add(task)
+                console.print(f"{short_task(task)}: from record {done} of {total}")
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
+            working = done > first[0] or task == READING
+            progress.update(
+                bar,
+                description=short_task(task) if working else "compiling",
+                completed=done,
+                total=total,
+                rate=rate,
+            )
+
+        yield update
+
+
+def print_table(console: Console, results: dict[str, Any]) -> None:
+    """Print scores by task, the average and the costs of each method; or the paper's tables."""
+    if "paper" in results["meta"]:
+        from ivc_jax.studies.paper import report  # no other run needs it
+
+        report.show(console, results)
+        return
+    rows = results["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
+    labels = short_labels(methods)
+    cells = {(row["task"], row["method"]): row for row in rows}
+    table = Table(title="Score in percent or points; costs are means over tasks, times per example")
+    for name in ("method", "keep", "cached"):
+        table.add_column(name)
+    for name in (*map(heading, tasks), "retention", "kept tokens", "KV", "prefill"):
+        table.add_column(name, justify="right")
+    for method in methods:
+        here = [cells[task, method] for task in tasks if (task, method) in cells]
+        scores = [
+            in_points(task, cells[task, method]["score"]) if (task, method) in cells else "-"
+            for task in tasks
+        ]
+        last = here[-1]  # the average where several tasks ran
+        table.add_row(
+            labels[method],
+            f"{last['keep_ratio']:.3g}",
+            f"{last['metrics']['cached_share']:.3f}",
+            *scores,
+            "-" if last["retention"] is None else f"{100 * last['retention']:.1f} %",
+            f"{last['kept_tokens']:.0f} of {last['visual_tokens']:.0f}",
+            f"{last['kv_bytes'] / 1024:.0f} KiB",
+            f"{last['prefill_ms']:.2f} ms",
+        )
+    console.print(table)
+
+
+def print_failures(console: Console, results: dict[str, Any]) -> None:
+    """Say how many examples failed and show the first few."""
+    failed, messages = results["meta"]["failed_rows"], results["meta"]["failures"]
+    if failed:
+        console.print(f"{failed} examples failed and are left out of the scores:")
+        for message in messages[:_SHOWN_FAILURES]:
+            console.print(f"  {message}", markup=False)
+        if failed > _SHOWN_FAILURES:
+            console.print("  and others, which the report lists")
+
+
+def print_end(console: Console, meta: dict[str, Any]) -> None:
+    """Say what was compiled, how busy the devices were, and how long it took."""
+    statistics = meta["statistics"]
+    console.print(
+        f"{statistics['buckets']} padded shapes; {meta['compiled_programs']} prefill and"
+        f" {meta['compiled_decodes']} decode programs compiled; {meta['wall_seconds']:.0f} s in all"
+    )
+    if statistics["busy_share"] is not None:
+        console.print(
+            f"devices busy {100 * statistics['busy_share']:.1f} % of the time without compiling,"
+            f" waited {statistics['wait']:.1f} s for the host"
+        )

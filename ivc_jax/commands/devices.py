@@ -1,0 +1,65 @@
+"""Devices of a run: their mesh, their name, and where compiled programs are kept."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from ivc_jax.commands.settings import RunConfig, SettingsError
+from ivc_jax.distributed import initialize
+from ivc_jax.parallel import make_mesh
+
+
+def use_compile_cache(enabled: bool) -> None:
+    """Keep compiled programs in the user's cache folder, small ones too."""
+    if not enabled:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ivc_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join(
+    console: Console,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> Console:
+    """Join the processes of a run, if there are several; all but the first fall silent.
+
+    Raises:
+        ValueError: see `ivc_jax.distributed.initialize`.
+    """
+    if not distributed and (coordinator, num_processes, process_id) == (None, None, None):
+        return console
+    initialize(coordinator, num_processes, process_id)
+    return Console(quiet=True) if jax.process_index() else console
+
+
+def mesh_of(settings: RunConfig) -> Mesh | None:
+    """Arrange the devices as the settings say; several processes need a mesh over all."""
+    if settings.mesh is None:
+        return make_mesh(data=jax.device_count()) if jax.process_count() > 1 else None
+    sizes = {}
+    for part in settings.mesh.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in ("data", "model") or not number.isdigit():
+            raise SettingsError(f"mesh {settings.mesh!r} must look like data=4,model=2")
+        sizes[name] = int(number)
+    if jax.process_count() > 1 and np.prod(list(sizes.values())) != jax.device_count():
+        raise SettingsError(
+            f"mesh {settings.mesh!r} must use all {jax.device_count()} devices of the"
+            f" {jax.process_count()} processes"
+        )
+    return make_mesh(**sizes)
+
+
+def device_name() -> str:
+    """Say how many devices of which kind this run has."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,0 +1,267 @@
+"""Open what a run needs, complain before any long work, and evaluate."""
+
+import dataclasses
+import functools
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import ivc_jax
+from ivc_jax.commands.data import bounds_on_answers, chosen_tasks, open_task
+from ivc_jax.commands.devices import device_name, mesh_of
+from ivc_jax.commands.settings import RunConfig
+from ivc_jax.distributed import wait_for_all
+from ivc_jax.engine.decode import run_decode
+from ivc_jax.engine.plan import make_plan
+from ivc_jax.engine.prefill import compiled_programs
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running import runner
+from ivc_jax.evals.running.answerer import ModelAnswerer, fingerprint
+from ivc_jax.evals.running.mirror import Mirror
+from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
+from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
+from ivc_jax.inputs.layout import arrange
+from ivc_jax.studies.study import Study
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Session:
+    """Everything open for one run."""
+
+    settings: RunConfig
+    folder: RunFolder
+    mirror: Mirror
+    plan: runner.RunPlan
+    answerer: ModelAnswerer
+    unreachable: dict[str, str]
+
+    def close(self) -> None:
+        """Close the files."""
+        for entry in self.plan.tasks:
+            entry.file.close()
+        self.folder.close()
+
+
+def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
+    """Check settings, folder, data and model, cheapest first.
+
+    Args:
+        resume: go on with records that the folder holds; otherwise set them aside.
+
+    Raises:
+        ValueError: something cannot be used; the message is one line that names it.
+    """
+    chosen = chosen_tasks(settings, log)
+    methods = _methods(settings)
+    bounds = bounds_on_answers(settings, chosen)
+    mesh = mesh_of(settings)
+    path = settings.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    mirror = Mirror(settings.out, jax.process_index())
+    folder = RunFolder(mirror.local, jax.process_index())
+    try:
+        entries = [open_task(settings, task, folder.path, log) for task in chosen]
+        log(f"loading {_shown(path)}")
+        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights)
+        reached, unreachable = _method_entries(methods, model, settings.skip_unreachable)
+        for reason in unreachable.values():
+            log(f"left out: {reason}")
+        plan = runner.RunPlan(
+            tasks=entries,
+            methods=reached,
+            batch_size=settings.batch_size,
+            identity=RunIdentity(_shown(path), settings.seed, commit()),
+            limit=settings.limit,
+            buckets=settings.buckets,
+            max_new_tokens=bounds,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if resume:
+            mirror.pull([f"{plan.record_name(task)}.jsonl" for task in chosen])
+        else:
+            _set_aside(folder, log)
+        folder.claim(
+            _identity(settings, path, model),
+            {entry.task.name: entry.file.fingerprint() for entry in entries},
+        )
+    except BaseException:
+        folder.close()
+        raise
+    log(f"{device_name()}, {model.dtype!s}, jax {jax.__version__}")
+    answerer = ModelAnswerer(model, processor, settings.share_tower)
+    return Session(settings, folder, mirror, plan, answerer, unreachable)
+
+
+def _set_aside(folder: RunFolder, log: Log) -> None:
+    """Move earlier records away; the first process does it for all that share the folder."""
+    if jax.process_index() == 0 and (moved := folder.set_aside()):
+        log(f"earlier records moved to {moved}")
+    wait_for_all("earlier records are set aside")
+    if jax.process_index():
+        folder.set_aside()
+
+
+def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
+    """Run what is missing and return the `meta` of the results."""
+    plan, model = session.plan, session.answerer.model
+    own = [f"{RECORDS}/{plan.record_name(entry.task)}.jsonl" for entry in plan.tasks]
+    own += [MANIFEST] if plan.process_index == 0 else []
+
+    def advance(task: str, done: int, total: int) -> None:
+        progress(task, done, total)
+        session.mirror.push(own)
+
+    statistics = runner.run(plan, session.answerer, session.folder, advance)
+    session.mirror.push(own, now=True)
+    rope = model.config.decoder.rope
+    return {
+        "model": plan.identity.model,
+        "device": device_name(),
+        "dtype": str(model.dtype),
+        "weights": model.weights,
+        "jax_version": jax.__version__,
+        "commit": plan.identity.commit,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seed": plan.identity.seed,
+        "batch_size": plan.batch_size,
+        "shared_tower": session.answerer.share_tower,
+        "limit": plan.limit,
+        "compiled_programs": compiled_programs(),
+        "compiled_decodes": run_decode._cache_size(),
+        "statistics": dataclasses.asdict(statistics) | {"busy_share": statistics.busy_share},
+        "mesh": dict(model.mesh.shape) if model.mesh else None,
+        "processes": plan.process_count,
+        "tasks": [entry.task.name for entry in plan.tasks],
+        "methods": [entry.spec for entry in plan.methods],
+        "unreachable": session.unreachable,
+        "studies": [
+            dataclasses.asdict(_as_recorded(s, plan.identity.seed))
+            for s in session.settings.studies
+        ],
+        "files": {entry.task.name: str(entry.file.path) for entry in plan.tasks},
+        "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
+        "image_start": _image_start(session),
+    }
+
+
+def _methods(settings: RunConfig) -> list[Any]:
+    """Parse the specifications, give the run's seed to those that name none, drop doubles."""
+    found = []
+    for spec in settings.methods:
+        method = _parsed(spec, settings.seed)
+        if method not in found:
+            found.append(method)
+    return found
+
+
+def _as_recorded(study: Study, seed: int) -> Study:
+    """Write the specifications of a study as records do."""
+
+    def written(spec: str) -> str:
+        return ivc_jax.methods.describe(_parsed(spec, seed))
+
+    variants = tuple(dataclasses.replace(v, spec=written(v.spec)) for v in study.variants)
+    return dataclasses.replace(study, reference=written(study.reference), variants=variants)
+
+
+def _parsed(spec: str, seed: int) -> Any:
+    method = ivc_jax.methods.parse(spec)
+    return method if "seed=" in spec else _seeded(method, seed)
+
+
+def _seeded(method: Any, seed: int) -> Any:
+    if hasattr(method, "host"):
+        return dataclasses.replace(method, host=_seeded(method.host, seed))
+    return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
+
+
+def _method_entries(
+    methods: list[Any], model: Any, skip_unreachable: bool
+) -> tuple[list[MethodEntry], dict[str, str]]:
+    """Check the methods against the model; the keep ratio of a method is that of its last cut.
+
+    Returns:
+        The methods that can run, and why others cannot reach their budget.
+    """
+    entries, unreachable = [], {}
+    for method in methods:
+        spec = ivc_jax.methods.describe(method)
+        try:
+            resolved = method.resolve(model.config)
+        except ivc_jax.methods.BudgetError as error:
+            if not skip_unreachable:
+                raise
+            unreachable[spec] = str(error)
+            continue
+        make_plan(model.config.decoder.num_layers, resolved)
+        keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
+        entries.append(MethodEntry(spec, keep_ratio, method))
+    return entries, unreachable
+
+
+def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
+    """List what makes records comparable, scores and times alike."""
+    # Named only where they differ from the usual: folders of earlier runs do not know them.
+    unusual = {
+        "official prompts": settings.official_prompts or None,
+        "fixed relaxed accuracy": settings.fixed_relaxed_accuracy or None,
+        "shared tower": settings.share_tower or None,
+        "mesh": settings.mesh,
+        "weights": settings.weights,
+        "max new tokens": list(settings.max_new_tokens) or None,
+    }
+    return {
+        **{name: value for name, value in unusual.items() if value is not None},
+        "model": fingerprint(path),
+        "seed": settings.seed,
+        "dtype": str(model.dtype),
+        "device": device_name(),
+        "batch size": settings.batch_size,
+        "prompts version": tasks.PROMPTS_VERSION,
+        "buckets": settings.buckets,
+        "processes": jax.process_count(),
+    }
+
+
+def _image_start(session: Session) -> int | None:
+    """Return the position id at which the first image of the first readable example starts."""
+    entry = session.plan.tasks[0]
+    for position in range(len(entry.file.ids(session.plan.limit))):
+        try:
+            row = entry.file.read(position)
+            prompt = entry.task.prompt(row.cells, session.answerer.family)
+            sample = session.answerer.process(prompt, row.images)
+        except ValueError:
+            continue
+        (arranged,) = arrange(sample, session.answerer.model.config)
+        if arranged.segments:
+            return int(arranged.positions[0, arranged.visual_slot[0]])
+    return None
+
+
+def _shown(path: str) -> str:
+    """Name a model in records: relative to the project if it lies there."""
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return path
+    folder = folder.resolve()
+    return str(folder.relative_to(_ROOT) if folder.is_relative_to(_ROOT) else folder)
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit of this checkout, marked "-dirty" if files differ from it."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

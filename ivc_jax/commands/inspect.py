@@ -1,0 +1,131 @@
+"""One image, one prompt: the dense answer beside the pruned ones, and which tokens each keeps.
+
+    python ivc_jax/commands/inspect.py                          # bundled model and a drawn scene
+    python ivc_jax/commands/inspect.py photo.jpg --model DIR --prompt "What is on the table?" \
+        --methods dense ivc:keep_ratio=0.5 fastv --out kept.png
+
+`python experiments/run.py inspect ...` is the same.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ivc_jax.commands.cli import option, run_command
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_SCENE_SEED = 7
+_SCENE_DIGITS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compare pruning methods on one image and draw the tokens that they keep.
+
+    Attributes:
+        image: picture file; default: a scene of handwritten digits.
+        model: checkpoint folder or hub name; default: the bundled checkpoint.
+        prompt: question; default: the place of a digit, or what is in the picture.
+        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
+        out: PNG file to write.
+        max_new_tokens: bound on the answers.
+        dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
+        traceback: show where an error came from.
+    """
+
+    image: Annotated[tyro.conf.Positional[str | None], option("IMAGE")] = None
+    model: Annotated[str | None, option("PATH")] = None
+    prompt: Annotated[str | None, option("TEXT")] = None
+    methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
+    out: Annotated[str, option("PNG")] = "runs/inspect.png"
+    max_new_tokens: Annotated[int, option("N")] = 64
+    dtype: Annotated[str | None, option("TYPE")] = None
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, "inspect")
+
+
+def _run(arguments: Arguments, _command: str, console: Console) -> None:
+    """Check everything that is cheap to check, then load, answer, print and draw."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    import ivc_jax
+    from ivc_jax.engine.plan import make_plan
+    from ivc_jax.evals.running.answerer import ModelAnswerer
+    from ivc_jax.inputs.bucket import collate
+    from ivc_jax.reports import kept_figure
+
+    methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.methods)))
+    if not methods:
+        raise ValueError("methods is empty: name at least one")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {arguments.max_new_tokens}")
+    picture, question = _subject(arguments)
+    out = pathlib.Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = arguments.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    console.print(f"loading {path}", markup=False)
+    model, processor = ivc_jax.load(path, dtype=arguments.dtype)
+    for method in methods:
+        make_plan(model.config.decoder.num_layers, method.resolve(model.config))
+    answerer = ModelAnswerer(model, processor)
+    batch = processor(prompts=[question], images=[[picture]])
+    prepared = answerer.place({0: collate(batch, model.config)})
+    answers = {}
+    for method in methods:
+        spec = ivc_jax.methods.describe(method)
+        with console.status(spec):
+            answerer.answer(prepared, method, arguments.max_new_tokens)  # compiles
+            (answers[spec],) = answerer.answer(prepared, method, arguments.max_new_tokens)
+    console.print(_table(question, answers))
+    kept_figure.save(out, picture, question, answers, answerer.family)
+    console.print(f"kept tokens: {out}", markup=False)
+
+
+def _subject(arguments: Arguments) -> tuple[Any, str]:
+    """Return the picture and the question."""
+    if arguments.image is not None:
+        from ivc_jax.inputs.picture import load_picture
+
+        return load_picture(arguments.image), arguments.prompt or "What is in this picture?"
+    import numpy as np
+    from PIL import Image
+
+    from digit_scenes import digits, questions, scenes
+
+    draw = np.random.default_rng(_SCENE_SEED)
+    scene = scenes.render(draw, digits.load("test"), _SCENE_DIGITS)
+    question = arguments.prompt or f"Locate the {questions.named(scene)[0].name}."
+    return Image.fromarray(scene.pixels), question
+
+
+def _table(question: str, answers: dict[str, Any]) -> Table:
+    """Lay out the answers, one row a method."""
+    from rich.text import Text
+
+    table = Table(title=Text(question.strip()))
+    for name in ("method", "answer"):
+        table.add_column(name, overflow="fold")
+    for name in ("kept tokens", "KV", "prefill", "per token"):
+        table.add_column(name, justify="right")
+    for spec, answer in answers.items():
+        table.add_row(
+            Text(spec),
+            Text(" ".join(answer.text.split()) or "(nothing)"),
+            f"{len(answer.kept)} of {answer.visual_tokens}",
+            f"{answer.kv_bytes / 1024:.0f} KiB",
+            f"{answer.prefill_ms:.1f} ms",
+            f"{answer.decode_ms / max(answer.decode_steps, 1):.2f} ms",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

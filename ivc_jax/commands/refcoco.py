@@ -1,0 +1,208 @@
+"""RefCOCO benchmark files from the published annotations and the pictures of COCO.
+
+    python experiments/run.py refcoco --annotations JSON_DIR --images train2014 --out TSVS
+    python experiments/run.py refcoco --annotations JSON_DIR --images train2014 --out TSVS --qwen25
+
+JSON_DIR holds finetune_refcoco_val.json, finetune_refcoco+_testA.json, finetune_refcocog_test.json
+and so on, in the format of COCO, one entry of "images" an expression. With --qwen25 the boxes are
+those of the images as Qwen2.5-VL resizes them, and the files end in _for_qwen25vl.
+"""
+
+import base64
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TextIO
+
+from rich.console import Console
+
+from ivc_jax.commands.cli import option, run_command
+
+_HEADER = ("index", "image", "question", "height", "width", "answer")
+
+Boxes = Mapping[Any, list[list[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Make the TSV files of RefCOCO, RefCOCO+ and RefCOCOg.
+
+    Rows whose picture or box is missing are left out and counted. A file appears when it is
+    complete; one of an earlier run is replaced.
+
+    Attributes:
+        annotations: folder of the finetune_refcoco*.json files.
+        images: folder of the pictures of COCO train2014.
+        out: folder of the TSV files.
+        qwen25: boxes in the resized images of Qwen2.5-VL instead of the original ones.
+        splits: such as RefCOCO_testA or RefCOCOg_val; default: all that have annotations.
+        traceback: show where an error came from.
+    """
+
+    annotations: Annotated[str, option("DIR")]
+    images: Annotated[str, option("DIR")]
+    out: Annotated[str, option("DIR")]
+    qwen25: bool = False
+    splits: Annotated[tuple[str, ...], option("NAME ...")] = ()
+    traceback: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of the expressions of one set."""
+
+    rows: int
+    without_picture: int
+    without_box: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, "refcoco")
+
+
+def _run(arguments: Arguments, _command: str, _console: Console) -> None:
+    """Check names and folders, then make one file after the other."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    from ivc_jax.evals.benchmarks.tasks import RESIZED_SUFFIX, TASKS
+
+    annotations, images, out = map(
+        pathlib.Path, (arguments.annotations, arguments.images, arguments.out)
+    )
+    for field, folder in (("annotations", annotations), ("images", images)):
+        if not folder.is_dir():
+            raise ValueError(f"--{field} {folder} is not a folder")
+    sources = _sources(annotations, arguments.splits)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
+        task = TASKS[f"{name}{RESIZED_SUFFIX}" if arguments.qwen25 else name]
+        path = out / task.file_name
+        counts = convert(source, images, path, resized=arguments.qwen25)
+        skipped = f"{counts.without_picture} without picture, {counts.without_box} without box"
+        print(f"{path}: {counts.rows} rows; left out: {skipped}", flush=True)
+        if remark := task.unusual_rows(counts.rows):
+            print(f"note: {remark}", flush=True)
+
+
+def _sources(folder: pathlib.Path, splits: tuple[str, ...]) -> dict[str, pathlib.Path]:
+    """Find the annotation file of each wanted set; without a wish, of every set that has one."""
+    from ivc_jax.evals.benchmarks.tasks import REFCOCO
+
+    known = {name.lower(): name for name in REFCOCO}
+    if unknown := [name for name in splits if name.lower() not in known]:
+        raise ValueError(f"unknown split {unknown[0]!r}; known: {', '.join(REFCOCO)}")
+    wanted = [known[name.lower()] for name in splits] or REFCOCO
+    paths = {name: folder / annotation_name(name) for name in wanted}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing and (splits or len(missing) == len(paths)):
+        raise ValueError(f"--annotations {folder} lacks {', '.join(missing)}")
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def annotation_name(name: str) -> str:
+    """Return the name of the annotation file of a set, such as finetune_refcoco+_testA.json."""
+    data_set, split = name.split("_")
+    return f"finetune_{data_set.lower()}_{split}.json"
+
+
+def convert(
+    source: pathlib.Path, images: pathlib.Path, target: pathlib.Path, *, resized: bool = False
+) -> Counts:
+    """Write the TSV file of one set.
+
+    Pictures are copied as they are, one at a time. Boxes "x y width height" become "x1 y1 x2 y2",
+    several of one expression in a row; `height` and `width` are those of the original picture.
+
+    Args:
+        resized: boxes of the image as Qwen2.5-VL resizes it, in whole pixels.
+
+    Raises:
+        ValueError: the annotations cannot be used, or no expression has its picture.
+    """
+    entries, boxes = _annotations(source)
+    written = without_picture = without_box = 0
+    with _complete_or_nothing(target) as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(_HEADER)
+        for number, entry in enumerate(entries, 1):
+            try:
+                row = _row(entry, boxes, resized)
+                path = images / entry["file_name"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{source} images entry {number}: {_reason(error)}") from None
+            if not path.is_file():
+                without_picture += 1
+            elif not row["answer"]:
+                without_box += 1
+            else:
+                row["image"] = base64.b64encode(path.read_bytes()).decode("ascii")
+                writer.writerow([row[name] for name in _HEADER])
+                written += 1
+        if not written:
+            raise ValueError(
+                f"no row of {source}: {without_picture} of {len(entries)} pictures are not in"
+                f" {images}, the folder of COCO train2014, and {without_box} have no box"
+            )
+    return Counts(written, without_picture, without_box)
+
+
+def _annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes]:
+    """Read a file in the format of COCO: its expressions, and boxes by expression."""
+    try:
+        content = json.loads(source.read_bytes())
+        boxes: dict[Any, list[list[float]]] = {}
+        for annotation in content["annotations"]:
+            boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
+        return content["images"], boxes
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} is no annotation file of COCO: {_reason(error)}") from None
+
+
+def _row(entry: Mapping[str, Any], boxes: Boxes, resized: bool) -> dict[str, Any]:
+    size = entry["width"], entry["height"]
+    corners = [_corners(box, size, resized) for box in boxes.get(entry["id"], ())]
+    return {
+        "index": entry["id"],
+        "question": entry["caption"],
+        "height": entry["height"],
+        "width": entry["width"],
+        "answer": " ".join(str(value) for box in corners for value in box),
+    }
+
+
+def _corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[float, ...]:
+    from ivc_jax.evals.benchmarks import parsers
+
+    x, y, width, height = box
+    corners = (x, y, x + width, y + height)
+    if not resized:
+        return corners
+    moved = parsers.rescaled_box(corners, size, parsers.resized_frame(*size))
+    return tuple(int(value) for value in parsers.rounded_box(moved))
+
+
+def _reason(error: Exception) -> str:
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+@contextlib.contextmanager
+def _complete_or_nothing(path: pathlib.Path) -> Iterator[TextIO]:
+    """Open a draft that replaces the file when the block ends well, and goes when it does not."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a run is made of, and where named configurations live."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+from ivc_jax.studies.study import Study, methods_of
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "configs"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it and the choices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Settings of one run; the command line overrides single fields.
+
+    Attributes:
+        methods: specifications such as "ivc:layer=3,keep_ratio=0.5".
+        tasks: names from `ivc_jax.evals.benchmarks.tasks.TASKS`.
+        model: checkpoint folder or hub name; None is the bundled checkpoint.
+        data_dir: folder of TSV files; tasks of the bundled benchmark need none.
+        limit: rows of each task, None for all.
+        seed: of the methods that draw lots.
+        out: result folder.
+        num_scenes: scenes of each seed of the bundled benchmark where it has to be drawn.
+        data_seeds: of the scenes of the bundled benchmark; 0 is its release.
+        data_split: "test", or "calibration" for choosing settings (`digit_scenes.tsv`).
+        share_tower: run the vision tower once for all methods; the times of a prefill leave it out,
+            but for what a method asks the tower.
+        buckets: most padded shapes; which ones, the data decide.
+        max_new_tokens: other bounds on answers than those of the tasks: "64" for all, or
+            "ChartQA_TEST=32" for one.
+        mesh: devices as "data=4,model=2"; None is one device, or `data` over all of several
+            processes.
+        weights: "int8" to keep the decoder's matrices in 8 bits.
+        fixed_relaxed_accuracy: take ChartQA's error relative to the reference, not to the answer.
+        official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
+        skip_unreachable: leave out methods whose budget the model is too shallow for.
+        studies: ablations that the report has a table and a figure of.
+        skip_missing_files: leave out tasks whose file the data folder lacks, if it holds one.
+    """
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    model: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+    out: str = "runs/default"
+    num_scenes: int = 80
+    data_seeds: tuple[int, ...] = (0,)
+    data_split: str = "test"
+    share_tower: bool = False
+    dtype: str | None = None
+    buckets: int = 6
+    max_new_tokens: tuple[str, ...] = ()
+    mesh: str | None = None
+    weights: str | None = None
+    fixed_relaxed_accuracy: bool = False
+    official_prompts: bool = False
+    studies: tuple[Study, ...] = ()
+    skip_missing_files: bool = False
+    skip_unreachable: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_scenes", "buckets"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit must be at least 1, got {self.limit}")
+        for name in ("methods", "tasks"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name} is empty: name at least one")
+
+
+def ablation(
+    name: str, studies: tuple[Study, ...], *, limit: int, num_scenes: int, **fields: bool
+) -> RunConfig:
+    """Return the run that serves studies of the bundled model, on scenes of three seeds.
+
+    Args:
+        name: of the result folder.
+        limit: rows of each task.
+        num_scenes: scenes of each seed, enough for the limit.
+        fields: others of `RunConfig`.
+    """
+    return RunConfig(
+        methods=methods_of(studies),
+        studies=studies,
+        tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
+        batch_size=32,
+        limit=limit,
+        num_scenes=num_scenes,
+        data_seeds=(0, 1, 2),
+        share_tower=True,
+        out=f"runs/{name}",
+        **fields,
+    )
+
+
+def known_configs() -> list[str]:
+    """List the names of the configurations."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def load_config(name: str) -> RunConfig:
+    """Load a configuration by name, or from a path that ends in .py.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    path = pathlib.Path(name) if name.endswith(".py") else _CONFIGS / f"{name}.py"
+    if not path.is_file():
+        raise SettingsError(f"unknown config {name!r}; known: {', '.join(known_configs())}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONFIG

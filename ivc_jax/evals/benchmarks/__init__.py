@@ -1,0 +1,1 @@
+"""Tasks, their prompts, and how answers are parsed and scored."""

@@ -1,0 +1,1 @@
+"""From TSV rows to records: reading, batching, answering, going on after a kill."""

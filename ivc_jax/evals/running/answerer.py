@@ -1,0 +1,190 @@
+"""The real model behind the evaluation loop, with honest timing."""
+
+import hashlib
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+
+from ivc_jax import distributed
+from ivc_jax.engine.cost import prefill_flops
+from ivc_jax.engine.decode import Output, decode
+from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.evals.running.recording import Answer
+from ivc_jax.inputs.batch import Batch
+from ivc_jax.inputs.bucket import Shape, Size, pad
+from ivc_jax.inputs.layout import arrange
+from ivc_jax.methods.base import Method
+from ivc_jax.model import Model
+from ivc_jax.types import Inputs
+
+_MOST_WORKERS = 4
+_HASHED_WHOLE = 1 << 28  # bytes; of larger files only both ends are read
+
+# On the host: what stands in for a sample that could not be read, its images left out.
+_NOTHING = Batch(tokens=(np.zeros(1, np.int32),))
+
+
+class ModelAnswerer:
+    """Answers with a loaded model; see `ivc_jax.evals.running.runner.Answerer`.
+
+    Args:
+        share_tower: run the vision tower once for each batch, before its methods; the times of a
+            prefill leave it out, but for the blocks that a method's own questions need.
+    """
+
+    def __init__(self, model: Model, processor: Any, share_tower: bool = False) -> None:
+        self.model = model
+        self.processor = processor
+        self.share_tower = share_tower
+        self.family = model.config.family
+        self.num_shards = distributed.num_shards(model.mesh)
+        self.local_shards = distributed.local_shards(model.mesh)
+        self._warm: set[tuple] = set()
+
+    def owner(self, shard: int) -> int:
+        """Return the process that records a shard."""
+        return distributed.owner(self.model.mesh, shard)
+
+    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
+        """Say what a prompt takes up, from the sizes of its images alone."""
+        return self.processor.measure(prompt, [image.size for image in images])
+
+    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Batch:
+        """Tokenize one prompt and cut its images into patches."""
+        return self.processor(prompts=[prompt], images=[list(images)])
+
+    def collate(self, samples: Sequence[Batch | None], shape: Shape) -> Inputs:
+        """Pad the samples of a shard; the first stands in for those that are None."""
+        known = [sample for sample in samples if sample is not None]
+        filler = known[0] if known else _NOTHING
+        batch = Batch.join([filler if sample is None else sample for sample in samples])
+        return pad(arrange(batch, self.model.config), self.model.config, shape)
+
+    def place(self, parts: Mapping[int, Inputs]) -> Inputs:
+        """Put the shards of a batch on the devices, and through the tower if it is shared."""
+        # transferred once here, not by every method within its prefill time
+        area = self.model.config.vision.merge_area
+        device = distributed.assemble(parts, self.model.mesh, area)
+        if self.share_tower:
+            device = encode(self.model, device)
+        return jax.block_until_ready(device)
+
+    def warm_up(self, device: Inputs, methods: Sequence[Method], max_new_tokens: int) -> None:
+        """Compile what these methods need for a batch of this shape, by running it once.
+
+        Compiling is one thread's work, so on CPU several programs compile at a time. Accelerators
+        take one after the other: two batches might not fit into their memory. So do several
+        processes, which must all run the same program at a time.
+        """
+        leaves, structure = jax.tree.flatten(device)
+        shape = (structure, *(leaf.shape for leaf in leaves))
+        new = [(method, shape, max_new_tokens) for method in methods]
+        new = [key for key in new if key not in self._warm]
+        alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+        workers = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
+        with ThreadPoolExecutor(workers) as pool:
+            runs = [pool.submit(self._run, device, method, max_new_tokens) for method, *_ in new]
+            for run in runs:
+                run.result()
+        self._warm.update(new)
+
+    def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
+        """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
+        prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
+        tokens, lengths, layout = distributed.fetch(
+            (output.tokens, output.lengths, _places(device))
+        )
+        prompt = on_host(prompt)
+        texts = self.processor.decode(tokens, lengths)
+        shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)
+        size = len(texts)
+        return [
+            Answer(
+                text=text,
+                visual_tokens=int(layout["visual_valid"][sample].sum()),
+                kept=_kept_visual(prompt.kept[sample], layout, sample),
+                grids=_grids(layout, sample),
+                kv_bytes=prompt.kv_bytes / size,
+                prefill_ms=prefill_seconds * 1000 / size,
+                decode_ms=decode_seconds * 1000 / size,
+                # the loop runs until the longest answer of the batch has ended
+                decode_steps=int(lengths.max()),
+                cached_share=float(shares[sample]),
+                flops=float(flops[sample]),
+            )
+            for sample, text in enumerate(texts)
+        ]
+
+    def _run(
+        self, device: Inputs, method: Method, max_new_tokens: int
+    ) -> tuple[Prefill, Output, float, float]:
+        start = time.perf_counter()
+        prompt = prefill(self.model, device, method)
+        jax.block_until_ready((prompt.logits, prompt.cache))
+        middle = time.perf_counter()
+        output = decode(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
+        jax.block_until_ready(output.tokens)
+        return prompt, output, middle - start, time.perf_counter() - middle
+
+
+def on_host(prompt: Prefill) -> Prefill:
+    """Fetch all of a prefill but its logits, keys and values, which stay where they are."""
+    small = ("origin", "lengths", "text_count", "visual_count", "visual_computed")
+    fetched = distributed.fetch({name: getattr(prompt, name) for name in small})
+    lengths = distributed.fetch([span.lengths for span in prompt.cache])
+    spans = zip(prompt.cache, lengths, strict=True)
+    return prompt.replace(
+        cache=tuple(span.replace(lengths=count) for span, count in spans), **fetched
+    )
+
+
+def fingerprint(path: str) -> str:
+    """Identify the files of a model folder by content; a name that is no folder stands for itself.
+
+    Large files count with their size and their first and last mebibyte.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(part for part in folder.rglob("*") if part.is_file()):
+        if file.suffix in (".md", ".jsonl", ".png"):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()}:{size}:".encode())
+        with file.open("rb") as content:
+            if size <= _HASHED_WHOLE:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+                continue
+            digest.update(content.read(1 << 20))
+            content.seek(-(1 << 20), 2)
+            digest.update(content.read())
+    return digest.hexdigest()[:16]
+
+
+def _places(device: Inputs) -> dict[str, Any]:
+    layout = device.layout
+    return {
+        name: getattr(layout, name) for name in ("visual_valid", "visual_index", "grid", "image_id")
+    }
+
+
+def _kept_visual(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) -> list[int]:
+    """Translate surviving prompt positions into visual tokens counted from 0."""
+    count = int(layout["visual_valid"][sample].sum())
+    slots = layout["visual_index"][sample, :count]
+    return np.flatnonzero(np.isin(slots, kept)).tolist()
+
+
+def _grids(layout: Mapping[str, np.ndarray], sample: int) -> list[list[int]]:
+    """List (frames, rows, columns) of each image of a sample, in tokens."""
+    valid = layout["visual_valid"][sample]
+    cells, images = layout["grid"][sample][valid], layout["image_id"][sample][valid]
+    return [(cells[images == image].max(axis=0) + 1).tolist() for image in np.unique(images)]

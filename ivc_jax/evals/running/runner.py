@@ -1,0 +1,275 @@
+"""The evaluation loop: every method on every batch, one record an example and method.
+
+Methods take turns on each batch, so that slow drifts of the machine touch all of them alike.
+Batches depend on the data and the settings alone, never on what an earlier run left undone:
+resuming runs the same batches and writes the missing records only. Several processes walk through
+the same batches together, each loads and records its own rows.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+
+from ivc_jax.distributed import any_process
+from ivc_jax.evals.benchmarks.tasks import READING, Task
+from ivc_jax.evals.running.batching import BatchPlan, plan_batches
+from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
+from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity, failed, scored
+from ivc_jax.evals.running.records import Record, RecordFile, RunFolder
+from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
+from ivc_jax.inputs.bucket import Shape, Size
+
+
+class Answerer(Protocol):
+    """A model that answers batches of prompts, cut into `num_shards` equal shards.
+
+    The first three methods work on the host, in any thread.
+    """
+
+    family: str
+    num_shards: int
+    local_shards: Sequence[int]
+
+    def owner(self, shard: int) -> int:
+        """Return the process that records a shard."""
+
+    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
+        """Say what a prompt takes up; ValueError if it cannot be used."""
+
+    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Any:
+        """Make a sample of a prompt; ValueError if it cannot be used."""
+
+    def collate(self, samples: Sequence[Any], shape: Shape) -> Any:
+        """Pad the samples of one shard; something stands in for one that is None."""
+
+    def place(self, parts: Mapping[int, Any]) -> Any:
+        """Put the local shards of a batch on the devices."""
+
+    def warm_up(self, prepared: Any, methods: Sequence[Any], max_new_tokens: int) -> None:
+        """Compile what these methods need for a batch of this shape, unless done before."""
+
+    def answer(self, prepared: Any, method: Any, max_new_tokens: int) -> list[Answer]:
+        """Answer a placed batch under a pruning method, all its shards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What to run.
+
+    Attributes:
+        batch_size: of all shards together.
+        limit: rows of each task, None for all.
+        buckets: bound on the padded shapes of the run.
+        max_new_tokens: instead of the bounds of the tasks, by name of the task; "" for all others.
+        process_index: of this process; where there are several, each writes files of its own.
+    """
+
+    tasks: Sequence[TaskEntry]
+    methods: Sequence[MethodEntry]
+    batch_size: int
+    identity: RunIdentity
+    limit: int | None = None
+    buckets: int = 6
+    max_new_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    process_index: int = 0
+    process_count: int = 1
+
+    def record_name(self, task: Task) -> str:
+        """Name of the record file of a task."""
+        suffix = f".{self.process_index}" if self.process_count > 1 else ""
+        return f"{task.name}{suffix}"
+
+    def bound(self, task: Task) -> int:
+        """Return the bound on the answers of a task."""
+        usual = self.max_new_tokens.get("", task.max_new_tokens)
+        return self.max_new_tokens.get(task.name, usual)
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Where the time of a run went, in seconds.
+
+    Attributes:
+        survey: measuring the rows.
+        compile: first runs of new programs.
+        device: transfer, shared tower, prefill and decode, waited for.
+        wait: for batches that were not loaded in time.
+        total: from the first batch to the last record.
+        buckets: padded shapes.
+        batches: that ran.
+    """
+
+    survey: float = 0.0
+    compile: float = 0.0
+    device: float = 0.0
+    wait: float = 0.0
+    total: float = 0.0
+    buckets: int = 0
+    batches: int = 0
+
+    @property
+    def busy_share(self) -> float | None:
+        """Share of the time without compiling in which the devices worked; None if nothing ran."""
+        worked = self.total - self.compile
+        return self.device / worked if self.batches and worked > 0 else None
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress) -> Statistics:
+    """Evaluate a plan, appending to the records of `folder`.
+
+    Args:
+        progress: called with (task, records present so far, records wanted), over all tasks, and
+            with `READING` for the task and counts of rows while these are measured.
+
+    Raises:
+        TaskError: a task has no prompt for the model.
+        ValueError: the batch size does not fit the shards.
+    """
+    if plan.batch_size % answerer.num_shards:
+        raise ValueError(
+            f"batch_size {plan.batch_size} must be a multiple of the {answerer.num_shards} shards"
+            " of the mesh's data axis"
+        )
+    for entry in plan.tasks:
+        entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.family)
+    files = [folder.records(plan.record_name(entry.task)) for entry in plan.tasks]
+    try:
+        return _Run(plan, answerer, files, progress).go()
+    finally:
+        for file in files:
+            file.close()
+
+
+class _Run:
+    """The state of a run between its batches."""
+
+    def __init__(
+        self, plan: RunPlan, answerer: Answerer, files: Sequence[RecordFile], progress: Progress
+    ) -> None:
+        self.plan, self.answerer, self.files, self.progress = plan, answerer, files, progress
+        self.statistics = Statistics()
+        self.present = self.total = 0
+        self.placed: set[Shape] = set()
+
+    def go(self) -> Statistics:
+        """Survey, then run what is missing."""
+        plan, start = self.plan, time.perf_counter()
+        rows = sum(len(entry.file.ids(plan.limit)) for entry in plan.tasks)
+        examples, failures = survey(
+            plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
+            lambda done: self.progress(READING, done, rows),
+        )  # fmt: skip
+        shards = self.answerer.num_shards
+        batches = plan_batches(examples, plan.batch_size, shards, plan.buckets)
+        own = [failures[n] for n in range(plan.process_index, len(failures), plan.process_count)]
+        self._count(batches, own)
+        self.statistics.survey = time.perf_counter() - start
+        self.statistics.buckets = len({batch.shape for batch in batches})
+        self._record_failures(own)
+        needed = self._needed(batches)
+        self._run_batches([(b, row) for b, row in zip(batches, needed, strict=True) if row.any()])
+        return self.statistics
+
+    def _needed(self, batches: Sequence[BatchPlan]) -> np.ndarray:
+        """Say which methods must run on which batches: some process lacks a record."""
+        methods = self.plan.methods
+        own = [[bool(self._missing(batch, method)) for method in methods] for batch in batches]
+        return any_process(np.array(own, bool).reshape(len(batches), len(methods)))
+
+    def _run_batches(self, wanted: Sequence[tuple[BatchPlan, np.ndarray]]) -> None:
+        start = waited = time.perf_counter()
+        loader = BatchLoader(self.plan.tasks, self.answerer)
+        loaded = load_ahead(loader, [batch for batch, _ in wanted])
+        for (_, needed), batch in zip(wanted, loaded, strict=True):
+            self.statistics.wait += time.perf_counter() - waited
+            methods = [m for m, chosen in zip(self.plan.methods, needed, strict=True) if chosen]
+            self._run_batch(batch, methods)
+            self.statistics.batches += 1
+            self._show(batch.plan.task)
+            waited = time.perf_counter()
+        self.statistics.total = time.perf_counter() - start
+
+    def _run_batch(self, batch: LoadedBatch, methods: Sequence[MethodEntry]) -> None:
+        """Answer a batch under these methods and record what is missing of its rows."""
+        plan, answerer = self.plan, self.answerer
+        task, file = plan.tasks[batch.plan.task].task, self.files[batch.plan.task]
+        start = time.perf_counter()
+        placed = answerer.place(batch.parts)
+        if batch.plan.shape in self.placed:
+            self.statistics.device += time.perf_counter() - start
+            start = time.perf_counter()
+        # else the tower, if it is shared, was compiled
+        self.placed.add(batch.plan.shape)
+        answerer.warm_up(placed, [method.method for method in methods], plan.bound(task))
+        self.statistics.compile += time.perf_counter() - start
+        owned = self._owned(batch.plan)
+        for method in methods:
+            start = time.perf_counter()
+            answers = answerer.answer(placed, method.method, plan.bound(task))
+            self.statistics.device += time.perf_counter() - start
+            for slot in owned:
+                name = self._name(batch.plan, slot)
+                if (name, method.spec) in file.done:
+                    continue
+                if slot in batch.failures:
+                    record = failed(plan.identity, task, method, name, batch.failures[slot])
+                else:
+                    record = scored(
+                        plan.identity, task, method, batch.rows[slot], answers[slot],
+                        answerer.family,
+                    )  # fmt: skip
+                self._append(file, record)
+            file.sync()
+
+    def _record_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            file, entry = self.files[failure.task], self.plan.tasks[failure.task]
+            name = entry.file.id(failure.position)
+            for method in self.plan.methods:
+                if (name, method.spec) not in file.done:
+                    record = failed(self.plan.identity, entry.task, method, name, failure)
+                    self._append(file, record)
+        if failures:
+            for file in self.files:
+                file.sync()
+
+    def _append(self, file: RecordFile, record: Record) -> None:
+        file.append(record)
+        self.present += 1
+
+    def _missing(self, batch: BatchPlan, method: MethodEntry) -> list[str]:
+        """List the ids of own rows of a batch that have no record under a method."""
+        names = [self._name(batch, slot) for slot in self._owned(batch)]
+        return [n for n in names if (n, method.spec) not in self.files[batch.task].done]
+
+    def _owned(self, batch: BatchPlan) -> list[int]:
+        """List the slots of a batch that this process records."""
+        size, answerer = len(batch.positions) // self.answerer.num_shards, self.answerer
+        shards = [s for s in answerer.local_shards if answerer.owner(s) == self.plan.process_index]
+        slots = [slot for s in shards for slot in range(s * size, (s + 1) * size)]
+        return [slot for slot in slots if slot < batch.count]
+
+    def _name(self, batch: BatchPlan, slot: int) -> str:
+        return self.plan.tasks[batch.task].file.id(batch.positions[slot])
+
+    def _count(self, batches: Sequence[BatchPlan], failures: Sequence[Failure]) -> None:
+        """Count the records that this process has and those that it wants."""
+        wanted = sum(len(self._owned(batch)) for batch in batches) + len(failures)
+        self.total = wanted * len(self.plan.methods)
+        missing = sum(len(self._missing(b, m)) for b in batches for m in self.plan.methods)
+        for failure in failures:
+            name = self.plan.tasks[failure.task].file.id(failure.position)
+            done = self.files[failure.task].done
+            missing += sum((name, method.spec) not in done for method in self.plan.methods)
+        self.present = self.total - missing
+        self._show(batches[0].task if batches else 0)
+
+    def _show(self, task: int) -> None:
+        self.progress(self.plan.tasks[task].task.name, self.present, self.total)

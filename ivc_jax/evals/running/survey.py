@@ -1,0 +1,85 @@
+"""One pass over the rows before the model runs: what each takes up, and which are broken."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ivc_jax.evals.benchmarks.tasks import Task
+from ivc_jax.evals.running.batching import Example
+from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
+from ivc_jax.inputs.bucket import Size
+
+_THREADS = 4  # decoding base64 lets go of the interpreter
+_REPORT_EVERY = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """A task and its open file."""
+
+    task: Task
+    file: TsvFile
+
+    def place(self, row: Row) -> str:
+        """Name a row in messages."""
+        return f"{self.file.path.name} row {row.number} (index {row.example_id})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A row that cannot be used, and why."""
+
+    task: int
+    position: int
+    error: str
+
+
+def survey(
+    entries: Sequence[TaskEntry],
+    limit: int | None,
+    family: str,
+    measure: Callable[[str, Sequence[Any]], Size],
+    report: Callable[[int], None],
+) -> tuple[list[Example], list[Failure]]:
+    """Measure every row from its prompt and the headers of its images.
+
+    Args:
+        entries: the tasks.
+        limit: rows of each, None for all.
+        family: of the model.
+        measure: (prompt, images whose pixels are not decoded) -> size; ValueError if unusable.
+        report: called now and then with the number of rows seen.
+
+    Returns:
+        What can be run and what cannot, both in order of task and row.
+    """
+    rows = [
+        (number, position)
+        for number, entry in enumerate(entries)
+        for position in range(len(entry.file.ids(limit)))
+    ]
+
+    def look(place: tuple[int, int]) -> Example | Failure:
+        number, position = place
+        entry = entries[number]
+        try:
+            row = entry.file.read(position, decode=False)
+        except RowError as error:
+            return Failure(number, position, str(error))
+        try:
+            entry.task.check_cells(row.cells, family)
+            size = measure(entry.task.prompt(row.cells, family), row.images)
+        except ValueError as error:
+            return Failure(number, position, f"{entry.place(row)}: {error}")
+        return Example(number, position, size)
+
+    found = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # in parts, so that progress shows in between
+        for start in range(0, len(rows), _REPORT_EVERY):
+            report(start)
+            found += pool.map(look, rows[start : start + _REPORT_EVERY])
+    report(len(rows))
+    examples = [each for each in found if isinstance(each, Example)]
+    return examples, [each for each in found if isinstance(each, Failure)]

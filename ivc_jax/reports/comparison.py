@@ -1,0 +1,110 @@
+"""Methods at equal budgets: scores by task group, and paired differences to IVC-Prune.
+
+Runs of one method that differ in their seed alone are pooled: an example's score is the mean over
+seeds. Every task of a group weighs the same. Intervals are those of `ivc_jax.reports.resampling`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.reports.labels import budget_of, short_labels
+from ivc_jax.reports.resampling import NOTHING, Resampler, by_task, paired
+
+REFERENCE = "ivc"
+ALL = "average"
+_DENSE = "dense"
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method at one budget on one group of tasks; scores from 0 to 1, NaN if it did not run."""
+
+    label: str
+    budget: float
+    group: str
+    runs: int
+    score: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    cached_share: float
+    kept_share: float
+    kv_bytes: float
+    flops: float
+
+
+def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
+    """Compare all methods that have a budget; dense stands at budget 1.
+
+    Returns:
+        Cells in order of group, budget (largest first) and method; empty without budgets.
+    """
+    budgets = {spec: 1.0 if spec == _DENSE else budget_of(spec) for spec in specs}
+    labels: dict[str, str] = {}
+    for budget in set(budgets.values()):
+        # A field that a method has a value of its own for at each budget is no other method.
+        labels |= short_labels([s for s in specs if budgets[s] == budget], without=("seed",))
+    if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
+        return []
+    pools: dict[tuple[str, float], list[Record]] = {}
+    for record in records:
+        budget = budgets.get(record["method"])
+        if budget is not None and not record["failed"]:
+            pools.setdefault((labels[record["method"]], budget), []).append(record)
+    tasks = [task for task in TASKS if any(r["task"] == task for p in pools.values() for r in p)]
+    groups = {ALL: tasks}
+    for task in tasks:
+        groups.setdefault(TASKS[task].group, []).append(task)
+    order = sorted(pools, key=lambda pool: -pool[1])
+    resampler = Resampler(record for pool in pools.values() for record in pool)
+    return [
+        _cell(group, members, label, budget, pools, resampler)
+        for group, members in groups.items()
+        for label, budget in order
+    ]
+
+
+def _cell(
+    group: str,
+    tasks: Sequence[str],
+    label: str,
+    budget: float,
+    pools: Mapping[tuple[str, float], list[Record]],
+    resampler: Resampler,
+) -> Cell:
+    pool = [record for record in pools[label, budget] if record["task"] in tasks]
+    scores = by_task(pool, tasks)
+    other = [r for r in pools.get((REFERENCE, budget), []) if r["task"] in tasks]
+    score, low, high = resampler.interval(scores)
+    difference = NOTHING
+    if other and label != REFERENCE:
+        difference = resampler.interval(paired(scores, by_task(other, tasks)))
+    visual = max(_mean(pool, "visual_tokens"), 1)
+    return Cell(
+        label=label,
+        budget=budget,
+        group=group,
+        runs=len({record["method"] for record in pool}),
+        score=score,
+        low=low,
+        high=high,
+        difference=difference[0],
+        difference_low=difference[1],
+        difference_high=difference[2],
+        cached_share=_mean(pool, "cached_share"),
+        kept_share=_mean(pool, "kept_tokens") / visual,
+        kv_bytes=_mean(pool, "kv_bytes"),
+        flops=_mean(pool, "flops"),
+    )
+
+
+def _mean(records: Sequence[Record], key: str) -> float:
+    return float(np.mean([record[key] for record in records])) if records else float("nan")

@@ -1,0 +1,126 @@
+"""The figure of a study: differences row by row, scores over one setting, or over two."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ivc_jax.reports import curves
+from ivc_jax.studies.study import Study
+from ivc_jax.studies.table import ALL, Row
+
+CAPTIONS = {
+    "rows": (
+        "Difference in points, paired by example, to what the table names; bars are 95 % bootstrap"
+        " intervals over pictures. Filled: p below 0.05 after adjusting for all rows (Holm)."
+    ),
+    "lines": "Score by group of tasks; shaded: 95 % bootstrap interval over pictures.",
+    "heat": "Score in percent by group of tasks.",
+}
+_GROUP_ORDER = ("grounding", "spatial", "semantic", ALL)
+_FILLED, _HOLLOW = "#1f4e79", "white"
+
+
+def draw(study: Study, rows: Sequence[Row]) -> Figure | None:
+    """Draw the figure of a study; None without rows."""
+    if not rows:
+        return None
+    groups = [group for group in _GROUP_ORDER if group in rows[0].cells]
+    if study.figure == "lines":
+        return _lines(study, rows, groups)
+    if study.figure == "heat":
+        return _heat(study, rows, groups)
+    return _rows(rows, [group for group in groups if group != ALL])
+
+
+def _rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
+    compared = [row for row in rows if row.versus]
+    if not compared:
+        return None
+    figure, grid = pyplot.subplots(
+        1, len(groups), sharey=True, squeeze=False, layout="constrained",
+        figsize=(2.6 + 2.9 * len(groups), 1.2 + 0.22 * len(compared)),
+    )  # fmt: skip
+    places = _places(compared)
+    for axes, group in zip(grid[0], groups, strict=True):
+        axes.axvline(0, color="black", lw=0.8)
+        for place, row in zip(places, compared, strict=True):
+            cell = row.cells[group]
+            if math.isnan(cell.difference):
+                continue
+            low, high = 100 * cell.difference_low, 100 * cell.difference_high
+            axes.plot([low, high], [place, place], color=_FILLED, lw=1.2, alpha=0.7)
+            sure = cell.p_holm < 0.05
+            axes.plot(100 * cell.difference, place, "o", ms=5, color=_FILLED,
+                      mfc=_FILLED if sure else _HOLLOW)  # fmt: skip
+        axes.set(title=group, xlabel="difference (points)")
+        axes.grid(alpha=0.25, axis="x")
+    several = len({row.series for row in compared}) > 1
+    names = [f"{row.series}: {row.label}" if several else row.label for row in compared]
+    grid[0, 0].set_yticks(places, names, fontsize=8)
+    grid[0, 0].set_ylim(max(places) + 1, -1)
+    return figure
+
+
+def _places(rows: Sequence[Row]) -> list[float]:
+    """Number the rows from top to bottom, with a gap between series."""
+    places, place = [], 0.0
+    for number, row in enumerate(rows):
+        if number and row.series != rows[number - 1].series:
+            place += 0.7
+        places.append(place)
+        place += 1
+    return places
+
+
+def _lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
+    figure, grid = pyplot.subplots(
+        1, len(groups), squeeze=False, layout="constrained", figsize=(3.7 * len(groups), 3.9)
+    )
+    names = list(dict.fromkeys(row.series for row in rows))
+    styles = curves.styles(names)
+    for axes, group in zip(grid[0], groups, strict=True):
+        for name in names:
+            own = sorted((row for row in rows if row.series == name), key=lambda row: row.x)
+            x, cells = [row.x for row in own], [row.cells[group] for row in own]
+            style = styles[name]
+            axes.plot(x, [100 * cell.score for cell in cells], label=name, ms=4.5, **style)
+            low, high = ([100 * getattr(cell, end) for cell in cells] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.1, lw=0)
+        axes.set(title=group, xlabel=study.x_label, ylabel="score (%)")
+        axes.grid(alpha=0.25)
+    handles, texts = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
+    x, y = (sorted({getattr(row, axis) for row in rows}) for axis in "xy")
+    figure, grid = pyplot.subplots(
+        1, len(groups), squeeze=False, layout="constrained",
+        figsize=((1.2 + 0.55 * len(x)) * len(groups), 1.4 + 0.5 * len(y)),
+    )  # fmt: skip
+    for axes, group in zip(grid[0], groups, strict=True):
+        values = np.full((len(y), len(x)), np.nan)
+        for row in rows:
+            values[y.index(row.y), x.index(row.x)] = 100 * row.cells[group].score
+        _heat_panel(axes, values, x, y)
+        axes.set(title=group, xlabel=study.x_label)
+    grid[0, 0].set_ylabel(study.y_label)
+    return figure
+
+
+def _heat_panel(axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float]) -> None:
+    shown = axes.imshow(values, cmap="viridis", origin="lower", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (line, column), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            dark = value < middle
+            axes.text(column, line, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                      color="white" if dark else "black")  # fmt: skip
+    axes.set_xticks(range(len(x)), [f"{value:g}" for value in x])
+    axes.set_yticks(range(len(y)), [f"{value:g}" for value in y])
+    axes.figure.colorbar(shown, ax=axes, shrink=0.85)

@@ -1,0 +1,265 @@
+"""Compiles prefill and decode for a mesh of devices that need not exist."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ivc_jax import parallel
+from ivc_jax.config import ModelConfig
+from ivc_jax.engine.cost import block_flops
+from ivc_jax.engine.decode import run_decode
+from ivc_jax.engine.plan import Span, make_plan
+from ivc_jax.engine.prefill import run_prefill, with_rope
+from ivc_jax.methods.base import Method
+from ivc_jax.nn import sharding
+from ivc_jax.nn.decoder import Params
+from ivc_jax.studies.planning import hlo
+from ivc_jax.studies.planning.cost import Cost, measure
+from ivc_jax.types import Inputs, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a batch holds: every sample has one square image and some text, none is padded.
+
+    Attributes:
+        batch: samples, over all devices.
+        visual: visual tokens of a sample.
+        text: text tokens of a sample.
+        new_tokens: generated for each sample; the cache has room for them.
+        tower: the prefill runs the vision tower; otherwise its tokens are there already.
+    """
+
+    batch: int
+    visual: int
+    text: int
+    new_tokens: int
+    tower: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program; bytes are those of one device.
+
+    Attributes:
+        compile_seconds: on this machine, tracing included.
+        arguments: weights and inputs that it reads, a cache among them if it takes one.
+        results: what it leaves behind.
+        temporaries: what it needs beside these at its peak.
+        code: the program itself.
+        idle: weights that lie there unread.
+        cost: of one run; of one token, for a decode.
+    """
+
+    compile_seconds: float
+    arguments: int
+    results: int
+    temporaries: int
+    code: int
+    idle: int
+    cost: Cost
+
+    @property
+    def peak(self) -> int:
+        """Bytes in use while it runs."""
+        return self.arguments + self.results + self.temporaries + self.code + self.idle
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Both programs of a method.
+
+    Attributes:
+        prefill: with the tower, or without it.
+        decode: all tokens; its cost is that of one.
+        weights: bytes of all parameters on one device.
+        cache: bytes of keys and values behind the prompt on one device.
+        formula_flops: of all devices in the decoder's part of the prefill, by `engine.cost`.
+    """
+
+    prefill: Program
+    decode: Program
+    weights: int
+    cache: int
+    formula_flops: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes in use on one device, at the worse of the two moments."""
+        return max(self.prefill.peak, self.decode.peak)
+
+
+class TooLarge(Exception):
+    """A program that the compiler cannot fit into the memory of a device; the message says why."""
+
+
+def compile_method(
+    config: ModelConfig, method: Method, params: Params, mesh: Mesh, workload: Workload
+) -> Compiled:
+    """Compile a method's prefill and decode.
+
+    Args:
+        config: of the model.
+        method: resolved against the model.
+        params: abstract, sharded over the mesh (`ivc_jax.weights.load.abstract_params`).
+        mesh: of devices of a topology.
+        workload: what a batch holds.
+
+    Raises:
+        TooLarge: a program needs more memory than a device has.
+        MethodError: the method does not fit the model.
+    """
+    dtype = params["decoder"]["embed_tokens"]["embedding"].dtype
+    inputs = abstract_inputs(config, workload, mesh, dtype)
+    idle = device_bytes(params["vision"])
+    with sharding.on_mesh(mesh):
+        prefill = _Built.compile(run_prefill, config, method, params, inputs)
+        prompt = prefill.results()
+        stop = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+        decode = _Built.compile(
+            run_decode,
+            with_rope(config, prompt.rope),
+            workload.new_tokens,
+            params["decoder"],
+            *(prompt.logits, prompt.cache, prompt.next_position, stop),
+        )
+    return Compiled(
+        prefill=prefill.read(idle=0 if workload.tower else idle),
+        decode=decode.read(idle=idle, one_token=True),
+        weights=device_bytes(params),
+        cache=device_bytes([(span.keys, span.values) for span in prompt.cache]),
+        formula_flops=formula_flops(config, method, workload),
+    )
+
+
+def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: np.dtype) -> Inputs:
+    """Return a batch of `jax.ShapeDtypeStruct`, split over the mesh as a real one would be."""
+    B, V, T = workload.batch, workload.visual, workload.text
+    N = V + T
+
+    def array(*shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind)
+
+    patches = _row_patches(config, V)
+    inputs = Inputs(
+        tokens=array(B, N),
+        layout=Layout(
+            visual_index=array(B, V),
+            visual_valid=array(B, V, kind=np.bool_),
+            visual_origin=array(B, V),
+            image_id=array(B, V),
+            grid=array(B, V, 3),
+            image_count=array(B, V),
+            visual_count=array(B),
+            text_index=array(B, T),
+            text_valid=array(B, T, kind=np.bool_),
+            positions=array(3, B, N),
+            lengths=array(B),
+            num_images=1,
+            visual_slots=V,
+            num_positions=N,
+        ),
+        next_position=array(B),
+        patches=array(B, patches, config.vision.patch_values, kind=np.float32),
+        patch_positions=array(B, patches, 2),
+        visual_source=array(B, V),
+        visual=None if workload.tower else array(B, V, config.decoder.hidden_size, kind=dtype),
+    )
+    return jax.tree.map(
+        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        *(inputs, parallel.input_shardings(inputs, mesh)),
+    )
+
+
+def _row_patches(config: ModelConfig, visual: int) -> int:
+    """Count the patches of a square image; windows at its borders are padded."""
+    cells = config.vision.window_cells
+    if cells is None:
+        return visual * config.vision.merge_area
+    side = math.isqrt(visual - 1) + 1
+    return (-(-side // cells)) ** 2 * config.vision.row_unit
+
+
+def device_bytes(tree: Any) -> int:
+    """Add up what one device holds of arrays, abstract or not."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def formula_flops(config: ModelConfig, method: Method, workload: Workload) -> float:
+    """Return the operations of the decoder blocks in a prefill of the whole batch."""
+    layers, visual = config.decoder.num_layers, workload.visual
+    total = 0.0
+    for step in make_plan(layers, method):
+        if isinstance(step, Span):
+            block = block_flops(config.decoder, np.array(visual + workload.text))
+            total += (step.stop - step.start) * float(block)
+        else:
+            visual = min(method.capacity(step.stage, workload.visual, 1), visual)
+    return total * workload.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    """A compiled program as JAX returns it, and its text as the compiler wrote it."""
+
+    lowered: Any
+    compiled: Any
+    text: str
+    seconds: float
+
+    @classmethod
+    def compile(cls, function: Any, *arguments: Any) -> "_Built":
+        """Trace and compile a jitted function for the TPU that its arguments lie on."""
+        start = time.perf_counter()
+        lowered = function.trace(*arguments).lower(lowering_platforms=("tpu",))
+        with tempfile.TemporaryDirectory() as folder:
+            # `compiled.as_text()` needs a JAX that knows all that the compiler writes, which for
+            # v5p and v6e it may not.
+            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            try:
+                compiled = lowered.compile(compiler_options=options)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise TooLarge(_reason(str(error))) from None
+            (path,) = pathlib.Path(folder).glob("*.after_codegen.txt")
+            text = path.read_text()
+        return cls(lowered, compiled, text, time.perf_counter() - start)
+
+    def results(self) -> Any:
+        """Return what the program leaves behind, abstract, where it leaves it."""
+        return jax.tree.map(
+            lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+            *(self.lowered.out_info, self.compiled.output_shardings),
+        )
+
+    def read(self, *, idle: int, one_token: bool = False) -> Program:
+        """Read sizes and cost from the program."""
+        sizes = self.compiled.memory_analysis()
+        return Program(
+            compile_seconds=self.seconds,
+            arguments=sizes.argument_size_in_bytes,
+            results=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+            temporaries=sizes.temp_size_in_bytes,
+            code=sizes.generated_code_size_in_bytes,
+            idle=idle,
+            cost=measure(hlo.parse(self.text), open_loop=one_token),
+        )
+
+
+def _reason(message: str) -> str:
+    """Shorten the compiler's message to what is needed and what there is."""
+    found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", message)
+    return f"needs {found[1]} of {found[2]}" if found else message.splitlines()[0]

@@ -1,0 +1,274 @@
+"""What a compiled program costs one device: operations, bytes, time, collectives.
+
+XLA's own totals count the body of a loop once, whatever the number of layers; here every
+instruction counts as often as it runs.
+"""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable
+
+from ivc_jax.studies.planning.hlo import Array, Computation, Execution, Instruction, Program
+
+_COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# They move no data: names for what is there already, or the second half of a pair.
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-start",
+    "async-update", "async-done", "copy-done",
+}  # fmt: skip
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**62
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind and size.
+
+    Attributes:
+        kind: such as all-reduce.
+        devices: that take part in each, None if the program does not say.
+        nbytes: of one, on one device: the larger of what goes in and what comes out.
+        count: how often a run executes it.
+        source: what of the model it belongs to.
+    """
+
+    kind: str
+    devices: int | None
+    nbytes: int
+    count: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of a run on one device.
+
+    Attributes:
+        flops: of matrix products, two for a multiplication and an addition.
+        kernel_flops: of attention kernels, the whole score matrix counted; not in `flops`.
+        cycles: the compiler's estimates of all instructions that it gives one for. It gives none
+            for kernels and for collectives.
+        hbm_bytes: read from and written to HBM.
+        collectives: largest total first.
+    """
+
+    flops: int
+    kernel_flops: int
+    cycles: int
+    hbm_bytes: int
+    collectives: tuple[Collective, ...]
+
+
+def measure(program: Program, *, open_loop: bool = False) -> Cost:
+    """Add up a program.
+
+    Args:
+        open_loop: count one round of the loop whose length is not known, and nothing outside of
+            it; otherwise the whole program, such loops once.
+    """
+    chosen = [run for run in program.executions() if run.open or not open_loop]
+    flops = kernels = cycles = moved = 0
+    for run in chosen:
+        instruction, times = run.instruction, run.times
+        flops += times * _flops(program, run.computation, instruction)
+        kernels += times * _kernel_flops(run.computation, instruction)
+        cycles += times * _cycles(instruction)
+        moved += times * _hbm_bytes(program, run.computation, instruction)
+    return Cost(flops, kernels, cycles, moved, tuple(collectives(chosen)))
+
+
+def _cycles(instruction: Instruction) -> int:
+    """Read the compiler's estimate; the largest integer says that there is none."""
+    found = _CYCLES.search(instruction.attributes)
+    return int(found[1]) if found and int(found[1]) < _NO_ESTIMATE else 0
+
+
+def collectives(runs: Iterable[Execution]) -> list[Collective]:
+    """List the collectives among some instructions, equal ones together."""
+    counts: collections.Counter[tuple] = collections.Counter()
+    for run in runs:
+        kind = run.instruction.opcode.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            inputs = _inputs(run.computation, run.instruction)
+            size = max(array.nbytes for array in (*run.instruction.results, *inputs))
+            attributes = run.instruction.attributes
+            counts[kind, _group_size(attributes), size, _source(attributes)] += run.times
+    found = [
+        Collective(kind, devices, size, count, source)
+        for (kind, devices, size, source), count in counts.items()
+    ]
+    return sorted(found, key=lambda each: -each.nbytes * each.count)
+
+
+def _group_size(attributes: str) -> int | None:
+    """Read how many devices a group has, in any of the three spellings of replica_groups."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        count = 1
+        for axis in re.findall(r"'([^']+)'", found[2]):
+            count *= int(sizes[axis])
+        return count
+    return None
+
+
+def _source(attributes: str) -> str:
+    """Shorten the name stack of an operation to the parts that name the model."""
+    found = re.search(r'op_name="([^"]*)"', attributes)
+    parts = found[1].split("/") if found else []
+    noise = re.compile(
+        r"jit\(.*\)|while|body|cond|closed_call|eval_jaxpr|shard_map|dot_general|branch_.*"
+    )
+    return "/".join(part for part in parts if not noise.fullmatch(part))
+
+
+def _inputs(computation: Computation, instruction: Instruction) -> list[Array]:
+    known = [computation[name] for name in instruction.operands if name in computation]
+    return [array for operand in known for array in operand.results]
+
+
+def _flops(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """Count the matrix products of an instruction, also those inside a fusion."""
+    if instruction.opcode == "convolution":
+        return _convolution_flops(computation, instruction)
+    if instruction.opcode == "dot":
+        return _dot_flops(computation, instruction)
+    if instruction.opcode == "fusion":
+        inner = program.computations[instruction.called("calls")]
+        return sum(_flops(program, inner, each) for each in inner.values())
+    return 0
+
+
+def _dot_flops(computation: Computation, instruction: Instruction) -> int:
+    (left,) = computation[instruction.operands[0]].results
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+    count = 2 * instruction.results[0].size
+    for dimension in found[1].split(","):
+        count *= left.shape[int(dimension)] if dimension else 1
+    return count
+
+
+def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
+    """Count a convolution: on TPU every matrix product is one, its batch a strange window."""
+    (left,), (right,) = (computation[name].results for name in instruction.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    output = dict(zip(labels[3], instruction.results[0].shape, strict=True))
+    image = dict(zip(labels[1], left.shape, strict=True))
+    kernel = dict(zip(labels[2], right.shape, strict=True))
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    fields = dict(field.split("=") for field in window[1].split()) if window else {}
+    count = 2 * output["b"] * output["f"] * kernel["i"]
+    for axis in sorted(label for label in output if label.isdigit()):
+        count *= _valid_pairs(int(axis), fields, image[axis], kernel[axis], output[axis])
+    return count
+
+
+def _valid_pairs(axis: int, fields: dict[str, str], image: int, kernel: int, output: int) -> int:
+    """Count (output, kernel) positions that meet an element of the image."""
+
+    def field(name: str, default: int) -> int:
+        values = fields.get(name, "").split("x")
+        return int(values[axis].split("_")[0]) if values[0] else default
+
+    stride, low = field("stride", 1), field("pad", 0)
+    spread, gap = field("lhs_dilate", 1), field("rhs_dilate", 1)
+    places = (
+        o * stride + k * gap - low for o, k in itertools.product(range(output), range(kernel))
+    )
+    return sum(place % spread == 0 and 0 <= place // spread < image for place in places)
+
+
+def _kernel_flops(computation: Computation, instruction: Instruction) -> int:
+    """Count the two products of a splash attention kernel, masked scores included."""
+    if instruction.opcode != "custom-call" or "splash" not in instruction.name:
+        return 0
+    vectors = [array for array in _inputs(computation, instruction) if array.dtype in _FLOATS]
+    queries, keys = vectors[:2]
+    return 4 * queries.size * keys.shape[-2]
+
+
+_FLOATS = ("bf16", "f16", "f32")
+
+
+def _traffic(arrays: Iterable[Array]) -> int:
+    """Add up arrays in HBM; scalars live elsewhere."""
+    return sum(array.nbytes for array in arrays if array.shape and not array.space)
+
+
+def _hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """Count what an instruction reads from and writes to HBM; slices count as slices."""
+    opcode, results = instruction.opcode, instruction.results
+    if opcode in _FREE or opcode.removesuffix("-done") in _COLLECTIVES:
+        return 0
+    if opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes:
+        return 0  # a hint to the compiler
+    if opcode == "fusion":
+        return _fusion_bytes(program, computation, instruction)
+    inputs = _inputs(computation, instruction)
+    if opcode == "copy-start":
+        return _traffic(results[:2])  # (destination, source, context)
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * _traffic(results)
+    if opcode == "dynamic-update-slice":
+        return 2 * _traffic(inputs[1:2])
+    return _traffic(inputs) + _traffic(results)
+
+
+def _fusion_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """Count the operands of a fusion in HBM and its results; what is written in place, once."""
+    inner = program.computations[instruction.called("calls")]
+    total, updated = 0, set()
+    for number, name in enumerate(instruction.operands):
+        whole = _traffic(computation[name].results)
+        reads = _readers(program, inner, number) if whole else []
+        kinds = {each.opcode if first else None for _, each, first in reads}
+        if kinds and kinds <= {"dynamic-slice", "gather"}:
+            total += sum(array.nbytes for _, each, _ in reads for array in each.results)
+        elif kinds == {"dynamic-update-slice"}:
+            parts = [where[each.operands[1]].results for where, each, _ in reads]
+            total += sum(array.nbytes for results in parts for array in results)
+            updated |= {each.results[0].shape for _, each, _ in reads}
+        else:
+            total += whole
+    return total + _traffic(a for a in instruction.results if a.shape not in updated)
+
+
+def _readers(
+    program: Program, inner: Computation, number: int
+) -> list[tuple[Computation, Instruction, bool]]:
+    """Find who reads a fusion's operand, behind other names for it and in fusions within.
+
+    The bool says whether it is the reader's first operand, such as what a slice is taken of.
+    """
+    found = []
+    names = {i.name for i in inner.values() if (i.opcode, i.attributes) == _parameter(number)}
+    for each in inner.values():
+        if not names.intersection(each.operands):
+            continue
+        if each.opcode == "bitcast":
+            names.add(each.name)
+        elif each.opcode == "fusion":
+            nested = program.computations[each.called("calls")]
+            places = [place for place, name in enumerate(each.operands) if name in names]
+            found += [read for place in places for read in _readers(program, nested, place)]
+        else:
+            found.append((inner, each, each.operands[0] in names))
+    return found
+
+
+def _parameter(number: int) -> tuple[str, str]:
+    return "parameter", str(number)

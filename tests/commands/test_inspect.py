@@ -1,0 +1,42 @@
+"""The inspection script: table, picture, and one-line errors."""
+
+import pytest
+from PIL import Image
+
+from ivc_jax.commands import inspect as inspect_image
+from ivc_jax.commands import run
+
+
+def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):
+    Image.effect_noise((40, 56), 90).convert("RGB").save(tmp_path / "noise.png")
+    out = tmp_path / "new" / "kept.png"
+    options = ["--model", tiny_hf(), "--prompt", "What is [this]?", "--out", out]
+    options += ["--methods", "dense", "ivc:keep_ratio=0.5", "--max-new-tokens", 4]
+    arguments = ["inspect", tmp_path / "noise.png", *options]
+    assert run.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "What is [this]?" in printed
+    assert "ivc:keep_ratio=0.5" in printed
+    # 40 x 56 pixels are 5 x 7 tokens of 8 pixels; half of 35 rounds to 18
+    assert "35 of 35" in printed
+    assert "18 of 35" in printed
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.png"], "there is no file missing.png"),
+        (["--methods", "prune"], "unknown method 'prune'"),
+        (["--model", "missing-folder"], "missing-folder is neither a directory nor a hub id"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, options, message):
+    assert inspect_image.main([*options, "--out", str(tmp_path / "kept.png")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,142 @@
+"""The programs compile for TPU and lower for CUDA on a machine that has neither."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.prompts import hf_arrays
+
+import ivc_jax
+from ivc_jax.engine.decode import run_decode
+from ivc_jax.engine.prefill import run_prefill
+from ivc_jax.inputs.bucket import collate
+from ivc_jax.methods import parse
+from ivc_jax.nn.attention import attend
+from ivc_jax.nn.splash import splash_attend
+
+PROMPTS = [(3, ("image", (1, 8, 8)), 5), (6,)]
+SPECS = ["dense", "ivc:keep_ratio=0.5", "fastv+ivc:layer=1"]
+# Sorts, scatters and loops of their own; the decode is that of the others.
+RELATED = ["pyramiddrop", "sparsevlm", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="bfloat16")[0]
+
+
+def programs(model, spec, sharding=None):
+    """Yield (jitted function, abstract arguments) of prefill and decode."""
+
+    def abstract(tree):
+        def leaf(array):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+        return jax.tree.map(leaf, tree)
+
+    method = parse(spec).resolve(model.config)
+    inputs = collate(ivc_jax.Batch.from_hf(**hf_arrays(PROMPTS)), model.config)
+    arguments = abstract(model.params), abstract(inputs)
+    yield run_prefill, (model.config, method, *arguments)
+    prompt = jax.eval_shape(lambda *a: run_prefill(model.config, method, *a), *arguments)
+    stop = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding)
+    rest = abstract((prompt.logits, prompt.cache, prompt.next_position))
+    yield run_decode, (model.config, 8, arguments[0]["decoder"], *rest, stop)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_programs_lower_for_cuda(model, spec):
+    for function, arguments in programs(model, spec):
+        exported = jax.export.export(function, platforms=["cuda"])(*arguments)
+        assert exported.platforms == ("cuda",)
+        assert "stablehlo.dot_general" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("spec", RELATED)
+def test_prefills_of_the_related_methods_lower_for_cuda(model, spec):
+    function, arguments = next(programs(model, spec))
+    exported = jax.export.export(function, platforms=["cuda"])(*arguments)
+    assert "stablehlo.dot_general" in exported.mlir_module()
+
+
+def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
+    model, _ = ivc_jax.load(tiny_hf(family="qwen2_5_vl"), dtype="bfloat16")
+    function, arguments = next(programs(model, "ivc:layer=1,keep_ratio=0.5"))
+    exported = jax.export.export(function, platforms=["cuda"])(*arguments)
+    assert "stablehlo.case" in exported.mlir_module()  # blocks within windows, blocks across
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "slots", "causal"),
+    [(6, 2, 300, True), (2, 2, 300, False), (2, 1, 256, False)],
+)
+def test_the_attention_kernel_of_tpus_computes_attention(heads, groups, slots, causal):
+    """Interpreted on this device: grouped heads, padded blocks, keys that are hidden."""
+    make = np.random.default_rng(0).standard_normal
+    queries, keys, values = (
+        jnp.asarray(make((2, slots, count, 24)), jnp.float32) for count in (heads, groups, groups)
+    )
+    lengths = jnp.array([slots, slots - 70])
+    options = {"lengths": lengths, "causal": causal}
+    found = splash_attend(queries, keys, values, **options, interpret=True)
+    wanted = attend(queries, keys, values, **options)
+    valid = jnp.arange(slots) < lengths[:, None]
+    difference = jnp.where(valid[..., None, None], found - wanted, 0.0)
+    assert float(jnp.abs(difference).max()) < 1e-5
+    assert bool(jnp.isfinite(found).all())
+
+
+def test_long_sequences_take_the_kernel_on_tpu_alone():
+    x = jax.ShapeDtypeStruct((1, 256, 2, 16), jnp.bfloat16)
+    function = jax.jit(lambda x: attend(x, x, x, causal=True))
+    for platform, there in (("tpu", True), ("cpu", False), ("cuda", False)):
+        module = jax.export.export(function, platforms=[platform])(x).mlir_module()
+        assert ("tpu_custom_call" in module) == there, platform
+
+
+COMPILE_FOR_TPU = """
+import sys
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+import ivc_jax
+from test_lowering import RELATED, SPECS, programs
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+assert "v5" in topology.devices[0].device_kind, topology.devices[0].device_kind
+sharding = SingleDeviceSharding(topology.devices[0])
+model, _ = ivc_jax.load(sys.argv[1], dtype="bfloat16")
+for spec in SPECS:
+    for function, arguments in programs(model, spec, sharding):
+        compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+        print(spec, function.__name__, compiled.memory_analysis().temp_size_in_bytes)
+for spec in RELATED:
+    function, arguments = next(programs(model, spec, sharding))
+    compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+    print(spec, compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+def test_programs_compile_with_the_tpu_compiler(tiny_hf):
+    """Run apart: libtpu wants its environment set before JAX starts, and locks the machine."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [os.path.dirname(os.path.dirname(__file__)), *sys.path]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf(num_hidden_layers=4))],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    sizes = [int(line.split()[-1]) for line in result.stdout.splitlines()]
+    assert len(sizes) == 2 * len(SPECS) + len(RELATED)
+    assert min(sizes) > 0

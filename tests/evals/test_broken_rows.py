@@ -1,0 +1,101 @@
+"""Rows that are broken in every known way: the run ends, names them and scores the rest."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_evals_tsv import HEADER, write_tsv
+
+import ivc_jax
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running import records, runner, summary
+from ivc_jax.evals.running.answerer import ModelAnswerer
+from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
+from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.evals.running.tsv import TsvFile
+
+_TASK = tasks.TASKS["DigitScenes_colour"]
+
+
+def encoded(image, kind="PNG", cut=None, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()[:cut]).decode()
+
+
+def noise(width, height, mode="RGB"):
+    draw = np.random.default_rng(width * height)
+    channels = [Image.fromarray(draw.integers(0, 256, (height, width), np.uint8)) for _ in mode]
+    return Image.merge(mode, channels)
+
+
+def animation():
+    frames = [noise(40, 40), noise(40, 44).resize((40, 40))]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+GOOD = encoded(noise(48, 40))
+# name -> (image cell, question, answer), and what the error says; None: the row is scored
+ROWS = {
+    "good": ((GOOD, "What?", "red"), None),
+    "bad base64": (("!" + GOOD, "What?", "red"), "not valid base64"),
+    "truncated JPEG": ((encoded(noise(64, 64), "JPEG", cut=900), "What?", "red"), "cannot be read"),
+    "no image": ((encoded(noise(8, 8), cut=20) * 9, "What?", "red"), "the image cell"),
+    "missing answer": ((GOOD, "What?", ""), "the answer cell is empty"),
+    "empty question": ((GOOD, " ", "red"), "the question cell is empty"),
+    "one pixel": ((encoded(noise(1, 1)), "What?", "red"), None),
+    "panorama": ((encoded(Image.new("RGB", (20000, 50)), "JPEG"), "What?", "red"), "aspect ratio"),
+    "wide but fair": ((encoded(noise(200, 10)), "What?", "red"), None),
+    "CMYK": ((encoded(noise(40, 40, "CMYK"), "JPEG"), "What?", "red"), None),
+    "animated": ((animation(), "What?", "red"), None),
+    "grey": ((encoded(noise(40, 40, "L")), "What?", "red"), None),
+    "endless question": ((GOOD, "word " * 2000, "red"), "positions"),
+    "missing cell": ((GOOD, "What?"), "3 cells where the header has 4"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tiny_hf, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken")
+    rows = [[name, *cells] for name, (cells, _) in ROWS.items()]
+    file = TsvFile(write_tsv(folder / _TASK.file_name, HEADER, rows), _TASK.scoring.columns)
+    model, processor = ivc_jax.load(tiny_hf(), dtype="float32")
+    method = MethodEntry("ivc", 0.5, ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5"))
+    plan = runner.RunPlan(
+        [TaskEntry(_TASK, file)], [method], 2, RunIdentity("tiny", 0, ""), buckets=2,
+        max_new_tokens={"": 2},
+    )  # fmt: skip
+    out = records.RunFolder(folder / "out")
+    statistics = runner.run(plan, ModelAnswerer(model, processor), out, lambda *event: None)
+    out.close()
+    return statistics, {record["example_id"]: record for record in records.read_all(out.path)}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_is_scored_or_named(found, name):
+    record, message = found[1][name], ROWS[name][1]
+    assert record["failed"] == (message is not None)
+    if message:
+        row = list(ROWS).index(name) + 1
+        assert f"{_TASK.file_name} row {row} (index {name}): " in record["error"]
+        assert message in record["error"]
+    else:
+        assert record["score"] in (0.0, 1.0)
+        assert record["kept_tokens"] < record["visual_tokens"] or record["visual_tokens"] == 1
+
+
+def test_the_others_are_scored_and_counted(found):
+    statistics, rows = found
+    broken = [message for _, message in ROWS.values() if message]
+    assert summary.count_failed(rows.values()) == len(broken)
+    (row,) = summary.rows(rows.values(), [_TASK.name], ["ivc"])
+    assert row["n"] == len(ROWS) - len(broken)
+    assert statistics.buckets <= 2
+
+
+def test_pictures_survive_padding_and_conversion(found):
+    """A CMYK picture and an animation take as many tokens as a plain one of their size."""
+    tokens = {name: found[1][name]["visual_tokens"] for name in ("CMYK", "animated", "grey")}
+    assert set(tokens.values()) == {25}  # 40 x 40 pixels, 8 a token

@@ -1,0 +1,311 @@
+"""Parsers, metrics and summaries against numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ivc_jax.evals.benchmarks import metrics, parsers, tasks
+from ivc_jax.evals.running import summary
+
+
+def test_qwen2_box_is_read_in_thousandths():
+    assert parsers.qwen2_box("it is (100,200),(300,400).") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.qwen2_box("(1, 2) , (3, 4)") == (0.001, 0.002, 0.003, 0.004)
+    assert parsers.qwen2_box("(1,2),(3,4) (9,9),(9,9)") == (0.001, 0.002, 0.003, 0.004)
+
+
+@pytest.mark.parametrize("text", ["", "no box", "(1,2)", "(1,2),(3)", "[1,2,3,4]", "(a,b),(c,d)"])
+def test_text_without_a_qwen2_box_is_no_box(text):
+    assert parsers.qwen2_box(text) == parsers.NO_BOX
+
+
+def test_bracketed_box_is_scaled_by_its_sum():
+    assert parsers.bracketed_box("<box>[[100, 200, 300, 400]]</box>") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.bracketed_box("[0.1,0.2,0.3,0.4]") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.bracketed_box("[1, 1, 1, 1]") == (0.001, 0.001, 0.001, 0.001)  # sums to 4
+    assert parsers.bracketed_box("[1, 1, 1, 0.5]") == (1.0, 1.0, 1.0, 0.5)
+    assert parsers.bracketed_box("[1, 2, 3]") == parsers.NO_BOX
+
+
+def test_fractions_become_pixels_and_pixels_stay():
+    assert parsers.box_in_pixels((0.1, 0.2, 0.5, 1.1), 200, 100) == pytest.approx(
+        (20, 20, 100, 110)
+    )
+    assert parsers.box_in_pixels((0.1, 0.2, 0.5, 1.2), 200, 100) == (0.1, 0.2, 0.5, 1.2)
+
+
+def test_target_box_takes_four_numbers():
+    assert parsers.target_box("1 2.5 3 4 9 9 9 9") == (1, 2.5, 3, 4)
+    with pytest.raises(ValueError, match="expected 'x1 y1 x2 y2'"):
+        parsers.target_box("1 2 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes", "Yes"),
+        ("no.", "No"),
+        ("Yes, there is.", "Yes"),
+        ("There is NO digit", "No"),
+        ("yes/no", "Unknown"),
+        ("Yes and no", "Unknown"),
+        ("nothing", "Unknown"),
+        ("yesterday", "Unknown"),
+        ("", "Unknown"),
+    ],
+)
+def test_yes_or_no(text, expected):
+    assert parsers.yes_or_no(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a-b", "a b"),  # touches no blank: becomes one
+        ("a -b c-d", "a b cd"),  # touches a blank somewhere: deleted everywhere
+        ("1,000-2", "10002"),  # a comma between digits: all marks are deleted
+        ("3.5 end.", "3.5 end"),
+        ("what?yes", "what yes"),
+    ],
+)
+def test_punctuation_rule(text, expected):
+    assert parsers.without_punctuation(text) == expected
+
+
+def test_plain_answer_ignores_case_blanks_and_one_period():
+    assert parsers.plain_answer("  Red. \n") == "red"
+    assert parsers.plain_answer("7") == "7"
+    assert parsers.plain_answer("red..") == "red."
+    assert parsers.plain_answer("red!") != "red"
+
+
+def test_box_iou_by_hand():
+    assert metrics.box_iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    # overlap 5 x 10, union 10 x 10 + 10 x 10 - 50
+    assert metrics.box_iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert metrics.box_iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # a shared edge is no overlap
+    assert metrics.box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert metrics.box_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0  # no division by zero
+    # fractional coordinates, no +1: 0.5 x 1 over 1.5 x 1
+    assert metrics.box_iou((0, 0, 1, 1), (0.5, 0, 1.5, 1)) == pytest.approx(1 / 3)
+
+
+def test_yes_no_metrics_by_hand():
+    targets = ["Yes", "Yes", "Yes", "No", "No"]
+    answers = ["Yes", "No", "Unknown", "Yes", "Unknown"]
+    values = metrics.yes_no_metrics(targets, answers)
+    # tp 1, claimed 2, positives 3; the Unknown to a No counts as No in precision, not in accuracy
+    assert values["accuracy"] == pytest.approx(1 / 5)
+    assert values["precision"] == pytest.approx(1 / 2)
+    assert values["recall"] == pytest.approx(1 / 3)
+    assert values["f1"] == pytest.approx(0.4)
+    assert values["unknown_share"] == pytest.approx(2 / 5)
+
+
+def test_yes_no_metrics_without_any_yes():
+    values = metrics.yes_no_metrics(["No"], ["No"])
+    assert (values["accuracy"], values["precision"], values["f1"]) == (1, 0, 0)
+    assert metrics.yes_no_metrics([], [])["accuracy"] == 0
+
+
+def test_bootstrap_interval_holds_the_mean():
+    low, high = metrics.bootstrap_interval([0.0, 1.0] * 50)
+    assert 0.35 < low < 0.5 < high < 0.65
+    assert metrics.bootstrap_interval([1.0] * 5) == (1, 1)
+    assert metrics.bootstrap_interval([]) == (0, 0)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    values = [float(n % 7) for n in range(40)]
+    low, high = metrics.jackknife_interval(lambda part: sum(part) / len(part), values, range(40))
+    mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(40)
+    assert (low, high) == pytest.approx((mean - 2.02 * error, mean + 2.02 * error))
+
+
+def test_jackknife_keeps_units_whole():
+    seen = []
+    units = [n // 2 for n in range(200)]
+    metrics.jackknife_interval(lambda part: float(seen.append(part) or 0), units, units)
+    assert len(seen) == 1 + 40
+    for unit in range(100):  # each is whole, and left out once
+        assert sorted(part.count(unit) for part in seen) == [0, *[2] * 40]
+    assert metrics.jackknife_interval(sum, [3.0, 4.0], ["a", "a"]) == (7, 7)
+
+
+def test_grounding_scores_at_half_overlap():
+    scoring = tasks.TASKS["DigitScenes_grounding"].scoring
+    cells = {"answer": "0 0 100 100", "width": "200", "height": "100"}
+    # 0.25 x 200 = 50 pixels of 100: exactly half
+    half = scoring.parse("(0,0),(250,1000)", cells, "qwen2_vl")
+    assert half == [0, 0, 50, 100]
+    assert scoring.score(half, cells) == 1
+    assert scoring.score(scoring.parse("(0,0),(245,1000)", cells, "qwen2_vl"), cells) == 0
+    assert scoring.score(scoring.parse("none", cells, "qwen2_vl"), cells) == 0
+
+
+def test_refcoco_prompt_follows_the_qwen2_template():
+    task = tasks.TASKS["RefCOCO+_testA"]
+    cells = {"question": "The Man in red."}
+    expected = "\n<|object_ref_start|>Detect the man in red<|object_ref_end|>"
+    assert task.prompt(cells, "qwen2_vl") == expected
+    assert task.prompt({"question": "the man in red"}, "qwen2_vl") == expected
+    with pytest.raises(tasks.TaskError, match="llava"):
+        task.prompt(cells, "llava")
+
+
+def test_find_knows_short_names_and_lists_known_ones():
+    assert [task.name for task in tasks.find(["Colour", "refcoco_testa", "colour"])] == [
+        "DigitScenes_colour",
+        "RefCOCO_testA",
+    ]
+    with pytest.raises(
+        tasks.TaskError, match=r"unknown task 'color'; known: DigitScenes_grounding"
+    ):
+        tasks.find(["color"])
+    names = ["GQA", "mmbench", "ocrbench", "ScienceQA", "seedbench_img", "grounding"]
+    assert [task.name for task in tasks.find(names)] == [
+        *("GQA_TestDev_Balanced", "MMBench_DEV_EN_V11", "OCRBench", "ScienceQA_TEST"),
+        *("SEEDBench_IMG", "DigitScenes_grounding"),
+    ]
+    for several in ("RefCOCO", "AI2D", "DigitScenes"):
+        with pytest.raises(tasks.TaskError, match="unknown task"):
+            tasks.find([several])
+
+
+def test_the_table_holds_the_public_sets():
+    names = "SEEDBench_IMG MMBench_DEV_EN_V11 MMStar RealWorldQA MME POPE TextVQA_VAL ChartQA_TEST"
+    assert (*names.split(), "AI2D_TEST") == tasks.GENERAL_VQA
+    assert len(tasks.REFCOCO) == 8
+    assert {tasks.TASKS[name].group for name in tasks.GENERAL_VQA} == {"general VQA"}
+    assert {tasks.TASKS[name].max_new_tokens for name in tasks.GENERAL_VQA} == {512}
+    for name, task in tasks.TASKS.items():
+        assert (task.name, task.file_name) == (name, f"{name}.tsv")
+        optional = {"hint", "category", "l2-category", "split", "image_path"}
+        needed = {"OCRBench": 1, "POPE": 1, "MME": 2, "HallusionBench": 1}.get(name, 0)
+        assert len(optional & set(task.scoring.columns)) == needed
+    assert "refcoco --qwen25" in tasks.TASKS["RefCOCO_val_for_qwen25vl"].source
+    assert "VLMEvalKit" in tasks.TASKS["POPE"].source
+
+
+def test_another_number_of_rows_is_remarked():
+    assert tasks.TASKS["MMStar"].unusual_rows(1500) is None
+    assert "MMStar.tsv has 12 rows, usually 1500" in tasks.TASKS["MMStar"].unusual_rows(12)
+    assert tasks.TASKS["DigitScenes_colour"].unusual_rows(12) is None
+
+
+def record(example, method, score, task="DigitScenes_colour", **values):
+    base = {"task": task, "method": method, "example_id": example, "score": score, "failed": False}
+    base |= {"keep_ratio": 0.5, "parsed": "", "target": "", "category": "", "visual_tokens": 10}
+    base |= {"kept_tokens": 5, "kv_bytes": 64.0, "prefill_ms": 1.0, "decode_ms": 6.0}
+    return base | {"decode_steps": 3, "cached_share": 0.5, "flops": 2e6} | values
+
+
+def test_rows_by_hand():
+    found = [
+        record("1", "dense", 1.0, keep_ratio=1.0),
+        record("2", "dense", 1.0, keep_ratio=1.0),
+        record("1", "half", 1.0, prefill_ms=2.0, decode_ms=9.0),
+        record("2", "half", 0.0, prefill_ms=4.0, decode_ms=9.0),
+        record("3", "half", None, failed=True),
+    ]
+    dense, half = summary.rows(found, ["DigitScenes_colour"], ["dense", "half"])
+    assert list(half) == [
+        "task", "method", "keep_ratio", "n", "score", "metrics", "retention", "visual_tokens",
+        "kept_tokens", "kv_bytes", "prefill_ms", "decode_ms_per_token",
+    ]  # fmt: skip
+    assert (dense["score"], dense["retention"], half["n"]) == (1, 1, 2)
+    assert (half["metrics"]["cached_share"], half["metrics"]["flops"]) == (0.5, 2e6)
+    assert (half["score"], half["retention"], half["prefill_ms"]) == (0.5, 0.5, 3)
+    assert half["decode_ms_per_token"] == 3
+    assert half["metrics"]["change"] == -0.5
+    json.dumps([dense, half])
+
+
+def test_retention_needs_a_dense_score():
+    (row,) = summary.rows([record("1", "half", 1.0)], ["DigitScenes_colour"], ["half"])
+    assert row["retention"] is None
+    rows = summary.rows(
+        [record("1", "dense", 0.0), record("1", "half", 1.0)],
+        ["DigitScenes_colour"],
+        ["dense", "half"],
+    )
+    assert rows[1]["retention"] is None
+
+
+def test_averages_weigh_tasks_alike():
+    names = ["DigitScenes_colour", "DigitScenes_counting", "DigitScenes_reading"]
+    found = [record(str(n), "dense", 1.0, names[0]) for n in range(3)]
+    found += [record("1", "dense", 0.0, name) for name in names[1:]]
+    rows = {row["task"]: row for row in summary.rows(found, names, ["dense"])}
+    assert rows["average"]["score"] == pytest.approx(1 / 3)
+    assert rows["average/semantic"]["score"] == pytest.approx(1 / 2)
+    assert rows["average"]["n"] == 5
+    assert "average/spatial" not in rows
+
+
+def test_existence_reports_precision_and_categories():
+    name = "DigitScenes_existence"
+    found = [
+        record("1", "dense", 1.0, name, target="yes", parsed="Yes", category="random"),
+        record("2", "dense", 0.0, name, target="no", parsed="Yes", category="random,adversarial"),
+    ]
+    (row,) = summary.rows(found, [name], ["dense"])
+    values = row["metrics"]
+    assert (row["score"], values["precision"], values["recall"]) == (0.5, 0.5, 1)
+    assert (values["accuracy/random"], values["accuracy/adversarial"]) == (0.5, 0)
+
+
+def test_scores_that_are_no_means_have_intervals_and_changes_of_their_own():
+    """F1 of dense: 60 of 80 found, none wrongly; of half: 40 of 80."""
+
+    def answers(method, found):
+        return [
+            record(
+                str(n), method, float(n < found), "POPE", target="Yes", category="random",
+                parsed="Yes" if n < found else "No",
+            )
+            for n in range(80)
+        ]  # fmt: skip
+
+    rows = summary.rows([*answers("dense", 60), *answers("half", 40)], ["POPE"], ["dense", "half"])
+    dense, half = 2 * 60 / (60 + 80), 2 * 40 / (40 + 80)
+    assert rows[0]["score"] == pytest.approx(dense)
+    assert rows[1]["retention"] == pytest.approx(half / dense)
+    values = rows[1]["metrics"]
+    assert values["low"] < half < values["high"] < values["low"] + 0.3
+    assert values["change"] == pytest.approx(half - dense)
+    assert values["change_low"] < half - dense < values["change_high"] < 0
+
+
+def test_change_compares_common_examples_only():
+    found = [
+        record("1", "dense", 1.0, "POPE", target="Yes", parsed="Yes", category="random"),
+        record("2", "dense", 0.0, "POPE", target="Yes", parsed="No", category="random"),
+        record("1", "half", 1.0, "POPE", target="Yes", parsed="Yes", category="random"),
+    ]
+    _, half = summary.rows(found, ["POPE"], ["dense", "half"])
+    assert half["metrics"]["change"] == 0
+    json.dumps(half)
+
+
+def test_tables_by_category():
+    rows = [
+        {"task": "MMStar", "method": "dense", "metrics": {
+            "accuracy": 0.5, "accuracy/b": 0.25, "accuracy/a": 1.0, "accuracy/l2/x": 0.5,
+            "accuracy/split/dev": 0.75, "accuracy/in/out": 0.1,
+        }},
+        {"task": "MMStar", "method": "half", "metrics": {"accuracy": 0.5, "accuracy/a": 0.0}},
+        {"task": "MME", "method": "dense", "metrics": {"score": 1.0, "points/OCR": 185.0}},
+        {"task": "average", "method": "dense", "metrics": {"flops": 1.0}},
+    ]  # fmt: skip
+    tables = summary.categories(rows)
+    assert [(table.task, table.measure, table.level) for table in tables] == [
+        ("MMStar", "accuracy", "category"),
+        ("MMStar", "accuracy", "l2-category"),
+        ("MMStar", "accuracy", "split"),
+        ("MME", "points", "category"),
+    ]
+    assert tables[0].categories == ("a", "b", "in/out")
+    assert tables[0].lines == {"dense": (1.0, 0.25, 0.1), "half": (0.0, None, None)}
+    assert tables[3].lines == {"dense": (185.0,)}

@@ -1,0 +1,300 @@
+"""Records and resuming: nothing is repeated, skipped or lost."""
+
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from test_evals_tsv import HEADER, IMAGE, write_tsv
+
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running import records, runner, summary, tsv
+from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity
+from ivc_jax.evals.running.records import RecordsError, RunFolder
+from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.inputs.bucket import Size
+
+
+class FakeAnswerer:
+    """Answers "red" under dense and "blue" under anything else; counts its batches."""
+
+    family = "qwen2_vl"
+
+    def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
+        self.batch_size, self.broken, self.calls = batch_size, broken, []
+        self.num_shards, self.local_shards, self.owners = shards, local, owners
+
+    def owner(self, shard):
+        return self.owners[shard]
+
+    def measure(self, prompt, images):
+        width, height = images[0].size
+        return Size(4, width * height, width * height, 1, 1, 8)
+
+    def process(self, prompt, images):
+        if prompt in self.broken:
+            raise ValueError("the prompt is too long")
+        return prompt
+
+    def collate(self, samples, shape):
+        return list(samples)
+
+    def place(self, parts):
+        return [sample for shard in sorted(parts) for sample in parts[shard]]
+
+    def warm_up(self, prepared, methods, max_new_tokens):
+        self.warmed = (prepared, methods)
+
+    def answer(self, prepared, method, max_new_tokens):
+        assert len(prepared) == self.batch_size // self.num_shards * len(self.local_shards)
+        assert self.warmed[0] is prepared
+        assert method in self.warmed[1]
+        self.calls.append((method, tuple(prepared)))
+        text = "Red." if method == "dense" else "blue"
+        answer = Answer(text, 4, [0, 3], [[1, 2, 2]], 128.0, 2.0, 6.0, 3)
+        return [answer] * self.batch_size  # those of other processes come along
+
+
+def make_plan(folder, count=5, batch_size=2, methods=("dense", "half"), rows=None, **options):
+    rows = rows or [[str(n), IMAGE, f"q{n}", "red"] for n in range(count)]
+    path = write_tsv(folder / "DigitScenes_colour.tsv", HEADER, rows)
+    task = tasks.TASKS["DigitScenes_colour"]
+    entry = TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
+    entries = [MethodEntry(name, 1.0 if name == "dense" else 0.5, name) for name in methods]
+    return runner.RunPlan([entry], entries, batch_size, RunIdentity("m", 0, "c"), **options)
+
+
+def run(plan, out, answerer=None):
+    answerer = answerer or FakeAnswerer(plan.batch_size)
+    folder, seen = RunFolder(out, plan.process_index), []
+    try:
+        runner.run(plan, answerer, folder, lambda *event: seen.append(event))
+    finally:
+        folder.close()
+    return answerer, [event for event in seen if event[0] != "reading rows"]
+
+
+def keys(out):
+    return [(record["example_id"], record["method"]) for record in records.read_all(out)]
+
+
+COMPLETE = [(str(n), m) for pair in ((0, 1), (2, 3), (4,)) for m in ("dense", "half") for n in pair]
+
+
+def test_methods_take_turns_on_each_batch(tmp_path):
+    answerer, seen = run(make_plan(tmp_path), tmp_path / "out")
+    assert keys(tmp_path / "out") == COMPLETE
+    assert [method for method, _ in answerer.calls] == ["dense", "half"] * 3
+    assert answerer.calls[-1][1] == ("q4", "q4")  # the partial batch repeats its last row
+    assert seen[0] == ("DigitScenes_colour", 0, 10)
+    assert seen[-1] == ("DigitScenes_colour", 10, 10)
+
+
+def test_records_hold_the_fixed_keys(tmp_path):
+    run(make_plan(tmp_path), tmp_path / "out")
+    record = records.read_all(tmp_path / "out")[0]
+    fixed = {"task", "split", "example_id", "model", "method", "keep_ratio", "prediction", "score"}
+    assert fixed | {"seconds", "commit", "kept_tokens", "parsed"} <= record.keys()
+    assert (record["prediction"], record["parsed"], record["score"]) == ("Red.", "red", 1)
+    assert (record["kept"], record["kept_tokens"], record["visual_tokens"]) == ([0, 3], 2, 4)
+    assert record["seconds"] == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize("torn", ["", '{"task": "DigitScenes_col', '{"example_id":"2","method":"h'])
+@pytest.mark.parametrize(("present", "calls"), [(0, 6), (3, 5), (6, 3), (9, 1), (10, 0)])
+def test_resume_neither_repeats_nor_skips(tmp_path, present, calls, torn):
+    out = tmp_path / "out"
+    run(make_plan(tmp_path), out)
+    path = out / "records" / "DigitScenes_colour.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:present]) + torn)
+    answerer, seen = run(make_plan(tmp_path), out)
+    assert sorted(keys(out)) == sorted(COMPLETE)
+    assert path.read_text().splitlines(keepends=True) == whole
+    assert seen[0][1] == present
+    assert len(answerer.calls) == calls
+
+
+def test_more_rows_and_methods_extend_a_run(tmp_path):
+    out = tmp_path / "out"
+    run(make_plan(tmp_path, limit=3, methods=("dense",)), out)
+    assert keys(out) == [(str(n), "dense") for n in range(3)]
+    answerer, _ = run(make_plan(tmp_path), out)
+    assert sorted(keys(out)) == sorted(COMPLETE)
+    assert ("dense", ("q0", "q1")) not in answerer.calls
+
+
+def test_processes_share_the_batches(tmp_path):
+    """Each loads and records the rows of its shards, and its share of the broken rows."""
+    rows = [[str(n), IMAGE, f"q{n}", "red"] for n in range(9)]
+    rows[2][2] = rows[3][2] = ""
+    for index in (0, 1):
+        plan = make_plan(tmp_path, batch_size=4, rows=rows, process_index=index, process_count=2)
+        answerer = FakeAnswerer(4, shards=2, local=(index,), owners=(0, 1))
+        run(plan, tmp_path / "out", answerer)
+        halves = [("q0", "q1"), ("q6", "q7")] if index == 0 else [("q4", "q5"), ("q8", "q8")]
+        assert answerer.calls == [(m, half) for half in halves for m in ("dense", "half")]
+    files = sorted(path.name for path in (tmp_path / "out" / "records").iterdir())
+    assert files == ["DigitScenes_colour.0.jsonl", "DigitScenes_colour.1.jsonl"]
+    everything = {(str(n), m) for n in range(9) for m in ("dense", "half")}
+    assert len(keys(tmp_path / "out")) == 18
+    assert set(keys(tmp_path / "out")) == everything
+
+
+def test_a_row_of_another_process_makes_this_one_run_along(tmp_path, monkeypatch):
+    """Processes run the same programs: one that has all its records still takes part."""
+    answerers = []
+    for missing in (False, True):
+        monkeypatch.setattr(runner, "any_process", lambda mask, m=missing: mask | m)
+        answerers.append(run(make_plan(tmp_path), tmp_path / "out")[0])
+    assert answerers[1].calls == answerers[0].calls
+    assert sorted(keys(tmp_path / "out")) == sorted(COMPLETE)
+
+
+def test_a_batch_that_does_not_fit_the_shards_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 5 must be a multiple of the 2 shards"):
+        run(make_plan(tmp_path, batch_size=5), tmp_path / "out", FakeAnswerer(5, shards=2))
+
+
+def test_bounds_on_answers_by_task(tmp_path):
+    task = tasks.TASKS["DigitScenes_colour"]
+    assert make_plan(tmp_path).bound(task) == task.max_new_tokens
+    bounds = {"": 7, "DigitScenes_colour": 5}
+    assert make_plan(tmp_path, max_new_tokens=bounds).bound(task) == 5
+    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound(task) == 7
+
+
+def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
+    rows = [[str(n), IMAGE, f"q{n}", "red"] for n in range(5)]
+    rows[1][1] = "!" * 99
+    rows[3][2] = ""
+    answerer = FakeAnswerer(2, broken=("q4",))
+    run(make_plan(tmp_path, rows=rows), tmp_path / "out", answerer)
+    found = records.read_all(tmp_path / "out")
+    assert sorted(keys(tmp_path / "out")) == sorted(COMPLETE)
+    failed = {record["example_id"]: record["error"] for record in found if record["failed"]}
+    assert failed.keys() == {"1", "3", "4"}
+    assert "DigitScenes_colour.tsv row 2 (index 1): the image cell" in failed["1"]
+    assert "row 4 (index 3): the question cell is empty" in failed["3"]
+    assert "row 5 (index 4): the prompt is too long" in failed["4"]
+    # what loading finds broken leaves its slot empty: batches stay as they are
+    batches = (("q0", "q2"), (None, None))
+    assert answerer.calls == [(m, pair) for pair in batches for m in ("dense", "half")]
+    assert summary.count_failed(found) == 3
+    # failed rows stay as they are when the run is resumed
+    assert run(make_plan(tmp_path, rows=rows), tmp_path / "out")[0].calls == []
+
+
+def test_a_broken_reference_fails_before_the_model_runs(tmp_path):
+    header = [*HEADER, "height", "width"]
+    rows = [["1", IMAGE, "q", "1 2 3", "4", "6"], ["2", IMAGE, "q", "0 0 6 4", "high", "6"]]
+    path = write_tsv(tmp_path / "a.tsv", header, rows)
+    task = tasks.TASKS["DigitScenes_grounding"]
+    entry = TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
+    method = MethodEntry("dense", 1.0, "dense")
+    answerer = FakeAnswerer(2)
+    plan = runner.RunPlan([entry], [method], 2, RunIdentity("m", 0, "c"))
+    run(plan, tmp_path / "out", answerer)
+    errors = [record["error"] for record in records.read_all(tmp_path / "out")]
+    assert "row 1" in errors[0]
+    assert "expected 'x1 y1 x2 y2'" in errors[0]
+    assert "'high'" in errors[1]
+    assert answerer.calls == []
+
+
+def test_other_settings_are_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.claim({"model": "a", "seed": 0}, {"t": "1"})
+    folder.records("t").close()
+    folder.claim({"model": "a", "seed": 0}, {"u": "2"})  # another task may join
+    with pytest.raises(RecordsError, match=r"seed was 0, now 1\).*--no-resume"):
+        folder.claim({"model": "a", "seed": 1}, {})
+    with pytest.raises(RecordsError, match="the file of task t has changed"):
+        folder.claim({"model": "a", "seed": 0}, {"t": "9", "u": "2"})
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RecordsError, match="is damaged"):
+        folder.claim({"model": "a", "seed": 0}, {})
+
+
+def test_set_aside_keeps_the_old_records(tmp_path):
+    out = tmp_path / "out"
+    run(make_plan(tmp_path), out)
+    folder = RunFolder(out)
+    folder.claim({"seed": 0}, {})
+    moved = folder.set_aside()
+    assert len((moved / "DigitScenes_colour.jsonl").read_text().splitlines()) == 10
+    assert keys(out) == []
+    assert folder.set_aside() is None
+    folder.claim({"seed": 1}, {})
+
+
+def test_unusable_folders_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordsError, match=r"cannot write into .*file.*--out"):
+        RunFolder(tmp_path / "file")
+    folder = RunFolder(tmp_path / "out")
+    with pytest.raises(RecordsError, match="another run is writing"):
+        RunFolder(tmp_path / "out")
+    folder.close()
+    RunFolder(tmp_path / "out").close()
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "out" / "records"
+    path.mkdir(parents=True)
+    (path / "t.jsonl").write_text('{"example_id": "1", "method": "m"}\n???\n')
+    with pytest.raises(RecordsError, match="line 2 is not a record"):
+        RunFolder(tmp_path / "out").records("t")
+
+
+def test_a_full_disk_loses_no_finished_record(tmp_path):
+    """Limit the size of files instead of filling a disk: writes fail in the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    plan = make_plan(tmp_path, count=6000)
+    plan = dataclasses.replace(plan, batch_size=500)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((1 << 20) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(plan, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    path = tmp_path / "out" / "records" / "DigitScenes_colour.jsonl"
+    before = path.read_bytes()
+    assert not before.endswith(b"\n")
+    run(plan, tmp_path / "out")
+    found = keys(tmp_path / "out")
+    assert len(found) == len(set(found)) == 12000
+    assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    """Kill a run with SIGKILL in the middle of its records, then finish it."""
+    script = textwrap.dedent(
+        f"""
+        import pathlib, sys, time
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_evals_runner import FakeAnswerer, make_plan, run
+        class Slow(FakeAnswerer):
+            def answer(self, *arguments):
+                time.sleep(0.02)
+                return super().answer(*arguments)
+        folder = pathlib.Path({str(tmp_path)!r})
+        run(make_plan(folder, count=60), folder / "out", Slow(2))
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env=dict(os.environ))
+    path = tmp_path / "out" / "records" / "DigitScenes_colour.jsonl"
+    while process.poll() is None and not (path.exists() and path.stat().st_size > 5000):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = path.read_bytes()
+    run(make_plan(tmp_path, count=60), tmp_path / "out")
+    found = keys(tmp_path / "out")
+    assert len(found) == len(set(found)) == 120
+    assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])

@@ -1,0 +1,105 @@
+"""The TSV reader: formats that it takes, and what broken files and rows get."""
+
+import base64
+import io
+
+import PIL.Image
+import pytest
+
+from ivc_jax.evals.running import tsv
+
+
+def png(colour=(255, 0, 0), size=(6, 4)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cell(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+IMAGE = cell(png())
+
+
+def write_tsv(path, header, rows):
+    lines = ["\t".join(header), *("\t".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+HEADER = ["index", "image", "question", "answer"]
+
+
+def test_rows_references_and_lists(tmp_path):
+    blue = cell(png((0, 0, 255)))
+    rows = [
+        ["10", IMAGE, "What?", "red"],
+        ["11", "10", "Again?", "red"],
+        ["12", "13", "Ahead?", "blue"],
+        ["13", blue, '"Two\nlines, a ""quote"" and\ta tab?"', "blue"],
+        ["14", f"['{IMAGE}', '{blue}']", "Both?", "no"],
+    ]
+    file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows), HEADER[2:])
+    assert file.ids(2) == ["10", "11"]
+    assert file.read(2).images[0].getpixel((0, 0)) == (0, 0, 255)
+    assert file.read(1).images[0].getpixel((0, 0)) == (255, 0, 0)
+    assert file.read(3).cells["question"] == 'Two\nlines, a "quote" and\ta tab?'
+    assert [image.getpixel((0, 0)) for image in file.read(4).images] == [(255, 0, 0), (0, 0, 255)]
+    assert file.ids() == ["10", "11", "12", "13", "14"]
+    with pytest.raises(IndexError):
+        file.read(5)
+
+
+def test_image_path_column_windows_lines_and_byte_order_mark(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"\xef\xbb\xbfindex\timage_path\tquestion\r\n1\ta.png\tWhat?\r\n\r\n")
+    file = tsv.TsvFile(path, ["question"])
+    assert file.ids() == ["1"]
+    row = file.read(0)
+    assert row.cells["question"] == "What?"
+    assert row.images[0].size == (6, 4)
+
+
+def test_doubled_and_missing_indices_get_unique_ids(tmp_path):
+    rows = [["1", IMAGE, "a", "b"], ["1", IMAGE, "a", "b"], ["", IMAGE, "a", "b"]]
+    file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows))
+    assert file.ids() == ["1", "1#2", "row3"]
+
+
+def test_missing_column_names_file_and_column(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", HEADER, [])
+    with pytest.raises(tsv.TsvError, match=r"a\.tsv lacks the columns 'height', 'width'; it has"):
+        tsv.TsvFile(path, ["question", "height", "width"])
+    path = write_tsv(tmp_path / "b.tsv", ["index", "question"], [])
+    with pytest.raises(tsv.TsvError, match=r"b\.tsv lacks the column 'image'"):
+        tsv.TsvFile(path)
+    (tmp_path / "c.tsv").write_text("")
+    with pytest.raises(tsv.TsvError, match="is empty"):
+        tsv.TsvFile(tmp_path / "c.tsv")
+    with pytest.raises(tsv.TsvError, match="cannot open"):
+        tsv.TsvFile(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["7", "x" * 99, "q", "a"], "base64"),
+        (["7", cell(b"no image at all" * 9), "q", "a"], "cannot be read"),
+        (["7", cell(png((1, 2, 3), (99, 99))[:90]), "q", "a"], "cannot be read"),
+        (["7", "", "q", "a"], "the image cell is empty"),
+        (["7", "99", "q", "a"], "names the row '99', which does not exist"),
+        (["7", "7", "q", "a"], "references"),
+        (["7", f"['{IMAGE}'", "q", "a"], "not a valid list"),
+        (["7", IMAGE, " ", "a"], "the question cell is empty"),
+        (["7", IMAGE, "q", ""], "the answer cell is empty"),
+        (["7", IMAGE, "q"], "3 cells where the header has 4"),
+    ],
+)
+def test_broken_rows_name_their_number(tmp_path, row, message):
+    path = write_tsv(tmp_path / "a.tsv", HEADER, [["1", IMAGE, "q", "a"], row])
+    file = tsv.TsvFile(path, HEADER[2:])
+    file.read(0)
+    with pytest.raises(tsv.RowError, match=rf"a\.tsv row 2 \(index 7\): .*{message}"):
+        file.read(1)

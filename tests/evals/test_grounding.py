@@ -1,0 +1,131 @@
+"""Grounding from a RefCOCO file to a score: prompts, boxes and frames of both Qwen families."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivc_jax.commands import run
+from ivc_jax.evals.benchmarks import parsers, tasks
+from ivc_jax.evals.benchmarks.grounding import GROUNDING, GROUNDING_RESIZED
+
+# 640 x 480 becomes 644 x 476 in the frame of Qwen2.5-VL.
+CELLS = {"width": "640", "height": "480", "answer": "100.5 60 300.25 400", "index": "1"}
+
+
+def test_prompts_byte_for_byte():
+    task = tasks.TASKS["RefCOCO_testA"]
+    cells = {"question": "The Man in red"}
+    expected = "\nLocate The Man in red and output the bbox coordinates in JSON format."
+    assert task.prompt(cells, "qwen2_5_vl") == expected
+    assert tasks.TASKS["RefCOCOg_val_for_qwen25vl"].prompt(cells, "qwen2_5_vl") == expected
+    official = tasks.with_official_prompt(task)
+    expected = "\n<|object_ref_start|>Detect the man in re<|object_ref_end|>"
+    assert official.prompt(cells, "qwen2_vl") == expected
+    digits = tasks.TASKS["DigitScenes_grounding"]
+    assert tasks.with_official_prompt(digits) is digits
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ('```json\n[\n\t{"bbox_2d": [10, 6, 30, 39], "label": "m"}\n]\n```', (10, 6, 30, 39)),
+        ('{"bbox_2d":[1,2,3,4]} {"bbox_2d": [9, 9, 9, 9]}', (1, 2, 3, 4)),
+        ('{"label": [5, 5, 5, 5], "bbox_2d" : [ 1 , 2 , 3 , 4 ]}', (1, 2, 3, 4)),
+        ('{"bbox_2d": [1, 2, 3]}', parsers.NO_BOX),
+        ('{"bbox_2d": [1.5, 2, 3, 4]}', parsers.NO_BOX),
+        ("[1, 2, 3, 4]", parsers.NO_BOX),
+        ("(1,2),(3,4)", parsers.NO_BOX),
+        ("", parsers.NO_BOX),
+    ],
+)  # fmt: skip
+def test_first_bbox_2d_is_the_answer(text, box):
+    assert parsers.qwen2_5_box(text) == box
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"),
+    [((640, 480), (644, 476)), ((28, 56), (28, 56)), ((42, 70), (56, 56)), ((3, 3), (28, 28))],
+)
+def test_resized_frame_rounds_sides_half_to_even(size, frame):
+    # 42 / 28 = 1.5 and 70 / 28 = 2.5 both go to 2.
+    assert parsers.resized_frame(*size) == frame
+
+
+def test_qwen2_5_boxes_are_scored_in_the_resized_frame():
+    text = '{"bbox_2d": [101, 60, 302, 397]}'
+    parsed = GROUNDING.parse(text, CELLS, "qwen2_5_vl")
+    np.testing.assert_allclose(parsed, [100.373, 60.504, 300.124, 400.336], atol=1e-3)
+    assert GROUNDING.score(parsed, CELLS, "qwen2_5_vl") == 1
+    # A file in the resized frame holds these very numbers.
+    resized = {**CELLS, "answer": "101 60 302 397"}
+    assert GROUNDING_RESIZED.score(parsed, resized, "qwen2_5_vl") == 1
+    assert GROUNDING_RESIZED.score(parsed, {**resized, "answer": "400 60 600 397"}) == 0
+    for wrong in ("", "no", '{"bbox_2d": [400, 60, 600, 397]}'):
+        assert (
+            GROUNDING.score(GROUNDING.parse(wrong, CELLS, "qwen2_5_vl"), CELLS, "qwen2_5_vl") == 0
+        )
+
+
+def test_both_frames_are_reported():
+    # 28 x 28 needs no resizing: only the rounding of the reference differs.
+    cells = {"width": "28", "height": "28", "answer": "0 0 0.9 10"}
+    parsed = GROUNDING.parse('{"bbox_2d": [0, 0, 2, 10]}', cells, "qwen2_5_vl")
+    score = GROUNDING.score(parsed, cells, "qwen2_5_vl")
+    record = {"score": score, "parsed": parsed, "target": cells["answer"]}
+    metrics = GROUNDING.aggregate([record])
+    assert metrics["accuracy"] == 1  # 10 of 20 against the rounded reference
+    assert metrics["accuracy_original_frame"] == 0  # 9 of 20
+    assert metrics["mean_iou"] == pytest.approx(0.45)
+
+
+def test_qwen2_boxes_stay_in_the_original_frame():
+    parsed = GROUNDING.parse("(157,125),(469,833)", CELLS, "qwen2_vl")
+    np.testing.assert_allclose(parsed, [100.48, 60, 300.16, 399.84], atol=1e-3)
+    assert GROUNDING.score(parsed, CELLS, "qwen2_vl") == 1
+
+
+def test_an_impossible_size_is_a_row_error():
+    task = tasks.TASKS["RefCOCO_val"]
+    with pytest.raises(ValueError, match="positive width and height"):
+        task.check_cells({**CELLS, "width": "0"}, "qwen2_5_vl")
+
+
+def write_tsv(path):
+    """Write three rows in the format of VLMEvalKit; the last one reuses the first image."""
+    draw, lines = np.random.default_rng(0), ["index\timage\tquestion\theight\twidth\tanswer"]
+    for index, size in enumerate([(40, 56), (48, 32)]):
+        file = io.BytesIO()
+        Image.fromarray(draw.integers(0, 255, (*size, 3), np.uint8)).save(file, "PNG")
+        image = base64.b64encode(file.getvalue()).decode()
+        lines.append(f"{index}\t{image}\tthe cup {index}.\t{size[0]}\t{size[1]}\t1.5 2 20 30.25")
+    lines.append("2\t0\tthe other cup\t40\t56\t5 5 30 30")
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_refcoco_file_from_the_command_line(tiny_hf, tmp_path, family):
+    write_tsv(tmp_path / "RefCOCO_testA.tsv")
+    options = ["--model", tiny_hf(family=family), "--data-dir", tmp_path, "--methods", "dense"]
+    options += ["ivc:keep_ratio=0.5", "--no-compile-cache", "--out", tmp_path / "out"]
+    assert run.main(["grounding", *map(str, options)]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    dense, pruned = (row for row in results["rows"] if row["task"] == "RefCOCO_testA")
+    assert dense["n"] == pruned["n"] == 3
+    assert results["meta"]["failed_rows"] == 0
+    assert "accuracy_original_frame" in dense["metrics"]
+    assert pruned["kept_tokens"] < dense["kept_tokens"]
+    records = (tmp_path / "out" / "records" / "RefCOCO_testA.jsonl").read_text().splitlines()
+    assert len(records) == 6
+    assert all(len(json.loads(line)["parsed"]) == 4 for line in records)
+
+
+def test_a_folder_without_any_set_is_named(tmp_path, capsys):
+    options = ["grounding", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert run.main([*options, "--no-compile-cache"]) == 2
+    error = capsys.readouterr().err
+    assert "holds none of RefCOCO_val.tsv" in error
+    assert error.count("\n") == 1

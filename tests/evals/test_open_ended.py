@@ -1,0 +1,169 @@
+"""Scores of free answers: VQA accuracy, relaxed accuracy, ANLS, exact match and OCRBench."""
+
+import pytest
+
+from ivc_jax.evals.benchmarks import open_ended, tasks
+from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.benchmarks.vqa_words import normalized
+
+
+def score(task, text, answer, **cells):
+    task = TASKS[task] if isinstance(task, str) else task
+    cells = {"answer": answer, **cells}
+    return task.scoring.score(task.scoring.parse(text, cells, "qwen2_vl"), cells, "qwen2_vl")
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("red", ["red"]),
+        ("['red', 'it\\'s']", ["red", "it's"]),
+        ('["a", 2]', ["a", "2"]),
+        ("[broken", ["[broken"]),
+        ("[]", ["[]"]),
+        ("", [""]),
+    ],
+)
+def test_reference_cells_may_be_lists(cell, expected):
+    assert open_ended.references(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The\tRed\nCar.", "red car"),
+        ("a an the", ""),
+        ("two dogs, None of ten", "2 dogs 0 of 10"),
+        ("dont", "don't"),
+        ("couldnt've couldn'tve", "couldn't've couldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("Im she's", "im she's"),  # the scripts know only "Im", and text is lower case by then
+        ("yall", "y'all"),
+        ("stop-sign", "stop sign"),
+        ("3.5", "3.5"),
+    ],
+)
+def test_vqa_normalization(text, expected):
+    assert normalized(text) == expected
+
+
+def test_vqa_accuracy_leaves_each_annotator_out():
+    answers = ["red"] * 3 + ["blue"] * 6 + ["Red."]
+    # "red" is given by 4: each of the 4 has 3 others -> 1, each of the 6 has 4 -> 1
+    assert score("TextVQA_VAL", "The red", str(answers)) == 1
+    answers = ["red"] * 3 + ["blue"] * 7
+    # each of the 3 has 2 others -> 2/3, each of the 7 has 3 -> 1
+    assert score("TextVQA_VAL", "red", str(answers)) == pytest.approx((3 * 2 / 3 + 7) / 10)
+    answers = ["red"] + ["blue"] * 9
+    assert score("TextVQA_VAL", "red", str(answers)) == pytest.approx(9 * (1 / 3) / 10)
+    assert score("TextVQA_VAL", "green", str(answers)) == 0
+    assert score("TextVQA_VAL", "red", "red") == 0  # one annotator has no other
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "fixed"),
+    [
+        ("100", "105", 1, 1),  # 5 of 100 and 5 of 105
+        ("100", "105.2", 0, 1),  # 5.2 of 100 is too much, of 105.2 is not
+        ("105.2", "100", 1, 0),
+        ("5%", "0.05", 1, 1),
+        ("5", "5%", 0, 0),
+        ("0", "0.0", 0, 0),  # zero falls back to text in both
+        ("0", "0", 1, 1),
+        ("0", "1e-9", 0, 0),
+        (" Red ", "red", 1, 1),
+        ("red car", "red", 0, 0),
+        ("-10", "10", 0, 0),
+        ("4", "['3', '4.1']", 1, 1),  # the best of several
+        ("7", "seven", 0, 0),
+    ],
+)
+def test_relaxed_accuracy(text, answer, official, fixed):
+    chart = TASKS["ChartQA_TEST"]
+    assert score(chart, text, answer) == official
+    assert score(tasks.with_fixed_relaxed_accuracy(chart), text, answer) == fixed
+
+
+def test_only_relaxed_accuracy_can_be_fixed():
+    assert tasks.with_fixed_relaxed_accuracy(TASKS["DocVQA_VAL"]) is TASKS["DocVQA_VAL"]
+
+
+def test_chartqa_is_reported_by_split():
+    records = [
+        {"score": 1.0, "category": "", "cells": {"split": "human"}},
+        {"score": 0.0, "category": "", "cells": {"split": "human"}},
+        {"score": 1.0, "category": "", "cells": {"split": "augmented"}},
+    ]
+    values = TASKS["ChartQA_TEST"].scoring.aggregate(records)
+    assert values["accuracy"] == pytest.approx(2 / 3)
+    assert (values["accuracy/split/human"], values["accuracy/split/augmented"]) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("Invoice", "invoice", 1),
+        ("kitten", "sitting", 4 / 7),  # three edits of seven letters
+        ("abcd", "abxy", 0.5),  # just enough
+        ("abcd", "axyz", 0),  # 1/4 is below a half
+        # one edit in the collapsed texts, over the length of the text as it is: 1 - 1/8
+        ("ab  cd e", "ab cd f", 7 / 8),
+        ("abcd", "['zzzz', 'abce']", 3 / 4),
+        ("", "a", 0),
+    ],
+)
+@pytest.mark.parametrize("task", ["DocVQA_VAL", "InfoVQA_VAL"])
+def test_anls(task, text, answer, expected):
+    assert score(task, text, answer) == pytest.approx(expected)
+
+
+def test_exact_match_takes_the_mean_or_the_best():
+    assert score("GQA_TestDev_Balanced", " Yes ", "yes") == 1
+    assert score("GQA_TestDev_Balanced", "yes.", "yes") == 0
+    assert score("GQA_TestDev_Balanced", "yes", "['yes', 'no']") == 0.5
+    assert score("OCRVQA_TESTCORE", "yes", "['yes', 'no']") == 1
+    assert score("OCRVQA_TESTCORE", "maybe", "['yes', 'no']") == 0
+
+
+SCENE = "Scene Text-centric VQA"
+FORMULAS = "Handwritten Mathematical Expression Recognition"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "category", "expected"),
+    [
+        ("The word is CENTRE.", "['centre']", SCENE, 1),
+        ("cen tre", "['centre']", SCENE, 0),
+        ("two\nlines", "['x', 'Two lines']", SCENE, 1),
+        ("centr", "['centre']", SCENE, 0),
+        ("x ^ 2 + Y", "['x^2+Y']", FORMULAS, 1),
+        ("so x^\n2 it is", "['x ^ 2']", FORMULAS, 1),
+        ("X^2", "['x^2']", FORMULAS, 0),
+    ],
+)
+def test_ocrbench_looks_for_the_answer_in_the_text(text, answer, category, expected):
+    assert score("OCRBench", text, answer, category=category) == expected
+
+
+def test_ocrbench_sums_by_hand():
+    categories = ["Handwriting Recognition", "Digit String Recognition", SCENE, FORMULAS, SCENE]
+    scores = [1.0, 1.0, 0.0, 1.0, 1.0]
+    records = [{"score": s, "category": c} for s, c in zip(scores, categories, strict=True)]
+    values = TASKS["OCRBench"].scoring.aggregate(records)
+    assert (values["final_score"], values["final_score_norm"]) == (4, 0.4)
+    assert values["accuracy"] == 4 / 5  # of the rows that are present
+    counts = {name: value for name, value in values.items() if name.startswith("count/")}
+    assert counts == {
+        "count/Text Recognition": 2,
+        f"count/{SCENE}": 1,
+        "count/Doc-oriented VQA": 0,
+        "count/Key Information Extraction": 0,
+        f"count/{FORMULAS}": 1,
+    }
+    assert TASKS["OCRBench"].scoring.points == 1000
+
+
+def test_ocrbench_knows_its_ten_categories():
+    assert len(open_ended.OCR_CATEGORIES) == 10
+    with pytest.raises(ValueError, match="unknown category 'Poems'"):
+        score("OCRBench", "", "['a']", category="Poems")

@@ -1,0 +1,99 @@
+"""IVC-Prune against the released method, walked by hand on a transformers model."""
+
+import jax
+import numpy as np
+import pytest
+from helpers.prompts import END, IMAGE, START, VIDEO, hf_arrays
+
+import ivc_jax
+from ivc_jax.config import FAMILIES
+from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.methods import IVCPrune
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+released = pytest.importorskip("released")
+
+STEPS = 16
+# Merged grids of 4 x 6 and 7 x 5 tokens, neither a multiple of Qwen2.5-VL's windows in the tests.
+GRIDS = [(1, 8, 12), (1, 14, 10)]
+
+
+def tensors(arrays):
+    found = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    kinds = (found["input_ids"] == IMAGE) + 2 * (found["input_ids"] == VIDEO)
+    return {**found, "mm_token_type_ids": kinds.int()}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tiny_hf, load_torch):
+    path = tiny_hf(family=request.param, num_hidden_layers=6)
+    return ivc_jax.load(path, dtype="float32")[0], released.Released(load_torch(path))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("layer", [None, 2, 4])
+def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(pair, grid, layer):
+    model, reference = pair
+    arrays = hf_arrays([(6, ("image", grid), 9)], seed=sum(grid))
+    span = released.image_span(arrays["input_ids"][0], START, END)
+    with torch.no_grad():
+        kept, logits, tokens = reference.generate(tensors(arrays), layer, span, STEPS)
+        if layer is None:  # the walk by hand is the model itself
+            own = reference.model(**tensors(arrays)).logits[0, -1]
+            np.testing.assert_allclose(logits, own, rtol=0, atol=1e-4)
+    method = ivc_jax.methods.parse("dense") if layer is None else IVCPrune(layer=layer)
+    with jax.default_matmul_precision("highest"):
+        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays), method)
+        out = ivc_jax.decode(model, prompt, STEPS)
+    # Exact ties of V and U, transposed cells, go to the lowest index on both sides.
+    np.testing.assert_array_equal(prompt.kept[0], kept)
+    visual = span.length if layer is None else round(0.5 * span.length)
+    assert len(kept) == 17 + visual
+    np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
+    assert out.tokens[0].tolist() == tokens
+
+
+PROMPTS = [
+    (3, ("image", (1, 6, 8)), 5),
+    (1, ("image", (1, 8, 8)), 2, ("image", (1, 4, 10)), 9),
+    (11,),
+    (2, ("video", (2, 6, 4)), 6),
+]
+BUCKET = Buckets(text=(24,), visual=(32,), patches=(64,), rows=(5,), images=(2,))
+
+
+def test_a_mixed_batch_equals_its_prompts_alone(pair):
+    model, _ = pair
+    batches = [
+        ivc_jax.Batch.from_hf(**hf_arrays([parts], seed=row)) for row, parts in enumerate(PROMPTS)
+    ]
+    together = ivc_jax.Batch(
+        tokens=sum((batch.tokens for batch in batches), ()),
+        images=sum((batch.images for batch in batches), ()),
+        videos=sum((batch.videos for batch in batches), ()),
+    )
+    method = IVCPrune(layer=4)
+    joint = ivc_jax.generate(model, collate(together, model.config, BUCKET), method, STEPS)
+    for row, batch in enumerate(batches):
+        alone = ivc_jax.generate(model, collate(batch, model.config, BUCKET), method, STEPS)
+        np.testing.assert_array_equal(joint.kept[row], alone.kept[0])
+        np.testing.assert_array_equal(joint.tokens[row], alone.tokens[0])
+
+
+def test_the_first_caches_may_stay_whole(pair):
+    model, _ = pair
+    batch = collate(
+        ivc_jax.Batch.from_hf(**hf_arrays([(6, ("image", (1, 6, 8)), 9)])), model.config, BUCKET
+    )
+    full, some = (
+        ivc_jax.prefill(model, batch, IVCPrune(layer=4, whole_kv_layers=count)) for count in (0, 1)
+    )
+    np.testing.assert_array_equal(full.logits, some.logits)
+    short = full.cache[0].keys.shape[2]
+    assert short < 24 + 32
+    assert [span.keys.shape[0] for span in some.cache] == [1, 3, 2]
+    assert [span.keys.shape[2] for span in some.cache] == [24 + 32, short, short]
+    assert some.cache[0].lengths.tolist() == [17 + 12]
+    assert some.cache[1].lengths.tolist() == [17 + 6]
+    np.testing.assert_array_equal(full.cache[0].keys[1:], some.cache[1].keys)
