@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.prompts import hf_arrays
+from helpers.batches import BUCKET, STEPS, WIDE, batch_of
 
 import ivc_jax
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.engine.plan import Cut, Span, make_plan
 from ivc_jax.engine.prefill import compiled_programs, embed_inputs
-from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, parse
 from ivc_jax.methods.base import DENSE, AttentionRows, MethodError, Stage, Values
 from ivc_jax.nn import decoder, rope
@@ -35,31 +35,11 @@ RELATED = [
 ABLATIONS = ["ivc_progressive:layers=3,ratios=0.5", "ivc_removal:layer=0"]
 # These never leave all tokens as they are, whatever the keep ratio.
 NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc")
-PROMPTS = [
-    (3, ("image", (1, 6, 8)), 5),
-    (11,),
-    (1, ("image", (1, 8, 8)), 2, ("image", (1, 4, 10)), 9),
-    (2, ("video", (2, 6, 4)), 6),
-]
-# One bucket for everything, so that few programs are compiled; WIDE is the larger one.
-BUCKET = Buckets(text=(24,), visual=(32,), patches=(64,), rows=(5,), images=(2,))
-WIDE = Buckets(text=(48,), visual=(48,), patches=(128,), rows=(8,), images=(4,))
-STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def model(tiny_hf):
     return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")[0]
-
-
-def batch_of(*rows):
-    """Make a batch of some of the PROMPTS whose content does not depend on its mates."""
-    singles = [ivc_jax.Batch.from_hf(**hf_arrays([PROMPTS[row]], seed=row)) for row in rows]
-    return ivc_jax.Batch(
-        tokens=sum((single.tokens for single in singles), ()),
-        images=sum((single.images for single in singles), ()),
-        videos=sum((single.videos for single in singles), ()),
-    )
 
 
 @pytest.fixture(scope="module")

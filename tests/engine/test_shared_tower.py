@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from helpers.batches import BUCKET, batch_of
+from helpers.tsv import IMAGE, write_tsv
 from jax.sharding import PartitionSpec
 from PIL import Image
-from test_engine import BUCKET, batch_of
-from test_evals_tsv import IMAGE, write_tsv
 
 import ivc_jax
 from ivc_jax.commands import evaluation

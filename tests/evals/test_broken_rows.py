@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 import pytest
+from helpers.tsv import HEADER, write_tsv
 from PIL import Image
-from test_evals_tsv import HEADER, write_tsv
 
 import ivc_jax
 from ivc_jax.evals.benchmarks import tasks

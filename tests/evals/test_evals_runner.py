@@ -10,7 +10,7 @@ import textwrap
 import time
 
 import pytest
-from test_evals_tsv import HEADER, IMAGE, write_tsv
+from helpers.tsv import HEADER, IMAGE, write_tsv
 
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.running import records, runner, summary, tsv

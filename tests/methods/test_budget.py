@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.models import model_config
 from helpers.prompts import hf_arrays
-from test_parse import model_config
 
 import ivc_jax
 from ivc_jax.inputs.bucket import Buckets, collate

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from test_engine import BUCKET, STEPS, batch_of
+from helpers.batches import BUCKET, STEPS, batch_of
 
 import ivc_jax
 from ivc_jax.config import RopeConfig

@@ -1,15 +1,10 @@
 """Every alternative of IVC-Prune's settings against a slow reference, sample by sample."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import (
-    ROPE,
-    C,
-    G,
     kept_sets,
     lay_out,
     listed,
@@ -17,6 +12,7 @@ from helpers.layouts import (
     run_stage,
     token_values,
 )
+from helpers.reference import SAMPLES, Slow
 
 from ivc_jax.methods import (
     FastV,
@@ -32,105 +28,7 @@ from ivc_jax.methods import (
 from ivc_jax.methods.base import AttentionRows, RopeSettings, TokenVectors
 from ivc_jax.methods.foreground import ForegroundRules, attention_scores, foreground_scores
 
-# Two unequal images with text around them; one image; a video and an image.
-SAMPLES = [(3, (4, 5), 4, (3, 7), 5), (2, (6, 6), 6), (4, (3, 4, 3), 5, (2, 5), 4)]
 SCORE = {"theta": 30.0, "position_offset": 1000, "frequencies": "middle"}
-
-
-def top(scores, count) -> set[int]:
-    return set(np.argsort(-np.asarray(scores), kind="stable")[:count].tolist())
-
-
-class Slow:
-    """The formulas token by token in float64, one sample.
-
-    `values` are vectors [slots, G, C], or attention [H, slots, slots] for foreground=attention.
-    """
-
-    def __init__(self, sample, values, method):
-        row = lay_out(sample)
-        self.method, self.values = method, values.astype(np.float64)
-        self.slots, self.text = np.array(row["visual"]), np.array(row["text"])
-        self.image, self.frame = np.array(row["image"]), np.array(row["grid"])[:, 0]
-        self.positions = np.array(row["positions"])[self.slots].T
-        tokens = range(len(self.slots))
-        by_image = [[t for t in tokens if self.image[t] == i] for i in set(row["image"])]
-        self.images = sorted(by_image)
-        self.asked = [list(tokens)] if method.scope == "sample" else self.images
-
-    def kept(self) -> list[int]:
-        score, seeds = self.foreground()
-        kept = set()
-        for group in self.budgets():
-            first = self.coordinates(group)
-            stay = self.method.keep_seeds
-            if stay if stay is not None else self.method.combine == "fill":
-                first |= seeds & set(group)
-            ranked = sorted(group, key=lambda token: -score[token])
-            if self.method.combine == "union":
-                kept |= first | set(ranked[: round(0.4 * len(group))])
-                continue
-            for token in ranked:
-                if len(first) < round(self.method.keep_ratio * len(group)):
-                    first.add(token)
-            kept |= first
-        if self.method.quirks == "official":
-            kept |= set(np.flatnonzero(self.image > 0).tolist())
-        return sorted(kept)
-
-    def budgets(self):
-        if not self.method.per_frame:
-            return self.asked
-        keys = zip(self.image, self.frame, strict=True)
-        runs = itertools.groupby(enumerate(keys), key=lambda pair: pair[1])
-        return [[token for token, _ in run] for _, run in runs]
-
-    def coordinates(self, group) -> set[int]:
-        positions = self.positions.copy()
-        for members in self.images:
-            if self.method.positions == "relative":
-                positions[:, members] += 1 - self.positions[:, members[:1]]
-            elif self.method.positions == "index":
-                positions[:, members] = np.arange(len(members)) + 1
-        positions += self.method.position_offset
-        turns = (self.method.theta or ROPE.theta) ** -(np.arange(8) / 8)  # of 8 planes
-        thirds = {"high": slice(0, 3), "middle": slice(3, 6), "low": slice(6, 8)}
-        turns = turns[thirds.get(self.method.frequencies, slice(None))]
-        chosen = set()
-        fractions = self.method.cos_fraction, self.method.sin_fraction
-        for wave, fraction in zip((np.cos, np.sin), fractions, strict=True):
-            t, h, w = wave(positions[:, group, None] * turns).mean(axis=2)
-            total = h + w if self.method.axes == "hw" else t + (h + w)
-            chosen |= {group[token] for token in top(total, round(fraction * len(group)))}
-        return chosen
-
-    def foreground(self):
-        method, score, seeds = self.method, np.zeros(len(self.slots)), set()
-        for group in self.asked:
-            last = self.slots[group[-1]] + 1 + method.query_offset
-            askers = [t for t in self.text if method.queries == "all" or t >= last]
-            if method.quirks == "official":
-                askers += [slot for slot in self.slots if slot >= last]
-            rows = [self.row(slot, group) for slot in askers] or [np.zeros(len(group))]
-            count = method.seed_fraction * len(group)
-            count = int(np.ceil(count)) if method.seed_rounding == "ceil" else round(count)
-            best = top(np.mean(rows, axis=0), max(1, count))
-            if method.foreground == "values":
-                rows += [self.row(self.slots[group[seed]], group) for seed in sorted(best)]
-            score[group] = np.mean(rows, axis=0)
-            seeds |= {group[seed] for seed in best}
-        return score, seeds
-
-    def row(self, slot, group):
-        keys = self.slots[group]
-        if self.method.foreground == "attention":
-            return self.values[:, slot, keys].mean(axis=0)
-        scope = keys if self.method.key_scope == "image" else np.arange(len(self.values))
-        rows = []
-        for head in range(G):
-            logits = self.values[:, head] @ self.values[slot, head] / np.sqrt(C)
-            rows.append(np.exp(logits[keys]) / np.exp(logits[scope]).sum())
-        return np.mean(rows, axis=0)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import gather_values, listed, make_layout, run_stage, token_values
-from test_ivc_options import SAMPLES, Slow, top
-from test_parse import model_config
+from helpers.models import model_config
+from helpers.reference import SAMPLES, Slow, top
 
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.methods import IVCPrune, MethodError, ProgressiveIVC, describe, parse

@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 import pytest
+from helpers.models import model_config
 
-from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods import (
     FSR,
     METHODS,
@@ -28,11 +28,6 @@ from ivc_jax.methods import (
     parse,
 )
 from ivc_jax.methods.base import RopeSettings, Stage, Values
-
-
-def model_config(num_layers=28, family="qwen2_vl", sections=(16, 24, 24)) -> ModelConfig:
-    decoder = DecoderConfig(num_layers, 8, 8, 1, 1, 9, RopeConfig(128, 1e6, sections))
-    return ModelConfig(family, VisionConfig(1, 8, 1, 8, 8), decoder, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(

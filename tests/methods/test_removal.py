@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from helpers.layouts import kept_sets, lay_out, make_layout
-from test_ivc_options import SAMPLES, Slow
-from test_parse import model_config
+from helpers.models import model_config
+from helpers.reference import SAMPLES, Slow
 
 from ivc_jax.engine.plan import Cut, make_plan
 from ivc_jax.methods import IVCPrune, IVCRemoval, MethodError, describe, parse

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import ROPE, lay_out, listed, make_layout, run_stage, shorten
-from test_parse import model_config
+from helpers.models import model_config
 
 from ivc_jax.methods import budget
 from ivc_jax.methods.base import (

@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_engine import batch_of
+from helpers.batches import batch_of
 
 import ivc_jax
 from ivc_jax import distributed

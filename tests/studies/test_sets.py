@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers.published import D_COS, D_SIN, E_COS, E_SIN
 from PIL import Image
-from test_ivc import D_COS, D_SIN, E_COS, E_SIN
 
 from ivc_jax import ivc
 from ivc_jax.commands import sets as command
