@@ -10,73 +10,14 @@ import textwrap
 import time
 
 import pytest
+from helpers.running import COLOUR, FakeAnswerer, make_plan, run
 from helpers.tsv import HEADER, IMAGE, write_tsv
 
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.running import records, runner, summary, tsv
-from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity
+from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import RecordsError, RunFolder
 from ivc_jax.evals.running.survey import TaskEntry
-from ivc_jax.inputs.bucket import Size
-
-
-class FakeAnswerer:
-    """Answers "red" under dense and "blue" under anything else; counts its batches."""
-
-    family = "qwen2_vl"
-
-    def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
-        self.batch_size, self.broken, self.calls = batch_size, broken, []
-        self.num_shards, self.local_shards, self.owners = shards, local, owners
-
-    def owner(self, shard):
-        return self.owners[shard]
-
-    def measure(self, prompt, images):
-        width, height = images[0].size
-        return Size(4, width * height, width * height, 1, 1, 8)
-
-    def process(self, prompt, images):
-        if prompt in self.broken:
-            raise ValueError("the prompt is too long")
-        return prompt
-
-    def collate(self, samples, shape):
-        return list(samples)
-
-    def place(self, parts):
-        return [sample for shard in sorted(parts) for sample in parts[shard]]
-
-    def warm_up(self, prepared, methods, max_new_tokens):
-        self.warmed = (prepared, methods)
-
-    def answer(self, prepared, method, max_new_tokens):
-        assert len(prepared) == self.batch_size // self.num_shards * len(self.local_shards)
-        assert self.warmed[0] is prepared
-        assert method in self.warmed[1]
-        self.calls.append((method, tuple(prepared)))
-        text = "Red." if method == "dense" else "blue"
-        answer = Answer(text, 4, [0, 3], [[1, 2, 2]], 128.0, 2.0, 6.0, 3)
-        return [answer] * self.batch_size  # those of other processes come along
-
-
-def make_plan(folder, count=5, batch_size=2, methods=("dense", "half"), rows=None, **options):
-    rows = rows or [[str(n), IMAGE, f"q{n}", "red"] for n in range(count)]
-    path = write_tsv(folder / "DigitScenes_colour.tsv", HEADER, rows)
-    task = tasks.TASKS["DigitScenes_colour"]
-    entry = TaskEntry(task, tsv.TsvFile(path, task.scoring.columns))
-    entries = [MethodEntry(name, 1.0 if name == "dense" else 0.5, name) for name in methods]
-    return runner.RunPlan([entry], entries, batch_size, RunIdentity("m", 0, "c"), **options)
-
-
-def run(plan, out, answerer=None):
-    answerer = answerer or FakeAnswerer(plan.batch_size)
-    folder, seen = RunFolder(out, plan.process_index), []
-    try:
-        runner.run(plan, answerer, folder, lambda *event: seen.append(event))
-    finally:
-        folder.close()
-    return answerer, [event for event in seen if event[0] != "reading rows"]
 
 
 def keys(out):
@@ -162,11 +103,10 @@ def test_a_batch_that_does_not_fit_the_shards_is_an_error(tmp_path):
 
 
 def test_bounds_on_answers_by_task(tmp_path):
-    task = tasks.TASKS["DigitScenes_colour"]
-    assert make_plan(tmp_path).bound(task) == task.max_new_tokens
+    assert make_plan(tmp_path).bound(COLOUR) == COLOUR.max_new_tokens
     bounds = {"": 7, "DigitScenes_colour": 5}
-    assert make_plan(tmp_path, max_new_tokens=bounds).bound(task) == 5
-    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound(task) == 7
+    assert make_plan(tmp_path, max_new_tokens=bounds).bound(COLOUR) == 5
+    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound(COLOUR) == 7
 
 
 def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
@@ -276,9 +216,8 @@ def test_a_killed_run_goes_on(tmp_path):
     """Kill a run with SIGKILL in the middle of its records, then finish it."""
     script = textwrap.dedent(
         f"""
-        import pathlib, sys, time
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
-        from test_evals_runner import FakeAnswerer, make_plan, run
+        import pathlib, time
+        from helpers.running import FakeAnswerer, make_plan, run
         class Slow(FakeAnswerer):
             def answer(self, *arguments):
                 time.sleep(0.02)
@@ -287,7 +226,8 @@ def test_a_killed_run_goes_on(tmp_path):
         run(make_plan(folder, count=60), folder / "out", Slow(2))
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", script], env=dict(os.environ))
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", script], env=found)
     path = tmp_path / "out" / "records" / "DigitScenes_colour.jsonl"
     while process.poll() is None and not (path.exists() and path.stat().st_size > 5000):
         time.sleep(0.005)

@@ -1,13 +1,22 @@
 """The TSV reader: formats that it takes, and what broken files and rows get."""
 
+import io
+
+import PIL.Image
 import pytest
-from helpers.tsv import HEADER, IMAGE, cell, png, write_tsv
+from helpers.tsv import HEADER, IMAGE, encode, write_tsv
 
 from ivc_jax.evals.running import tsv
 
 
+def png(colour=(255, 0, 0), size=(6, 4)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_rows_references_and_lists(tmp_path):
-    blue = cell(png((0, 0, 255)))
+    blue = encode(png((0, 0, 255)))
     rows = [
         ["10", IMAGE, "What?", "red"],
         ["11", "10", "Again?", "red"],
@@ -61,8 +70,8 @@ def test_missing_column_names_file_and_column(tmp_path):
     ("row", "message"),
     [
         (["7", "x" * 99, "q", "a"], "base64"),
-        (["7", cell(b"no image at all" * 9), "q", "a"], "cannot be read"),
-        (["7", cell(png((1, 2, 3), (99, 99))[:90]), "q", "a"], "cannot be read"),
+        (["7", encode(b"no image at all" * 9), "q", "a"], "cannot be read"),
+        (["7", encode(png((1, 2, 3), (99, 99))[:90]), "q", "a"], "cannot be read"),
         (["7", "", "q", "a"], "the image cell is empty"),
         (["7", "99", "q", "a"], "names the row '99', which does not exist"),
         (["7", "7", "q", "a"], "references"),

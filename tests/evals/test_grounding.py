@@ -1,16 +1,16 @@
 """Grounding from a RefCOCO file to a score: prompts, boxes and frames of both Qwen families."""
 
-import base64
-import io
 import json
 
 import numpy as np
 import pytest
+from helpers.tsv import encode, write_tsv
 from PIL import Image
 
 from ivc_jax.commands import run
 from ivc_jax.evals.benchmarks import parsers, tasks
 from ivc_jax.evals.benchmarks.grounding import GROUNDING, GROUNDING_RESIZED
+from ivc_jax.reports import figures
 
 # 640 x 480 becomes 644 x 476 in the frame of Qwen2.5-VL.
 CELLS = {"width": "640", "height": "480", "answer": "100.5 60 300.25 400", "index": "1"}
@@ -94,23 +94,24 @@ def test_an_impossible_size_is_a_row_error():
         task.check_cells({**CELLS, "width": "0"}, "qwen2_5_vl")
 
 
-def write_tsv(path):
+def write_refcoco(path):
     """Write three rows in the format of VLMEvalKit; the last one reuses the first image."""
-    draw, lines = np.random.default_rng(0), ["index\timage\tquestion\theight\twidth\tanswer"]
+    draw, rows = np.random.default_rng(0), []
     for index, size in enumerate([(40, 56), (48, 32)]):
-        file = io.BytesIO()
-        Image.fromarray(draw.integers(0, 255, (*size, 3), np.uint8)).save(file, "PNG")
-        image = base64.b64encode(file.getvalue()).decode()
-        lines.append(f"{index}\t{image}\tthe cup {index}.\t{size[0]}\t{size[1]}\t1.5 2 20 30.25")
-    lines.append("2\t0\tthe other cup\t40\t56\t5 5 30 30")
-    path.write_text("\n".join(lines) + "\n")
+        image = encode(Image.fromarray(draw.integers(0, 255, (*size, 3), np.uint8)))
+        rows.append([index, image, f"the cup {index}.", *size, "1.5 2 20 30.25"])
+    rows.append([2, 0, "the other cup", 40, 56, "5 5 30 30"])
+    header = ["index", "image", "question", "height", "width", "answer"]
+    write_tsv(path, header, [map(str, row) for row in rows])
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_refcoco_file_from_the_command_line(tiny_hf, tmp_path, family):
-    write_tsv(tmp_path / "RefCOCO_testA.tsv")
+def test_refcoco_file_from_the_command_line(tiny_hf, tmp_path, monkeypatch, family):
+    monkeypatch.setattr(figures, "draw", lambda *arguments: [])  # not asked about here
+    write_refcoco(tmp_path / "RefCOCO_testA.tsv")
     options = ["--model", tiny_hf(family=family), "--data-dir", tmp_path, "--methods", "dense"]
     options += ["ivc:keep_ratio=0.5", "--no-compile-cache", "--out", tmp_path / "out"]
+    options += ["--buckets", 1, "--max-new-tokens", 8]
     assert run.main(["grounding", *map(str, options)]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     dense, pruned = (row for row in results["rows"] if row["task"] == "RefCOCO_testA")
