@@ -13,13 +13,7 @@ T = 4 text slots, V = 6 visual slots, R = 1 row of P = 16 patches; N = T + V = 1
 
 Padding is masked everywhere downstream and never changes a result.
 
-The tower of Qwen2.5-VL attends within windows of the image. Its rows hold merged cells window by
-window, each window padded to its full size; `visual_source` reads them in raster order:
-
-    image     a b | c        row            a b d e  c f - -  g h - -  i - - -
-    (2 x 2    d e | f                       `--v--'  `--v--'  `--v--'  `--v--'
-    cells a   ----+--        visual_source  a 0, b 1, c 4, d 2, e 3, f 5, g 8, h 9, i 12
-    window)   g h | i
+What a visual takes up, and where its patches lie within their rows, is its `footprint`.
 """
 
 import dataclasses
@@ -27,9 +21,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ivc_jax.config import ModelConfig, VisionConfig
+from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError
-from ivc_jax.inputs.layout import Arrangement, Segment, arrange
+from ivc_jax.inputs.footprint import Footprint
+from ivc_jax.inputs.layout import Arrangement, arrange
 from ivc_jax.types import Inputs, Layout
 
 
@@ -118,26 +113,25 @@ def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> 
 
 def pad(samples: Sequence[Arrangement], config: ModelConfig, shape: Shape) -> Inputs:
     """Pad samples to a shape that holds them all; see `collate`."""
-    patches, patch_positions = _patch_rows(samples, shape, config)
-    tokens = _stack([sample.tokens for sample in samples], shape.slots)
+    patches, patch_positions, visual_source = _fill_rows(samples, shape, config)
     return Inputs(
-        tokens=tokens,
+        tokens=_stack([sample.tokens for sample in samples], shape.slots),
         layout=_layout(samples, shape),
         next_position=np.array([sample.next_position for sample in samples], np.int32),
         patches=patches,
         patch_positions=patch_positions,
-        visual_source=_visual_source(samples, shape, config),
+        visual_source=visual_source,
     )
 
 
 def size_of(
-    length: int, cells: Sequence[tuple[int, int, int]], next_position: int, config: ModelConfig
+    length: int, footprints: Sequence[Footprint], next_position: int, config: ModelConfig
 ) -> Size:
     """Measure a sample.
 
     Args:
         length: of its tokens, placeholders repeated.
-        cells: (t, h, w) of each visual, in merged cells.
+        footprints: of its visuals.
         next_position: position id of the first generated token.
         config: of the model.
 
@@ -150,14 +144,14 @@ def size_of(
             f"({length} tokens) reaches position {next_position - 1}, the model's limit is"
             f" {limit} positions; shorten the prompt or use smaller images"
         )
-    seen = sum(int(np.prod(each)) for each in cells)
+    seen = sum(each.count for each in footprints)
     return Size(
         # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
         text=max(length - seen, 1),
         visual=seen,
-        patches=max((_row_patches(each, config.vision) for each in cells), default=0),
-        rows=sum(each[0] for each in cells),
-        images=len(cells),
+        patches=max((each.patches for each in footprints), default=0),
+        rows=sum(each.rows for each in footprints),
+        images=len(footprints),
         positions=next_position,
     )
 
@@ -174,9 +168,9 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
     sizes = []
     for index, sample in enumerate(samples):
         name = f"sample {index} ({len(sample.tokens)} tokens)"
-        cells = [segment.cells for segment in sample.segments]
+        footprints = [segment.footprint for segment in sample.segments]
         try:
-            size = size_of(len(sample.tokens), cells, sample.next_position, config)
+            size = size_of(len(sample.tokens), footprints, sample.next_position, config)
         except InputError as error:
             raise InputError(f"sample {index} {error}") from None
         text = max(text, _fit(size.text, buckets.text, name, "text tokens"))
@@ -233,7 +227,7 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         np.delete(np.arange(len(sample.tokens)), sample.visual_slot) for sample in samples
     ]
     image_count = [
-        np.array([segment.count for segment in sample.segments], np.int32)[sample.segment_id]
+        np.array([each.footprint.count for each in sample.segments], np.int32)[sample.segment_id]
         for sample in samples
     ]
     positions = _stack([sample.positions.T for sample in samples], shape.slots)
@@ -256,71 +250,36 @@ def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
     )
 
 
-def _slices(samples: Sequence[Arrangement]) -> list[tuple[Segment, int]]:
-    """List (segment, frame) in order of patch rows."""
-    return [
-        (segment, frame)
-        for sample in samples
-        for segment in sample.segments
-        for frame in range(segment.cells[0])
-    ]
-
-
-def _patch_rows(
+def _fill_rows(
     samples: Sequence[Arrangement], shape: Shape, config: ModelConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return patches [R, P, E] float32 and their (row, column) [R, P, 2] int32."""
-    vision = config.vision
-    merge, area = vision.spatial_merge_size, vision.merge_area
-    # Merged cells move as a whole: [R, P / merge², merge², ...].
-    cells = (shape.rows, shape.patches // area, area)
-    patches = np.zeros((*cells, vision.patch_values), np.float32)
-    positions = np.full((*cells, 2), -1, np.int32)
-    for row, (segment, frame) in enumerate(_slices(samples)):
-        _, h, w = segment.visual.grid
-        slots = _cell_slots(segment.cells, vision)
-        pixels = segment.visual.patches[frame * h * w : (frame + 1) * h * w]
-        patches[row, slots] = pixels.reshape(-1, area, vision.patch_values)
-        raster = np.stack(np.indices((h, w)), axis=-1)
-        blocks = raster.reshape(h // merge, merge, w // merge, merge, 2).swapaxes(1, 2)
-        positions[row, slots] = blocks.reshape(-1, area, 2)
-    flat = (shape.rows, shape.patches)
-    return patches.reshape(*flat, vision.patch_values), positions.reshape(*flat, 2)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put the visuals into patch rows, one after the other.
 
+    A visual of two rows, each as wide as two merged cells, in rows of four; `source` counts the
+    cells of all rows:
 
-def _row_patches(cells: tuple[int, int, int], vision: VisionConfig) -> int:
-    """Count the patches of a row that holds one slice of `cells` (t, h, w), windows padded."""
-    side = vision.window_cells or 1
-    windows = -(-cells[1] // side) * -(-cells[2] // side)
-    return windows * vision.row_unit
+        its own      0 1            row 0    0  1  -  -    another visual
+                     2 3            row 1    4  5  -  -    source 0 1 2 3 becomes 4 5 8 9
+                                    row 2    8  9  -  -
 
-
-def _cell_slots(cells: tuple[int, int, int], vision: VisionConfig) -> np.ndarray:
-    """Return where in its row each merged cell of a slice sits, cells in raster order, [h * w].
-
-    Windows start at the upper left corner; those at the right and lower borders may be cut off.
-    The cells of a window come in raster order, its padding behind them.
+    Returns:
+        Patches [R, P, E] float32, their (row, column) [R, P, 2] int32, and visual_source [B, V].
     """
-    _, h, w = cells
-    side = vision.window_cells
-    if side is None:
-        return np.arange(h * w)
-    row, column = np.indices((h, w))
-    window = row // side * -(-w // side) + column // side
-    width = np.minimum(side, w - column // side * side)  # columns of this cell's window
-    return (window * side**2 + row % side * width + column % side).ravel()
-
-
-def _visual_source(samples: Sequence[Arrangement], shape: Shape, config: ModelConfig) -> np.ndarray:
-    """Return [B, V] int32: row in the merged tower output flattened to [R * P / merge², D]."""
-    width = shape.patches // config.vision.merge_area
-    sources, row = [], 0
+    vision = config.vision
+    patches = np.zeros((shape.rows, shape.patches, vision.patch_values), np.float32)
+    positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)
+    width = shape.patches // vision.merge_area  # merged cells of a row
+    sources, first = [], 0
     for sample in samples:
         pieces = [np.zeros(0, np.int32)]
         for segment in sample.segments:
-            frames = segment.cells[0]
-            starts = (row + np.arange(frames)) * width
-            pieces.append((starts[:, None] + _cell_slots(segment.cells, config.vision)).ravel())
-            row += frames
+            taken = segment.footprint
+            rows = slice(first, first + taken.rows)
+            pixels = segment.visual.patches.reshape(taken.rows, -1, vision.patch_values)
+            patches[rows, taken.slots] = pixels  # [rows, p, E]
+            positions[rows, : taken.patches] = taken.patch_positions
+            row, cell = np.divmod(taken.source, taken.patches // vision.merge_area)  # [v]
+            pieces.append((first + row) * width + cell)
+            first += taken.rows
         sources.append(np.concatenate(pieces))
-    return _stack(sources, shape.visual)
+    return patches, positions, _stack(sources, shape.visual)

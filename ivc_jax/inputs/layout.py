@@ -8,9 +8,8 @@ where it starts, and the text behind it goes on after the longer side of its gri
     height     0   1  1  1  2  2  2   4   5
     width      0   1  2  3  1  2  3   4   5        next position 6
 
-Models with absolute time count the frames of a video in steps of time: frame 3 at 4 positions a
-second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down. The text behind does not wait
-for the last frame, so that ids may go down there and their largest may exceed the slots.
+Models with absolute time count the frames of a video in steps of time. The text behind does not
+wait for the last frame, so that ids may go down there and their largest may exceed the slots.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ from jaxtyping import Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
+from ivc_jax.inputs.footprint import Footprint, find_footprint
 from ivc_jax.types import typed
 
 _KINDS = ("image", "video")
@@ -28,21 +28,17 @@ _KINDS = ("image", "video")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A visual in its sample: `cells` (t, h, w) merged, placeholders from slot `start` on.
-
-    Frames lie `time_step` time positions apart.
-    """
+    """A visual in its sample, with the placeholders from slot `start` on."""
 
     kind: str
     visual: Visual
-    cells: tuple[int, int, int]
+    footprint: Footprint
     start: int
-    time_step: float = 1.0
 
     @property
-    def count(self) -> int:
-        """Number of visual tokens."""
-        return int(np.prod(self.cells))
+    def stop(self) -> int:
+        """The slot behind its placeholders."""
+        return self.start + self.footprint.count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +70,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     Raises:
         InputError: placeholders and grids disagree, in number or in size.
     """
-    supply = {kind: _merged(visuals, kind, config) for kind, visuals in _visuals(batch).items()}
+    visuals = {"image": batch.images, "video": batch.videos}
+    supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
     used = dict.fromkeys(_KINDS, 0)
     arranged = []
     for sample, tokens in enumerate(batch.tokens):
@@ -82,11 +79,10 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
         for kind, start, length in _runs(tokens, config):
             # Visuals may touch: one run of placeholders can hold several.
             while length:
-                visual, cells = _take(supply[kind], used[kind], kind, sample, length)
-                step = _time_step(kind, visual, config)
-                segments.append(Segment(kind, visual, cells, start, step))
+                visual, footprint = _take(supply[kind], used[kind], kind, sample, length)
+                segments.append(Segment(kind, visual, footprint, start))
                 used[kind] += 1
-                start, length = start + segments[-1].count, length - segments[-1].count
+                start, length = segments[-1].stop, length - footprint.count
         arranged.append(_number(tokens, tuple(segments)))
     for kind in _KINDS:
         if used[kind] < len(supply[kind]):
@@ -118,35 +114,19 @@ def rope_positions(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, 
     pieces, slot, position = [], 0, 0
     for segment in segments:
         text = segment.start - slot
-        pieces.append(np.tile(np.arange(position, position + text), (3, 1)))
+        pieces.append(np.tile(np.arange(position, position + text), (3, 1)))  # [3, text]
         position += text
-        cells = _cell_grid(segment.cells).T
-        # A float32 product, as the reference implementation forms it.
-        time = cells[0].astype(np.float32) * np.float32(segment.time_step)
-        cells[0] = time.clip(max=2**30)  # rounded down; what is cut off exceeds every model
-        pieces.append(position + cells)
-        position += max(segment.cells[1:])
-        slot = segment.start + segment.count
+        pieces.append(position + segment.footprint.positions.T)  # [3, v]
+        position += segment.footprint.span
+        slot = segment.stop
     pieces.append(np.tile(np.arange(position, position + length - slot), (3, 1)))
     return np.concatenate(pieces, axis=1).astype(np.int32)
 
 
-def _time_step(kind: str, visual: Visual, config: ModelConfig) -> float:
-    """Return the time positions from one frame to the next."""
-    rate = config.vision.tokens_per_second
-    if kind == "image" or rate is None:
-        return 1.0
-    return float(np.float32(rate) * np.float32(min(visual.seconds, 2**30)))
-
-
-def _visuals(batch: Batch) -> dict[str, tuple[Visual, ...]]:
-    return {"image": batch.images, "video": batch.videos}
-
-
-def _merged(
+def _measure(
     visuals: Sequence[Visual], kind: str, config: ModelConfig
-) -> list[tuple[Visual, tuple[int, int, int]]]:
-    """Pair each visual with its grid in merged cells."""
+) -> list[tuple[Visual, Footprint]]:
+    """Pair each visual with its footprint."""
     merge = config.vision.spatial_merge_size
     pairs = []
     for index, visual in enumerate(visuals):
@@ -161,7 +141,8 @@ def _merged(
                 f"{kind} {index}: patches {visual.patches.shape} should be"
                 f" {(t * h * w, config.vision.patch_values)}; use the checkpoint's own preprocessor"
             )
-        pairs.append((visual, (t, h // merge, w // merge)))
+        seconds = visual.seconds if kind == "video" else None
+        pairs.append((visual, find_footprint(visual.grid, config, seconds)))
     return pairs
 
 
@@ -178,38 +159,33 @@ def _runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]
 
 
 def _take(
-    supply: Sequence[tuple[Visual, tuple[int, int, int]]],
+    supply: Sequence[tuple[Visual, Footprint]],
     index: int,
     kind: str,
     sample: int,
     found: int,
-) -> tuple[Visual, tuple[int, int, int]]:
+) -> tuple[Visual, Footprint]:
     """Return the next visual, which must fit into `found` placeholders."""
     if index >= len(supply):
         raise InputError(
             f"sample {sample}: expected 0 more {kind} placeholders after {len(supply)} {kind}s of"
             f" the batch, found {found}; pass the missing {kind} or remove its placeholders"
         )
-    visual, cells = supply[index]
-    expected = int(np.prod(cells))
-    if expected > found:
+    visual, footprint = supply[index]
+    if footprint.count > found:
         raise InputError(
             f"sample {sample}: {kind} {index} of the batch with grid {visual.grid} expected"
-            f" {expected} placeholders, found {found}; repeat its placeholder once a visual token"
+            f" {footprint.count} placeholders, found {found}; repeat its placeholder once a visual"
+            " token"
         )
-    return visual, cells
-
-
-def _cell_grid(cells: tuple[int, int, int]) -> np.ndarray:
-    """List (frame, row, column) of all cells in token order, [v, 3]."""
-    return np.stack(np.unravel_index(np.arange(np.prod(cells)), cells), axis=1).astype(np.int32)
+    return visual, footprint
 
 
 def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
     positions = rope_positions(len(tokens), segments)
-    counts = [segment.count for segment in segments]
-    slots = [np.arange(segment.start, segment.start + segment.count) for segment in segments]
-    grids = [_cell_grid(segment.cells) for segment in segments]
+    counts = [segment.footprint.count for segment in segments]
+    slots = [np.arange(segment.start, segment.stop) for segment in segments]
+    grids = [segment.footprint.grid for segment in segments]
     empty = np.zeros((0, 3), np.int32)
     return Arrangement(
         tokens=tokens,

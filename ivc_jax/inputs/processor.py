@@ -10,6 +10,7 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, size_of
+from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.inputs.image import ImageConfig, process_image, process_video, resized_size
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
@@ -118,20 +119,19 @@ class Processor:
         Raises:
             InputError: as a call with that prompt and such images; does not name a sample.
         """
-        merge, patch = self.images.merge_size, self.images.patch_size
-        cells = []
+        footprints = []
         for index, (width, height) in enumerate(sizes):
             try:
-                resized = resized_size(width, height, self.images)
+                rows, columns = resized_size(width, height, self.images)
             except InputError as error:
                 raise InputError(f"image {index}: {error}") from None
-            cells.append((1, *(side // (patch * merge) for side in resized)))
-        counts = {"image": [rows * columns for _, rows, columns in cells], "video": []}
+            patch = self.images.patch_size
+            footprints.append(find_footprint((1, rows // patch, columns // patch), self.config))
+        counts = {"image": [each.count for each in footprints], "video": []}
         length = len(self.writer.write(prompt, counts, 0, chat))
-        # Text advances positions by one a token, an image by the longer side of its grid.
-        text = length - sum(counts["image"])
-        reached = text + sum(max(rows, columns) for _, rows, columns in cells)
-        return size_of(length, cells, reached, self.config)
+        # Text advances positions by one a token, an image by its span.
+        reached = length + sum(each.span - each.count for each in footprints)
+        return size_of(length, footprints, reached, self.config)
 
     def decode(self, tokens: Any, lengths: Any) -> list[str]:
         """Return the text of each row of `tokens` [B, T] up to its length; special tokens skipped.

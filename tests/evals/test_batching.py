@@ -92,8 +92,8 @@ def test_measured_sizes_are_those_of_the_real_sample(tiny_hf):
             images = [Image.new("RGB", side) for side in sides]
             batch = processor(prompts=["What?"], images=[images])
             (sample,) = arrange(batch, config)
-            cells = [segment.cells for segment in sample.segments]
-            real = size_of(len(sample.tokens), cells, sample.next_position, config)
+            footprints = [segment.footprint for segment in sample.segments]
+            real = size_of(len(sample.tokens), footprints, sample.next_position, config)
             assert processor.measure("What?", sides) == real
             shape = common_shape([real], 1)
             if sides:

@@ -137,7 +137,7 @@ def test_visual_space_of_a_mixed_sample():
     mixed = batch(tokens, [visual(*g) for g in images], [visual(*g) for g in videos])
     (sample,) = arrange(mixed, CONFIG)
     assert [segment.kind for segment in sample.segments] == ["video", "image", "video"]
-    assert [segment.count for segment in sample.segments] == [8, 6, 2]
+    assert [segment.footprint.count for segment in sample.segments] == [8, 6, 2]
     assert sample.visual_slot.tolist() == [*range(1, 9), *range(10, 16), 17, 18]
     assert sample.segment_id.tolist() == [0] * 8 + [1] * 6 + [2] * 2
     assert sample.grid.tolist() == [

@@ -19,6 +19,7 @@ from ivc_jax.engine.cost import block_flops
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import Span, make_plan
 from ivc_jax.engine.prefill import run_prefill, with_rope
+from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.methods.base import Method
 from ivc_jax.nn import sharding
 from ivc_jax.nn.decoder import Params
@@ -149,7 +150,8 @@ def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: 
     def array(*shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind)
 
-    patches = _row_patches(config, V)
+    merge, side = config.vision.spatial_merge_size, math.isqrt(max(V - 1, 0)) + 1
+    patches = find_footprint((1, side * merge, side * merge), config).patches
     inputs = Inputs(
         tokens=array(B, N),
         layout=Layout(
@@ -178,15 +180,6 @@ def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: 
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
         *(inputs, parallel.input_shardings(inputs, mesh)),
     )
-
-
-def _row_patches(config: ModelConfig, visual: int) -> int:
-    """Count the patches of a square image; windows at its borders are padded."""
-    cells = config.vision.window_cells
-    if cells is None:
-        return visual * config.vision.merge_area
-    side = math.isqrt(visual - 1) + 1
-    return (-(-side // cells)) ** 2 * config.vision.row_unit
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,0 +1,133 @@
+"""What a picture or a video takes up, from its size alone: patch rows, visual tokens, positions.
+
+An image is one patch row, a video one row for each temporal slice. The patches of one merged cell
+lie next to each other, and each cell becomes a visual token. Merge 2, an image of 4 x 4 patches:
+
+    patches      0  1 |  4  5        row        0 1 2 3  4 5 6 7  8 9 10 11  12 13 14 15
+                 2  3 |  6  7                   `cell 0' `cell 1' `-cell 2-' `-cell 3--'
+                ------+------
+                 8  9 | 12 13        grid       (0,0,0) (0,0,1) (0,1,0) (0,1,1)
+                10 11 | 14 15        source        0       1       2       3
+
+A tower with windows wants its cells window by window, each window padded to its full size, so that
+a reshape cuts a row into windows. Tokens stay in raster order:
+
+    image     a b | c        row            a b d e  c f - -  g h - -  i - - -
+    (2 x 2    d e | f                       `--v--'  `--v--'  `--v--'  `--v--'
+    cells a   ----+--        source         a 0, b 1, c 4, d 2, e 3, f 5, g 8, h 9, i 12
+    window)   g h | i
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ivc_jax.config import ModelConfig, VisionConfig
+
+_FAR = 2**30  # more than the positions of any model; int32 holds it with room for sums
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Footprint:
+    """What one visual takes up; the only place that knows windows.
+
+    Attributes:
+        rows: patch rows.
+        patches: slots of each row, whole merged cells and windows.
+        slots: [p] int64, where the patches of a slice lie in their row, in the order in which a
+            processor returns them (merge blocks in raster order).
+        patch_positions: [rows, patches, 2] int32, (row, column) of the patch in each slot; -1 is
+            padding.
+        source: [v] int32, the merged cell that becomes each visual token, counted through all
+            rows: patches / merge² cells a row.
+        grid: [v, 3] int32, (frame, row, column) of each token in merged cells.
+        positions: [v, 3] int32, position ids (time, height, width) of each token, counted from
+            where the visual starts.
+        span: how far the position ids of the text behind it are moved on.
+    """
+
+    rows: int
+    patches: int
+    slots: np.ndarray
+    patch_positions: np.ndarray
+    source: np.ndarray
+    grid: np.ndarray
+    positions: np.ndarray
+    span: int
+
+    @property
+    def count(self) -> int:
+        """Number of visual tokens."""
+        return len(self.source)
+
+
+def find_footprint(
+    grid: tuple[int, int, int], config: ModelConfig, seconds: float | None = None
+) -> Footprint:
+    """Work out the footprint of a visual.
+
+    Args:
+        grid: (t, h, w) in patches; h and w are multiples of the merge size.
+        config: of the model.
+        seconds: from one temporal slice of a video to the next; None for an image.
+    """
+    vision = config.vision
+    merge, area = vision.spatial_merge_size, vision.merge_area
+    rows, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    places, cells = _place_cells(height, width, vision)
+    slots = (places[:, None] * area + np.arange(area)).ravel()  # [h * w]
+    raster = np.stack(np.indices(grid[1:]), axis=-1)  # [h, w, 2]
+    blocks = raster.reshape(height, merge, width, merge, 2).swapaxes(1, 2)
+    patch_positions = np.full((cells * area, 2), -1, np.int32)
+    patch_positions[slots] = blocks.reshape(-1, 2)
+    frames = np.arange(rows, dtype=np.int32)[:, None]
+    # Every slice is cut the same way; broadcasting copies nothing.
+    tokens = np.indices((rows, height, width), np.int32).reshape(3, -1).T  # [v, 3]
+    return Footprint(
+        rows=rows,
+        patches=cells * area,
+        slots=slots,
+        patch_positions=np.broadcast_to(patch_positions, (rows, *patch_positions.shape)),
+        source=(frames * cells + places).ravel().astype(np.int32),
+        grid=tokens,
+        positions=_number_tokens(tokens, _time_step(config, seconds)),
+        span=max(height, width),
+    )
+
+
+def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndarray, int]:
+    """Return where in its row each cell of a slice lies, [h * w] in raster order, and the cells
+    of a row.
+
+    Windows start at the upper left corner; those at the right and lower borders may be cut off.
+    The cells of a window come in raster order, its padding behind them.
+    """
+    side = vision.window_cells
+    if side is None:
+        return np.arange(height * width), height * width
+    row, column = np.indices((height, width))
+    across, down = -(-width // side), -(-height // side)  # windows
+    window = row // side * across + column // side  # [h, w]
+    columns = np.minimum(side, width - column // side * side)  # of this cell's window
+    places = window * side**2 + row % side * columns + column % side
+    return places.ravel(), across * down * side**2
+
+
+def _time_step(config: ModelConfig, seconds: float | None) -> float:
+    """Return the time positions from one slice to the next: 1, or what absolute time says."""
+    rate = config.vision.tokens_per_second
+    if seconds is None or rate is None:
+        return 1.0
+    return float(np.float32(rate) * np.float32(min(seconds, _FAR)))
+
+
+def _number_tokens(grid: np.ndarray, step: float) -> np.ndarray:
+    """Number tokens by their cells [v, 3], slices `step` apart in time: [v, 3] int32.
+
+    Frame 3 at 4 positions a second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down.
+    """
+    positions = grid.copy()
+    # A float32 product, as the reference implementation forms it.
+    time = grid[:, 0].astype(np.float32) * np.float32(step)
+    positions[:, 0] = time.clip(max=_FAR)  # what is cut off exceeds every model
+    return positions
