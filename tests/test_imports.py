@@ -31,8 +31,11 @@ ALLOWED = {
         *("types", "config", "inputs", "methods", "model", "parallel", "distributed", "engine"),
         *("evals", "cloud", "nearest", ""),
     },
-    "reports": None,
-    "studies": None,
+    "reports": {"ivc", "evals", "inputs", "methods", "reports"},
+    "studies": {
+        *("types", "config", "ivc", "presets", "nn", "inputs", "methods", "engine", "weights"),
+        *("model", "parallel", "evals", "reports", "studies", "nearest"),
+    },
     "commands": None,
 }
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments"}

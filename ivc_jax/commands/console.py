@@ -1,7 +1,7 @@
 """What a run shows in the terminal."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +17,9 @@ from rich.progress import (
 from rich.table import Table
 
 from ivc_jax.evals.benchmarks.tasks import READING
-from ivc_jax.reports.labels import short_labels, short_task
-from ivc_jax.reports.points import heading, in_points
+from ivc_jax.reports.labels import heading, in_points, short_labels, short_task
+from ivc_jax.reports.results import Results
+from ivc_jax.reports.section import Section
 
 _SHOWN_FAILURES = 5
 
@@ -68,14 +69,25 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def print_table(console: Console, results: dict[str, Any]) -> None:
-    """Print scores by task, the average and the costs of each method; or the paper's tables."""
-    if "paper" in results["meta"]:
-        from ivc_jax.studies.paper import report  # no other run needs it
+def print_results(console: Console, results: Results, leading: Sequence[Section] = ()) -> None:
+    """Print the tables of the leading sections that ask for it, or else the usual scores."""
+    tables = [table for section in leading if section.printed for table in section.tables]
+    for found in tables:
+        table = Table(title=found.title)
+        for number, name in enumerate(found.columns):
+            table.add_column(name, justify="right" if number else "left")
+        for row in found.rows:
+            table.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
+        console.print(table)
+        for note in found.notes:
+            console.print(note, markup=False, highlight=False)
+    if not tables:
+        console.print(_make_table(results))
 
-        report.show(console, results)
-        return
-    rows = results["rows"]
+
+def _make_table(results: Results) -> Table:
+    """Lay out scores by task, the average and the costs of each method."""
+    rows = results.rows
     methods = list(dict.fromkeys(row["method"] for row in rows))
     tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
     labels = short_labels(methods)
@@ -102,12 +114,12 @@ def print_table(console: Console, results: dict[str, Any]) -> None:
             f"{last['kv_bytes'] / 1024:.0f} KiB",
             f"{last['prefill_ms']:.2f} ms",
         )
-    console.print(table)
+    return table
 
 
-def print_failures(console: Console, results: dict[str, Any]) -> None:
+def print_failures(console: Console, meta: Mapping[str, Any]) -> None:
     """Say how many examples failed and show the first few."""
-    failed, messages = results["meta"]["failed_rows"], results["meta"]["failures"]
+    failed, messages = meta["failed_rows"], meta["failures"]
     if failed:
         console.print(f"{failed} examples failed and are left out of the scores:")
         for message in messages[:_SHOWN_FAILURES]:
@@ -116,7 +128,7 @@ def print_failures(console: Console, results: dict[str, Any]) -> None:
             console.print("  and others, which the report lists")
 
 
-def print_end(console: Console, meta: dict[str, Any]) -> None:
+def print_end(console: Console, meta: Mapping[str, Any]) -> None:
     """Say what was compiled, how busy the devices were, and how long it took."""
     statistics = meta["statistics"]
     console.print(

@@ -60,7 +60,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.engine.plan import make_plan
     from ivc_jax.evals.running.answerer import ModelAnswerer
     from ivc_jax.inputs.bucket import collate
-    from ivc_jax.reports import kept_figure
+    from ivc_jax.reports import kept
 
     methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.methods)))
     if not methods:
@@ -85,7 +85,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
             answerer.answer(prepared, method, arguments.max_new_tokens)  # compiles
             (answers[spec],) = answerer.answer(prepared, method, arguments.max_new_tokens)
     console.print(_table(question, answers))
-    kept_figure.save(out, picture, question, answers, answerer.family)
+    kept.save_prompt(out, picture, question, answers, answerer.family)
     console.print(f"kept tokens: {out}", markup=False)
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ivc_jax.commands import console as display
 from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands.report import report_on
 from ivc_jax.evals.running import records
 from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.records import (
@@ -74,18 +74,6 @@ def finish(folder: RunFolder, mirror: Mirror, meta: dict[str, Any], console: Con
         return
     report_on(folder.path, meta, console)
     mirror.push_all()
-
-
-def report_on(folder: pathlib.Path, meta: dict[str, Any], console: Console) -> None:
-    """Summarise the records of a folder: tables, figures and report."""
-    from ivc_jax.reports import report  # matplotlib takes a while to import
-
-    results = report.summarize(folder, meta)
-    display.print_table(console, results)
-    display.print_failures(console, results)
-    report.write(folder, results)
-    display.print_end(console, results["meta"])
-    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "merge": "merge",
     "paper": "paper",
     "plan": "plan",
+    "report": "report",
 }
 
 

@@ -1,7 +1,5 @@
 """The figure of the IVC map: V and U over positions and on the grid of an image."""
 
-from typing import Any
-
 import matplotlib.colors
 import matplotlib.patches
 import matplotlib.ticker
@@ -11,14 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ivc_jax import ivc
+from ivc_jax.reports.results import Results
 
-FRACTION = 0.1  # of the tokens by V, and as many by U
+_FRACTION = 0.1  # of the tokens by V, and as many by U
 REAL, IMAGINARY, BOTH = "#d55e00", "#0072b2", "#733380"  # chosen by V, by U, by both
+CAPTION = (
+    "V sums the cosines and U the sines of the rotary angles at a position. The top"
+    f" {_FRACTION:.0%} of the cells by each, taken as means over the position axes, are the"
+    " IVC tokens. They depend on positions alone."
+)
 
 
-def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
+def draw(results: Results) -> Figure | None:
     """Draw V and U over positions, and both with the chosen cells on the grid of an image."""
-    grids = next((record["grids"] for record in records if record["grids"]), None)
+    meta = results.meta
+    grids = next((record["grids"] for record in results.records if record["grids"]), None)
     if grids is None or meta["image_start"] is None:
         return None
     _, rows, columns = grids[0]
@@ -31,7 +36,7 @@ def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
     maps = [table[cells].mean(axis=0).reshape(rows, columns) for table in (V, U)]
     chosen = [
         ivc.select(cells, rope["head_dim"], rope["theta"], *fractions)
-        for fractions in ((FRACTION, 0.0), (0.0, FRACTION))
+        for fractions in ((_FRACTION, 0.0), (0.0, _FRACTION))
     ]
     figure, (curves, real, imaginary, both) = pyplot.subplots(
         1, 4, figsize=(15.5, 4.1), layout="constrained", width_ratios=(1.5, 1, 1, 0.85)
@@ -42,7 +47,7 @@ def draw(meta: dict[str, Any], records: list[dict[str, Any]]) -> Figure | None:
     ):
         shown_map = axes.imshow(values, cmap="viridis")
         _outline(axes, picks, columns, colour)
-        axes.set(title=f"mean {name} of a cell; top {FRACTION:.0%} outlined",
+        axes.set(title=f"mean {name} of a cell; top {_FRACTION:.0%} outlined",
                  xlabel="column (tokens)", ylabel="row (tokens)")  # fmt: skip
         figure.colorbar(shown_map, ax=axes, shrink=0.8, label=f"{name} (sum over planes)")
     paint(both, *chosen, rows, columns)

@@ -1,9 +1,11 @@
-"""Short names of methods and tasks for tables and figures."""
+"""Short names of methods and tasks, and scores as publications write them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from ivc_jax.evals.benchmarks.tasks import BUNDLED_PREFIX
+from ivc_jax.evals.benchmarks.tasks import BUNDLED_PREFIX, TASKS
 
+PERCENT = 100.0
 _SIZES = ("keep_ratio", "budget")
 
 
@@ -49,3 +51,44 @@ def size_of(spec: str, keep_ratio: float) -> tuple[str, float]:
 def _fields(spec: str, without: Sequence[str] = ()) -> dict[str, str]:
     pairs = (pair.partition("=") for pair in spec.partition(":")[2].split(",") if pair)
     return {key: value for key, _, value in pairs if key not in without}
+
+
+def name_with_size(labels: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name methods with their budget or keep ratio, for tables without a column of it."""
+    sizes = {row["method"]: size_of(row["method"], row["keep_ratio"])[1] for row in rows}
+    return {
+        method: labels[method] if method == "dense" else f"{labels[method]}, {size:g}"
+        for method, size in sizes.items()
+    }
+
+
+def points_of(task: str) -> float:
+    """Return what a score of 1 is called: 100 for percent, as for averages, or 2800 for MME."""
+    return TASKS[task].scoring.points if task in TASKS else PERCENT
+
+
+def heading(task: str) -> str:
+    """Name a column of scores, and their unit where it is not percent."""
+    points = points_of(task)
+    return short_task(task) if points == PERCENT else f"{short_task(task)} (of {points:g})"
+
+
+def in_points(task: str, score: float, digits: int = 1) -> str:
+    """Write a score from 0 to 1 in percent with that many digits, or in whole points."""
+    points = points_of(task)
+    return f"{points * score:.{digits if points == PERCENT else 0}f}"
+
+
+def scored_by_unit(tasks: Iterable[str]) -> list[str]:
+    """List the tasks whose score is no mean over rows (MME, POPE, MMBench, HallusionBench).
+
+    Comparisons that resample rows average the scores of rows instead.
+    """
+    return [task for task in tasks if task in TASKS and TASKS[task].scoring.unit is not None]
+
+
+def rows_note(tasks: Iterable[str]) -> str:
+    """Say of which tasks a comparison shows another score than the table of scores does."""
+    named = ", ".join(map(short_task, scored_by_unit(tasks)))
+    note = "this table averages the scores of rows, which is not their own score as under Scores."
+    return f" Of {named} {note}" if named else ""

@@ -8,7 +8,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ivc_jax.reports import curves
+from ivc_jax.reports import figures
 from ivc_jax.studies.study import Study
 from ivc_jax.studies.table import ALL, Row
 
@@ -81,7 +81,7 @@ def _lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
         1, len(groups), squeeze=False, layout="constrained", figsize=(3.7 * len(groups), 3.9)
     )
     names = list(dict.fromkeys(row.series for row in rows))
-    styles = curves.styles(names)
+    styles = figures.styles(names)
     for axes, group in zip(grid[0], groups, strict=True):
         for name in names:
             own = sorted((row for row in rows if row.series == name), key=lambda row: row.x)

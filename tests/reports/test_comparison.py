@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ivc_jax.reports import curves, figures
+from ivc_jax.reports import figures, kept
 from ivc_jax.reports.comparison import compare
 
 SPECS = [
@@ -87,7 +87,7 @@ def test_costs_are_means_of_the_records(cells):
 
 def test_panels_have_a_line_a_budget():
     sizes = {f"{name}:budget={b}": ("budget", b) for name in ("ivc", "fastv") for b in (0.5, 0.2)}
-    places, labels = figures.arrange_panels(sizes)
+    places, labels = kept.arrange_panels(sizes)
     assert list(places.values()) == [(0, 1), (1, 1), (0, 2), (1, 2)]
     assert labels["fastv:budget=0.2"] == "fastv"
 
@@ -95,14 +95,14 @@ def test_panels_have_a_line_a_budget():
 def test_many_methods_show_one_budget_and_one_seed():
     names = [f"random:seed={seed}" for seed in range(3)] + [f"fastv:layer={n}" for n in range(9)]
     sizes = {f"{name},budget={b}": ("budget", b) for b in (0.5, 0.2, 0.1) for name in names}
-    places, labels = figures.arrange_panels(sizes)
+    places, labels = kept.arrange_panels(sizes)
     assert {size for method in places for size in [sizes[method]]} == {("budget", 0.2)}
     assert list(places.values()) == [divmod(n, 7) for n in range(1, 11)]
     assert labels["random:seed=0,budget=0.2"] == "random"
 
 
 def test_curves_have_a_panel_a_group(cells):
-    figure = curves.draw(list(cells.values()))
+    figure = figures.draw_budgets(list(cells.values()))
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["grounding", "semantic", "average"]
-    assert curves.draw([]) is None
+    assert figures.draw_budgets([]) is None

@@ -9,12 +9,12 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from experiments.configs import paper as config
 from ivc_jax import methods
+from ivc_jax.commands import console, run, settings
 from ivc_jax.commands import paper as command
-from ivc_jax.commands import run, settings
 from ivc_jax.config import from_hf
 from ivc_jax.presets import PRESETS
+from ivc_jax.reports.results import Results
 from ivc_jax.studies.paper import report, tables
 from ivc_jax.studies.paper.published import PUBLISHED, ROWS, TABLES, Number, find
 
@@ -86,7 +86,7 @@ def test_rows_of_the_paper_are_known_by_what_they_do():
 
 @pytest.mark.parametrize("model", [LARGE, SMALL, OLD])
 def test_every_row_runs_on_the_real_models(model):
-    entries = {spec: methods.parse(spec) for spec in config.CONFIG.methods}
+    entries = {spec: methods.parse(spec) for spec in settings.load_config("paper").methods}
     assert list(command.describe(model, entries, [])["rows"].values()) == list(ROWS)
 
 
@@ -139,19 +139,25 @@ def test_second_hand_numbers_are_marked():
     assert report.written(dataclasses.replace(cell, partial=False), digits=0) == "92 (75†)"
 
 
-def test_files_and_terminal_agree(tmp_path):
-    report.write(tmp_path, results())
-    content = json.loads((tmp_path / "paper.json").read_text())
+def test_files_and_terminal_agree():
+    found = results()
+    (section,) = report.make_sections(Results(found["meta"], found["rows"]))
+    content = json.loads(section.files["paper.json"])
     cell = content["tables"][0]["lines"][1]["cells"][1]
     assert cell["ours"] == pytest.approx(72)
     assert cell["paper"] == {"value": 92.0, "source": "efficiency", "second_hand": False}
-    text = (tmp_path / "paper.md").read_text()
+    text = section.files["paper.md"]
     stream = io.StringIO()
-    report.show(Console(file=stream, width=200), results())
+    console.print_results(Console(file=stream, width=200), None, [section])
     for shown in (text, stream.getvalue()):
         assert "72.0 (92.0)" in shown
         assert "Qwen2.5-VL-7B" in shown
-    assert "ivc:layer=16,keep_ratio=0.5" in text
+    assert "- IVC-Prune: `ivc:layer=16,keep_ratio=0.5`\n" in text
+    assert "## grounding: 2 of 8 sets\n" in text
+
+
+def test_other_runs_have_no_section():
+    assert report.make_sections(Results({"methods": ["dense"]}, [])) == []
 
 
 def write_set(folder, name, header, rows):
@@ -175,7 +181,7 @@ def data(tmp_path_factory):
 
 
 def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ivc_jax.reports.figures.draw", lambda *arguments: [])
+    monkeypatch.setattr("ivc_jax.reports.figures.draw", lambda results: [])
     options = "--methods dense --limit 2 --batch-size 2 --max-new-tokens 1 --buckets 1"
     places = ["--model", str(tiny_hf(family="qwen2_5_vl")), "--data-dir", str(data)]
     places += ["--out", str(tmp_path), "--no-compile-cache"]
@@ -189,11 +195,13 @@ def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys,
     page = (tmp_path / "report.md").read_text()
     assert "MME (of 2800)" in page
     assert "### MME: points by category" in page
-    # the same tables once more, from the records
+    assert "## The paper's tables\n\n### grounding: 1 of 8 sets" in page
+    before = (tmp_path / "paper.md").read_text()
+    assert "grounding: 1 of 8 sets" in before
+    # once more, from the records
     (tmp_path / "paper.md").unlink()
-    subject = json.loads((tmp_path / "results.json").read_text())
-    report.write(tmp_path, subject)
-    assert "grounding: 1 of 8 sets" in (tmp_path / "paper.md").read_text()
+    assert run.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "paper.md").read_text() == before
 
 
 def test_only_qwen2_5_takes_files_in_its_frame(data):

@@ -1,6 +1,7 @@
 """Ablations: rows, paired differences and tests, on records whose answers are known."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 
 from ivc_jax.commands.settings import known_configs, load_config
 from ivc_jax.methods import parse
+from ivc_jax.reports import report
 from ivc_jax.reports.resampling import Resampler, by_task, holm, paired
-from ivc_jax.studies import figure
+from ivc_jax.reports.results import Results
+from ivc_jax.reports.section import Cell
+from ivc_jax.studies import ablation, figure
 from ivc_jax.studies.study import Study, Variant, from_json, methods_of
 from ivc_jax.studies.table import ALL, shown_groups, tabulate
 
@@ -160,6 +164,34 @@ def test_figures_have_what_is_asked():
     shown = drawn.axes[0].images[0].get_array()
     np.testing.assert_allclose(shown[0], [200 / 3, 100 / 3, 0, 100 / 6])
     assert figure.draw(STUDY, []) is None
+
+
+def test_a_study_is_a_section_with_table_figure_and_numbers():
+    meta = dict.fromkeys(("command", "date", "device", "dtype", "jax_version", "model"), "x")
+    meta |= {"commits": ["abc"], "limit": None, "tasks": ["DigitScenes_grounding"]}
+    empty = dataclasses.replace(STUDY, reference="dense", variants=STUDY.variants[-1:])
+    studies = [dataclasses.asdict(study) for study in (STUDY, empty)]
+    (section,) = ablation.make_sections(Results(meta | {"studies": studies}, [], RECORDS))
+    assert section.title == "Layers"
+    assert report.FIGURES in section.replaces
+    (table,) = section.tables
+    groups = [
+        name for group in ("grounding", "semantic", ALL) for name in (group, "difference", "p")
+    ]
+    assert list(table.columns) == [
+        *("layer", "series", "variant", "kept", "cached", "GFLOP", "versus"), *groups,
+    ]  # fmt: skip
+    first, second, _ = table.rows
+    assert first[:7] == ("3", "ivc", "", "0.500", "0.500", "2e-09", "-")
+    assert first[8:10] == (Cell("-"), Cell("-"))  # the reference is compared with nothing
+    assert (second[7].text, second[8].text, second[8].mark) == ("33.3", "-33.3", "")
+    (drawn,) = section.figures
+    assert (drawn.path, drawn.png[:4]) == ("figures/layers.png", b"\x89PNG")
+    content = json.loads(section.files["study_layers.json"])
+    assert content["study"] == {"title": "Layers", "question": "Which?", "reference": FULL}
+    assert content["meta"]["commits"] == ["abc"]
+    assert len(content["rows"]) == 3
+    assert ablation.make_sections(Results(meta, [], RECORDS)) == []
 
 
 def test_studies_say_what_is_wrong():

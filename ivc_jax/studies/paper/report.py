@@ -1,52 +1,81 @@
-"""The paper's tables on the terminal, as paper.md and as paper.json."""
+"""The paper's tables: a section of the report, paper.md and paper.json."""
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
-from ivc_jax.evals.running.records import write_atomically
-from ivc_jax.reports.points import PERCENT, points_of
-from ivc_jax.reports.rendering import environment
+from ivc_jax.reports import markdown, section
+from ivc_jax.reports.labels import PERCENT, points_of
+from ivc_jax.reports.report import full_command
+from ivc_jax.reports.results import Results
+from ivc_jax.reports.section import Report, Section
 from ivc_jax.studies.paper.published import PUBLISHED
 from ivc_jax.studies.paper.tables import Cell, Table, build
 
 PARTIAL, SECOND_HAND = "*", "†"
-NAMES = ("paper.md", "paper.json")
-_SHOWN_META = ("command", "model", "device", "dtype", "limit", "commits", "date", "failed_rows")
+_META = ("command", "model", "device", "dtype", "limit", "commits", "date", "failed_rows")
+_READING = (
+    "Scores in the benchmark's own points: percent, of MME up to 2800. `tokens kept` is the mean "
+    "over layers of the share of visual tokens in the cache. `Avg. %` is the mean over the sets "
+    "that ran of 100 x score / vanilla score of this very run; the paper does not say how it "
+    "averages, nor are all nine of its VQA sets named in the released scripts (TextVQA, ChartQA "
+    "and AI2D are inferred).",
+    "What a difference to a published number cannot show: all methods here get the same prompts, "
+    "while the released evaluation asks vanilla and pruned models with different ones; an answer "
+    "that names no option counts as wrong here, while there a language model judges it; tokens are "
+    "ranked by float32 scores here, by half-precision ones with many ties there.",
+)
+_UNKNOWN_SETTINGS = (
+    "The paper does not say how it ran the removal of IVC tokens, PDrop and the rows with `+ IVC`."
+)
 
 
-def show(console: Console, results: Mapping[str, Any]) -> None:
-    """Print every table, and what its marks mean."""
-    for table in build(results):
-        shown = RichTable(title=title(table))
-        shown.add_column("method")
-        for name in headings(table):
-            shown.add_column(name, justify="right")
-        for label, cells in lines(table):
-            shown.add_row(label, *cells)
-        console.print(shown)
-        for note in notes(table, results["meta"]):
-            console.print(note, markup=False, highlight=False)
-
-
-def write(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
-    """Write paper.md and paper.json."""
-    meta, tables = results["meta"], build(results)
-    templates = environment(__file__)
-    text = templates.get_template("paper.md.jinja").render(
-        meta=meta, tables=tables, title=title, headings=headings, lines=lines, notes=notes
+def make_sections(results: Results) -> list[Section]:
+    """Make the section of the paper's tables; none where the run is not `run.py paper`."""
+    meta = results.meta
+    if "paper" not in meta:
+        return []
+    tables = build({"meta": meta, "rows": results.rows})
+    shown = tuple(
+        section.Table(
+            ("method", *headings(table)),
+            tuple((label, *cells) for label, cells in lines(table)),
+            title(table),
+            notes=tuple(notes(table, meta)),
+        )
+        for table in tables
     )
     content = {
-        "meta": {key: meta[key] for key in (*_SHOWN_META, "paper")},
+        "meta": {key: meta[key] for key in (*_META, "paper")},
         "tables": [dataclasses.asdict(table) for table in tables],
     }
-    write_atomically(folder / "paper.md", text)
-    write_atomically(folder / "paper.json", json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    files = {"paper.md": _write_page(meta, shown), "paper.json": text}
+    return [Section("The paper's tables", tables=shown, files=files, printed=True)]
+
+
+def _write_page(meta: Mapping[str, Any], tables: tuple[section.Table, ...]) -> str:
+    facts = {
+        "device": meta["device"],
+        "dtype": meta["dtype"],
+        "rows of each set": "all" if meta["limit"] is None else f"the first {meta['limit']}",
+        "commit": ", ".join(meta["commits"]),
+        "date": meta["date"],
+        "failed examples": meta["failed_rows"],
+    }
+    reading = _READING if meta["paper"]["model"] is None else (*_READING, _UNKNOWN_SETTINGS)
+    settings = tuple(
+        f"{meta['paper']['rows'].get(method, method)}: `{resolved}`"
+        for method, resolved in meta["paper"]["resolved"].items()
+    )
+    sections = (
+        *(Section(table.title, tables=(dataclasses.replace(table, title=""),)) for table in tables),
+        Section("How to read this", reading),
+        Section("Settings", notes=settings),
+    )
+    name = f"The paper's tables: {meta['model']}"
+    return markdown.render(Report(name, full_command(meta), facts, sections))
 
 
 def title(table: Table) -> str:

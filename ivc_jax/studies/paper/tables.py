@@ -11,8 +11,7 @@ from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
 from ivc_jax.evals.benchmarks.tasks import RESIZED_SUFFIX, TASKS
-from ivc_jax.reports.labels import short_labels
-from ivc_jax.reports.points import PERCENT, points_of
+from ivc_jax.reports.labels import PERCENT, points_of, short_labels
 from ivc_jax.studies.paper.published import PUBLISHED, TABLES, Number
 
 Row = Mapping[str, Any]

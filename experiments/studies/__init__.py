@@ -1,1 +1,0 @@
-"""Ablations: what they ask, their tables and figures."""

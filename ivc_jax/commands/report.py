@@ -1,0 +1,57 @@
+"""Print the results of a finished run and write its report, again if need be.
+
+python experiments/run.py report runs/default        # from the records of the run
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ivc_jax.commands import console as display
+from ivc_jax.commands.cli import option, run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Write the report of a finished run again, from its records.
+
+    Attributes:
+        folder: result folder of the run.
+        traceback: show where an error came from.
+    """
+
+    folder: Annotated[tyro.conf.Positional[str], option("DIR")]
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, "report", width=160)
+
+
+def report_on(folder: pathlib.Path, meta: Mapping[str, Any], console: Console) -> None:
+    """Summarise the records of a folder: tables, figures and report."""
+    # Imported late, so that a wrong option or --help does not wait for them.
+    from ivc_jax.reports import report
+    from ivc_jax.reports.results import summarize
+    from ivc_jax.studies import ablation
+    from ivc_jax.studies.paper import report as paper
+
+    results = summarize(folder, meta)
+    leading = [*paper.make_sections(results), *ablation.make_sections(results)]
+    display.print_results(console, results, leading)
+    display.print_failures(console, results.meta)
+    report.write(folder, results, leading)
+    display.print_end(console, results.meta)
+    console.print(f"report: {folder / 'report.html'}", markup=False)
+
+
+def _run(arguments: Arguments, _command: str, console: Console) -> None:
+    from ivc_jax.reports.results import read_meta
+
+    folder = pathlib.Path(arguments.folder)
+    report_on(folder, read_meta(folder), console)

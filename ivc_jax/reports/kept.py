@@ -1,0 +1,236 @@
+"""Figures of kept tokens over an image: of an example of a run, and of one prompt."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.patches
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ivc_jax.evals.benchmarks.grounding import BOX_PARSERS, GROUNDING
+from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.running.recording import Answer
+from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
+from ivc_jax.reports.labels import short_labels, size_of
+from ivc_jax.reports.results import Results
+
+CAPTION = (
+    "Dropped cells are darkened. Green answers score, red ones do not. Dashed: reference box;"
+    " solid: answered box."
+)
+_DENSE = "dense"
+_DARKENED = 0.25  # brightness of a dropped cell
+_LONGEST = 28  # letters of an answer below a panel
+_MOST_COLUMNS = 7  # of the figure of an example
+_COLUMNS = 4  # of that of a prompt
+_BOX_COLOUR = "#39ff9f"
+_LETTERS = 34  # of a line of text above or below a panel of a prompt
+
+Record = Mapping[str, Any]
+
+
+def pictured_tasks(tasks: Sequence[str]) -> list[str]:
+    """Take one grounding task and one other."""
+    grounding = [task for task in tasks if TASKS[task].group == "grounding"]
+    others = [task for task in tasks if TASKS[task].group != "grounding"]
+    return grounding[:1] + others[:1]
+
+
+def draw_example(results: Results, task: str) -> Figure | None:
+    """Draw one example: one panel a method, one line a budget; one budget if methods are many."""
+    records = [record for record in results.records if record["task"] == task]
+    meta, example = results.meta, _choose_example(results.meta, records)
+    if not example:
+        return None
+    first = next(iter(example.values()))
+    pixels = _read_pixels(meta, first)
+    if pixels is None or len(first["grids"]) != 1 or first["grids"][0][0] != 1:
+        return None  # drawn for a single image only
+    pruned = {
+        method: size_of(method, record["keep_ratio"])
+        for method, record in example.items()
+        if method != _DENSE
+    }
+    places, labels = arrange_panels(pruned)
+    count, columns = (1 + max((p[axis] for p in places.values()), default=0) for axis in (0, 1))
+    figure, grid = pyplot.subplots(
+        count, columns, squeeze=False, layout="constrained",
+        figsize=(2.35 * columns, 2.85 * count + 0.6),
+    )  # fmt: skip
+    for axes in grid.flat:
+        axes.axis("off")
+    question = f"{first['question']}    reference: {first['target']}"
+    figure.suptitle(question, fontsize=12, fontweight="bold")
+    if _DENSE in example:
+        _example_panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
+    for method, place in places.items():
+        title = f"{labels[method]}, {pruned[method][1]:g}"
+        _example_panel(grid[place], pixels, example[method], title)
+    return figure
+
+
+def arrange_panels(
+    sizes: Mapping[str, tuple[str, float]],
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Give methods a place (line, column) behind the dense panel (0, 0), and their labels.
+
+    One column a method and one line a budget; where methods are many, one budget is shown, and one
+    seed of each, line after line.
+
+    Args:
+        sizes: budget or keep ratio of each method (`labels.size_of`).
+    """
+    labels = short_labels(list(sizes))
+    names = list(dict.fromkeys(labels.values()))
+    lines = sorted(set(sizes.values()), reverse=True)
+    if len(names) < _MOST_COLUMNS:
+        places = {
+            method: (lines.index(size), 1 + names.index(labels[method]))
+            for method, size in sizes.items()
+        }
+        return places, labels
+    chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
+    # A field with one value among these tells nothing.
+    labels = short_labels(chosen, without=("seed",))
+    first = {label: method for method, label in reversed(labels.items())}
+    shown = [method for method in chosen if first[labels[method]] == method]
+    return {method: divmod(n, _MOST_COLUMNS) for n, method in enumerate(shown, 1)}, labels
+
+
+def save_prompt(
+    path: pathlib.Path,
+    picture: Image.Image,
+    question: str,
+    answers: Mapping[str, Answer],
+    family: str,
+) -> None:
+    """Write the figure of a prompt with one image as PNG.
+
+    Args:
+        answers: by method; their grids have one image of one frame.
+        family: says how boxes in the answers are written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    columns = min(_COLUMNS, len(answers))
+    lines = -(-len(answers) // columns)
+    shape = picture.height / picture.width
+    figure, grid = pyplot.subplots(
+        lines, columns, squeeze=False, layout="constrained",
+        figsize=(3.2 * columns, lines * (3.2 * min(max(shape, 0.4), 2.5) + 0.8) + 0.5),
+    )  # fmt: skip
+    for axes in grid.flat:
+        axes.axis("off")
+    figure.suptitle(_printable(question, 40 * columns), fontweight="bold")
+    pixels = np.asarray(picture.convert("RGB"))
+    for axes, (spec, answer) in zip(grid.flat, answers.items(), strict=False):
+        _prompt_panel(axes, pixels, spec, answer, family)
+    try:
+        figure.savefig(path, dpi=140, facecolor="white", format="png")
+    finally:
+        pyplot.close(figure)
+
+
+def _choose_example(meta: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Record]:
+    """Take the first example that dense gets right and that methods disagree on, if any."""
+    examples: dict[str, dict[str, Record]] = {}
+    for record in records:
+        examples.setdefault(record["example_id"], {})[record["method"]] = record
+    complete = [
+        {method: by_method[method] for method in meta["methods"]}
+        for by_method in examples.values()
+        if all(method in by_method for method in meta["methods"])
+    ]
+    # Python's max keeps the first of equals.
+    return max(complete, key=_interest, default={})
+
+
+def _interest(example: dict[str, Record]) -> tuple[bool, bool]:
+    dense = example.get(_DENSE)
+    right = dense is not None and dense["score"] >= 1
+    return right, len({record["score"] >= 1 for record in example.values()}) > 1
+
+
+def _read_pixels(meta: Mapping[str, Any], record: Record) -> np.ndarray | None:
+    """Read the image of a record from its benchmark file; None if the file is gone."""
+    try:
+        file = TsvFile(meta["files"][record["task"]])
+    except TsvError:
+        return None
+    try:
+        return np.asarray(file.read(record["row"] - 1).images[0].convert("RGB"))
+    except (RowError, IndexError):
+        return None
+    finally:
+        file.close()
+
+
+def _example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
+    height, width = pixels.shape[:2]
+    axes.imshow(_shade(pixels, record["grids"][0], record["kept"]))
+    axes.set_title(f"{title}: {record['kept_tokens']} of {record['visual_tokens']}", fontsize=9)
+    colour = "#0a7d4f" if record["score"] >= 1 else "#b3261e"
+    text = _printable(record["prediction"])
+    axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
+              fontsize=9, color=colour)  # fmt: skip
+    if TASKS[record["task"]].group == "grounding":
+        target = [float(word) for word in record["target"].split()[:4]]
+        _draw_box(axes, target, "white", "--")
+        _draw_box(axes, record["parsed"], "#39ff9f" if record["score"] >= 1 else "#ff5a4f", "-")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
+
+
+def _prompt_panel(axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, family: str) -> None:
+    axes.imshow(_shade(pixels, answer.grids[0], answer.kept))
+    kept = f"{len(answer.kept)} of {answer.visual_tokens} tokens"
+    axes.set_title(f"{_printable(spec, _LETTERS)}\n{kept}", fontsize=9)
+    text = _printable(answer.text, _LETTERS)
+    axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
+    height, width = pixels.shape[:2]
+    if family in BOX_PARSERS:
+        cells: dict[str, Any] = {"width": str(width), "height": str(height)}
+        _draw_box(axes, GROUNDING.parse(answer.text, cells, family), _BOX_COLOUR, "-")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
+
+
+def _shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.ndarray:
+    """Darken the cells of an image [height, width, 3] whose tokens are not in `kept`.
+
+    Args:
+        grid: (1, rows, columns) of tokens.
+    """
+    _, rows, columns = grid
+    bright = np.full(rows * columns, _DARKENED)
+    bright[kept] = 1.0
+    height, width = pixels.shape[:2]
+    row_of = np.minimum(np.arange(height) * rows // height, rows - 1)
+    column_of = np.minimum(np.arange(width) * columns // width, columns - 1)
+    shade = bright.reshape(rows, columns)[row_of][:, column_of]
+    return (pixels * shade[..., None]).astype(np.uint8)
+
+
+def _printable(text: str, longest: int = _LONGEST) -> str:
+    """Shorten an answer to what fits below a panel and the font can show."""
+    text = "".join(letter if 32 <= ord(letter) < 127 else "·" for letter in text.strip())
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return text.replace("$", r"\$") or "(nothing)"  # no mathematics
+
+
+def _draw_box(axes: Axes, box: Sequence[float], colour: str, style: str) -> None:
+    """Draw the outline of a box (x1, y1, x2, y2) unless it is empty."""
+    x1, y1, x2, y2 = box
+    if x2 > x1 and y2 > y1:
+        axes.add_patch(
+            matplotlib.patches.Rectangle(
+                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, ls=style, lw=1.6
+            )
+        )

@@ -1,0 +1,83 @@
+"""A finished run as reports read it: its records, and the rows that they add up to."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ivc_jax.evals.running import summary
+from ivc_jax.evals.running.records import read_all, write_atomically
+from ivc_jax.reports import comparison
+
+_RESULTS = "results.json"
+_LISTED_FAILURES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What results.json holds, and the records that it was made from.
+
+    Attributes:
+        meta: of the run.
+        rows: one a task and method, then averages.
+        records: of this run's tasks, methods and rows that did not fail, in their order.
+    """
+
+    meta: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]] = ()
+
+    @functools.cached_property
+    def comparison(self) -> list[comparison.Cell]:
+        """Methods at equal budgets; empty without budgets."""
+        return comparison.compare(self.records, self.meta["methods"])
+
+
+def summarize(folder: pathlib.Path, meta: Mapping[str, Any]) -> Results:
+    """Aggregate the records of a run and write results.json."""
+    records = _wanted(folder, meta)
+    failures = {
+        (record["task"], record["example_id"]): record["error"]
+        for record in records
+        if record["failed"]
+    }
+    meta = meta | {
+        "failed_rows": len(failures),
+        "failures": list(failures.values())[:_LISTED_FAILURES],
+        "commits": sorted({record["commit"] for record in records}),
+    }
+    rows = summary.rows(records, meta["tasks"], meta["methods"])
+    text = json.dumps({"meta": meta, "rows": rows}, indent=1)
+    write_atomically(folder / _RESULTS, text + "\n")
+    return Results(meta, rows, [record for record in records if not record["failed"]])
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the `meta` of a finished run.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    try:
+        return json.loads((folder / _RESULTS).read_text())["meta"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no finished run: {error}") from None
+
+
+def _wanted(folder: pathlib.Path, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read the records of this run's tasks, methods and rows; the folder may hold more.
+
+    They come in order of task, row and method, whatever processes and batches they are from.
+    """
+    methods = {name: place for place, name in enumerate(meta["methods"])}
+    tasks, last = {name: place for place, name in enumerate(meta["tasks"])}, meta["limit"]
+    found = [
+        record
+        for record in read_all(folder)
+        if record["method"] in methods
+        and record["task"] in tasks
+        and (last is None or record["row"] <= last)
+    ]
+    return sorted(found, key=lambda r: (tasks[r["task"]], r["row"], methods[r["method"]]))

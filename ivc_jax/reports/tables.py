@@ -1,0 +1,306 @@
+"""The sections of tables that every report has: scores, costs, budgets, categories, answers."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ivc_jax.evals.running import summary
+from ivc_jax.reports import comparison
+from ivc_jax.reports.labels import (
+    heading,
+    in_points,
+    name_with_size,
+    rows_note,
+    scored_by_unit,
+    short_labels,
+    short_task,
+    size_of,
+)
+from ivc_jax.reports.results import Results
+from ivc_jax.reports.section import Cell, Section, Table
+
+SCORES, COSTS, BUDGETS, LEFT_OUT = "Scores", "Costs", "Equal budgets", "Left out"
+CATEGORIES, ANSWERS, FAILURES = "By category", "First answers", "Failed examples"
+
+_COMPARISON = "comparison.json"
+_EXAMPLES = 3  # of each task in the report
+_OPEN = 8, 12  # columns and rows up to which a table of categories is not folded
+_SCORES_TEXT = (
+    "Percent, with the 95 % bootstrap interval. Marked: best pruned method at its budget or keep "
+    "ratio.{points}{units} The keep ratio is the share of visual tokens left after the last cut, "
+    "`cached` the measured mean over layers of their share in the cache, by which budgets are "
+    "counted. Retention is the mean over tasks of score / dense score."
+)
+_POINTS_TEXT = (
+    ' Columns headed "of N" are in the benchmark\'s own points, N at most; averages are in percent.'
+)
+_UNITS_TEXT = (
+    " Intervals of {names} are a jackknife over the questions or pictures whose rows are scored "
+    "together."
+)
+_COSTS_TEXT = (
+    "Means over tasks of what one example costs. Times are medians over batches of {batch_size}, "
+    "divided by the batch size, after warm-up; KV cache is what its arrays hold after prefill. "
+    "GFLOP counts the decoder blocks of a prefill by formula (`ivc_jax/engine/cost.py`).{tower}"
+)
+_TOWER_TEXT = (
+    " The vision tower ran once for all methods: prefill times leave it out, but for what a method "
+    "asks it."
+)
+_BUDGETS_TEXT = (
+    "Scores in percent by group of tasks, every task of a group weighing the same, with 95 % "
+    "bootstrap intervals. Differences are to {reference} at the same budget, paired by example; "
+    "marked where the interval excludes zero. Runs that differ in their seed alone are pooled. "
+    "Both conventions: `kept` is the share left after the last cut, `cached` the mean over layers."
+)
+_LEFT_OUT_TEXT = (
+    "Not at every budget, because the blocks before the first cut hold too much already:"
+)
+_CATEGORIES_TEXT = (
+    "Percent; of MME points of a category, up to 200; of OCRBench right answers. Rows without a "
+    "category are left out."
+)
+
+
+class Compared(Protocol):
+    """A score and a paired difference, with their intervals; NaN where there is none."""
+
+    score: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
+def write_score(cell: Compared) -> Cell:
+    """Write a score and its interval in percent."""
+    return Cell(f"{100 * cell.score:.1f}", (f"{100 * cell.low:.1f}", f"{100 * cell.high:.1f}"))
+
+
+def write_difference(cell: Compared, marked: bool = True) -> Cell:
+    """Write a paired difference and its interval in points; "-" where there is none.
+
+    Args:
+        marked: whether one whose interval excludes zero stands out.
+    """
+    if math.isnan(cell.difference):
+        return Cell("-")
+    low, high = 100 * cell.difference_low, 100 * cell.difference_high
+    mark = "right" if low > 0 else "wrong" if high < 0 else ""
+    interval = f"{low:+.1f}", f"{high:+.1f}"
+    return Cell(f"{100 * cell.difference:+.1f}", interval, mark if marked else "")
+
+
+def scores(results: Results) -> Section:
+    """Show every method on every task, and its retention."""
+    meta, rows = results.meta, results.rows
+    labels, columns = short_labels(meta["methods"]), _columns(results)
+    cells = {(row["method"], row["task"]): row for row in rows}
+    best = _best(meta["methods"], cells)
+    lines, starts, previous = [], [], None
+    for method, overall in _overall(results):
+        size = size_of(method, overall["keep_ratio"])
+        if previous not in (None, size):
+            starts.append(len(lines))
+        previous = size
+        written = [
+            _write_row(row, (method, task) in best) if (row := cells.get((method, task))) else "-"
+            for task in columns
+        ]
+        retained = overall["retention"]
+        lines.append(
+            (
+                labels[method],
+                f"{overall['keep_ratio']:.3g}",
+                f"{overall['metrics']['cached_share']:.3f}",
+                *written,
+                "-" if retained is None else f"{100 * retained:.1f} %",
+            )
+        )
+    by_unit = ", ".join(map(short_task, scored_by_unit(meta["tasks"])))
+    text = _SCORES_TEXT.format(
+        points=_POINTS_TEXT if any(heading(task) != short_task(task) for task in columns) else "",
+        units=_UNITS_TEXT.format(names=by_unit) if by_unit else "",
+    )
+    names = "method", "keep ratio", "cached", *map(heading, columns), "retention"
+    table = Table(names, tuple(lines), starts=tuple(starts))
+    return Section(SCORES, (text,), (table,))
+
+
+def costs(results: Results) -> Section:
+    """Show what one example costs under every method."""
+    labels = short_labels(results.meta["methods"])
+    lines = tuple(
+        (
+            labels[method],
+            f"{row['keep_ratio']:.3g}",
+            f"{row['metrics']['cached_share']:.3f}",
+            f"{row['visual_tokens']:.0f}",
+            f"{row['kept_tokens']:.1f}",
+            f"{row['kv_bytes'] / 1024:.1f}",
+            f"{row['metrics']['flops'] / 1e9:.3g}",
+            f"{row['prefill_ms']:.3f}",
+            f"{row['decode_ms_per_token']:.3f}",
+        )
+        for method, row in _overall(results)
+    )
+    names = (
+        *("method", "keep ratio", "cached", "visual tokens", "kept", "KV cache (KiB)", "GFLOP"),
+        *("prefill (ms)", "decode (ms a token)"),
+    )
+    tower = _TOWER_TEXT if results.meta["shared_tower"] else ""
+    text = _COSTS_TEXT.format(batch_size=results.meta["batch_size"], tower=tower)
+    return Section(COSTS, (text,), (Table(names, lines),))
+
+
+def budgets(results: Results) -> Section:
+    """Show methods at equal budgets: one table a budget, rows of methods, columns of groups."""
+    cells = results.comparison
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    by_budget: dict[float, dict[str, dict[str, comparison.Cell]]] = {}
+    for cell in cells:
+        by_budget.setdefault(cell.budget, {}).setdefault(cell.label, {})[cell.group] = cell
+    names = ["method", "runs", "kept", "cached", "KV (KiB)", "GFLOP"]
+    names += [name for group in groups for name in (group, "difference")]
+    tables = tuple(
+        Table(
+            tuple(names),
+            tuple(_write_budget_row(label, list(line.values())) for label, line in lines.items()),
+            f"Budget {budget:g}",
+        )
+        for budget, lines in by_budget.items()
+    )
+    text = _BUDGETS_TEXT.format(reference=comparison.REFERENCE) + rows_note(results.meta["tasks"])
+    content = json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1)
+    return Section(BUDGETS, (text,), tables, files={_COMPARISON: content + "\n"} if cells else {})
+
+
+def left_out(results: Results) -> Section:
+    """Name the methods that could not reach a budget."""
+    return Section(LEFT_OUT, (_LEFT_OUT_TEXT,), notes=tuple(results.meta["unreachable"].values()))
+
+
+def categories(results: Results) -> Section:
+    """Show parts of tasks: one table a task and measure, a column a category."""
+    spelled = name_with_size(short_labels(results.meta["methods"]), results.rows)
+    tables = []
+    for found in summary.categories(results.rows):
+        lines = tuple(
+            (spelled[method], *(_write_category(found.measure, value) for value in values))
+            for method, values in found.lines.items()
+        )
+        title = f"{short_task(found.task)}: {found.measure} by {found.level}"
+        folded = len(found.categories) > _OPEN[0] or len(lines) > _OPEN[1]
+        tables.append(Table(("method", *found.categories), lines, title, folded=folded))
+    return Section(CATEGORIES, (_CATEGORIES_TEXT,), tuple(tables))
+
+
+def answers(results: Results) -> Section:
+    """Show the first examples of each task with the answers of all methods."""
+    labels, tables = short_labels(results.meta["methods"]), []
+    for task in results.meta["tasks"]:
+        examples: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for record in results.records:
+            if record["task"] == task:
+                examples.setdefault(record["example_id"], {})[record["method"]] = record
+        for by_method in list(examples.values())[:_EXAMPLES]:
+            first = next(iter(by_method.values()))
+            lines = tuple(
+                (
+                    labels[method],
+                    f"{record['keep_ratio']:.3g}",
+                    str(record["kept_tokens"]),
+                    Cell(record["prediction"], mark=_right(record), code=True),
+                    f"{record['score']:g}",
+                )
+                for method in results.meta["methods"]
+                if (record := by_method.get(method))
+            )
+            asked, target = (_plain(first[name]) for name in ("question", "target"))
+            tables.append(
+                Table(
+                    ("method", "keep ratio", "kept", "answer", "score"),
+                    lines,
+                    f"{short_task(task)} {first['example_id']}",
+                    f"{asked} Reference: `{target}`",
+                    folded=bool(tables),
+                )
+            )
+    return Section(ANSWERS, tables=tuple(tables))
+
+
+def failures(results: Results) -> Section:
+    """List what went wrong."""
+    return Section(FAILURES, notes=tuple(results.meta["failures"]))
+
+
+def _columns(results: Results) -> list[str]:
+    """List the tasks, and the average over all, but not those over groups."""
+    return [t for t in dict.fromkeys(row["task"] for row in results.rows) if "/" not in t]
+
+
+def _overall(results: Results) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yield each method and its average row, or that of the only task."""
+    cells = {(row["method"], row["task"]): row for row in results.rows}
+    last = _columns(results)[-1]
+    for method in results.meta["methods"]:
+        if row := cells.get((method, summary.AVERAGE)) or cells.get((method, last)):
+            yield method, row
+
+
+def _best(methods: Sequence[str], cells: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
+    """Name the best pruned method of each task at each budget or keep ratio."""
+    groups: dict[tuple[str, tuple[str, float]], list[tuple[float, str]]] = {}
+    for (method, task), row in cells.items():
+        if method != "dense":
+            size = size_of(method, row["keep_ratio"])
+            groups.setdefault((task, size), []).append((round(row["score"], 9), method))
+    return {
+        (method, task)
+        for (task, _), scored in groups.items()
+        for score, method in scored
+        if score == max(scored)[0] > min(scored)[0]
+    }
+
+
+def _write_row(row: Mapping[str, Any], best: bool) -> Cell:
+    task, found = row["task"], row["metrics"]
+    interval = None
+    if "low" in found:
+        interval = in_points(task, found["low"], 0), in_points(task, found["high"], 0)
+    return Cell(in_points(task, row["score"]), interval, "best" if best else "")
+
+
+def _write_budget_row(label: str, cells: Sequence[comparison.Cell]) -> tuple[Cell | str, ...]:
+    any_ = cells[0]
+    compared = [
+        written for cell in cells for written in (write_score(cell), write_difference(cell))
+    ]
+    return (
+        label,
+        str(any_.runs),
+        f"{any_.kept_share:.3f}",
+        f"{any_.cached_share:.3f}",
+        f"{any_.kv_bytes / 1024:.1f}",
+        f"{any_.flops / 1e9:.3g}",
+        *compared,
+    )
+
+
+def _write_category(measure: str, value: float | None) -> str:
+    """Write a value of a category: percent, or points and counts as they are."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if measure in ("points", "count") else f"{100 * value:.1f}"
+
+
+def _plain(text: str) -> str:
+    """Put a text of the data on one line, without what would set it as code."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def _right(record: Mapping[str, Any]) -> str:
+    return "right" if record["score"] >= 1 else "wrong"
