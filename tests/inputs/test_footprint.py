@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

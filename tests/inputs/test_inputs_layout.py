@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 
 from ivc_jax import config as ivc_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual

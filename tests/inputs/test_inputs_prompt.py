@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_config, write_processor_files
+from families.qwen import write_processor_files
+from helpers.tiny import tiny_config
 from PIL import Image
 
 from ivc_jax import config as ivc_config

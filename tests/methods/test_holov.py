@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
+from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 
 from ivc_jax import parallel
 from ivc_jax.config import FAMILIES, from_hf

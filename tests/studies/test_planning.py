@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 
 from ivc_jax.config import from_hf
 from ivc_jax.engine.cost import block_flops

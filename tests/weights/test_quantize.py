@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import tiny_config
 from helpers.prompts import hf_arrays
+from helpers.tiny import tiny_config
 from safetensors.numpy import load_file
 
 import ivc_jax

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 from safetensors.numpy import load_file, save_file
 
 from ivc_jax import config as ivc_config
