@@ -11,9 +11,9 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, size_of
 from ivc_jax.inputs.footprint import find_footprint
-from ivc_jax.inputs.image import ImageConfig, process_image, process_video, resized_size
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
+from ivc_jax.inputs.resize import PictureRule, SmartResize, process_image, process_video
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json, stop_ids
 
 Video = Sequence[Picture] | np.ndarray
@@ -33,8 +33,8 @@ class Processor:
 
     config: ModelConfig
     writer: PromptWriter
-    images: ImageConfig
-    videos: ImageConfig
+    images: PictureRule
+    videos: PictureRule
     stop_ids: tuple[int, ...]
 
     @classmethod
@@ -59,8 +59,8 @@ class Processor:
         return cls(
             config=config,
             writer=PromptWriter(tokenizer, template, config),
-            images=_checked(ImageConfig.from_hf(images), config, path),
-            videos=_checked(ImageConfig.from_hf(videos), config, path),
+            images=_checked(SmartResize.from_hf(images), config, path),
+            videos=_checked(SmartResize.from_hf(videos), config, path),
             stop_ids=stop_ids(path, tokenizer),
         )
 
@@ -122,11 +122,10 @@ class Processor:
         footprints = []
         for index, (width, height) in enumerate(sizes):
             try:
-                rows, columns = resized_size(width, height, self.images)
+                grid = self.images.find_grid(width, height)
             except InputError as error:
                 raise InputError(f"image {index}: {error}") from None
-            patch = self.images.patch_size
-            footprints.append(find_footprint((1, rows // patch, columns // patch), self.config))
+            footprints.append(find_footprint(grid, self.config))
         counts = {"image": [each.count for each in footprints], "video": []}
         length = len(self.writer.write(prompt, counts, 0, chat))
         # Text advances positions by one a token, an image by its span.
@@ -148,7 +147,7 @@ class Processor:
         return [len(visual.patches) // area for visual in visuals]
 
 
-def _checked(images: ImageConfig, config: ModelConfig, path: Path) -> ImageConfig:
+def _checked(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:
     """Return the settings if their patches are those of the vision tower."""
     vision = config.vision
     expected = {

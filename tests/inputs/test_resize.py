@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ivc_jax.inputs.batch import InputError
-from ivc_jax.inputs.image import (
-    ImageConfig,
-    patchify,
-    process_image,
-    process_video,
-    smart_resize,
-)
 from ivc_jax.inputs.picture import load_picture
+from ivc_jax.inputs.resize import SmartResize, process_image, process_video, smart_resize
 
-SMALL = ImageConfig(min_pixels=16 * 16, max_pixels=64 * 64, patch_size=4)
+SMALL = SmartResize(min_pixels=16 * 16, max_pixels=64 * 64, patch_size=4)
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -49,7 +43,7 @@ def hf_images():
     return image_processing_pil_qwen2_vl
 
 
-def assert_equals_hf(hf_images, image, config: ImageConfig) -> None:
+def assert_equals_hf(hf_images, image, config: SmartResize) -> None:
     processor = hf_images.Qwen2VLImageProcessorPil(
         size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
         patch_size=config.patch_size,
@@ -70,7 +64,7 @@ def assert_equals_hf(hf_images, image, config: ImageConfig) -> None:
     "size", [(1, 1), (28, 28), (37, 91), (224, 196), (3, 590), (601, 420), (13, 17)]
 )
 def test_patches_equal_hf_at_any_size(hf_images, size):
-    config = ImageConfig(max_pixels=28 * 28 * 64)
+    config = SmartResize(max_pixels=28 * 28 * 64)
     assert_equals_hf(hf_images, Image.fromarray(noise(*size)), config)
 
 
@@ -84,9 +78,9 @@ def test_patches_equal_hf_in_any_mode(hf_images, mode):
 @pytest.mark.parametrize(
     "config",
     [
-        ImageConfig(patch_size=4, min_pixels=256, max_pixels=4096, do_normalize=False),
-        ImageConfig(patch_size=4, min_pixels=256, max_pixels=4096, do_rescale=False),
-        ImageConfig(
+        SmartResize(patch_size=4, min_pixels=256, max_pixels=4096, do_normalize=False),
+        SmartResize(patch_size=4, min_pixels=256, max_pixels=4096, do_rescale=False),
+        SmartResize(
             patch_size=4,
             min_pixels=256,
             max_pixels=4096,
@@ -141,8 +135,8 @@ def test_exif_orientation_is_left_alone(tmp_path):
 def test_patch_order_is_merge_blocks():
     # Every pixel holds the number of its 2 x 2 patch in raster order, 4 patches a row.
     raster = np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1).astype(np.uint8)
-    config = ImageConfig(patch_size=2, do_rescale=False, do_normalize=False)
-    patches, grid = patchify(raster[None, :, :, None].repeat(3, -1), config)
+    config = SmartResize(patch_size=2, do_rescale=False, do_normalize=False)
+    patches, grid = config.patchify(raster[None, :, :, None].repeat(3, -1))
     assert grid == (1, 4, 4)
     assert patches.shape == (16, 3 * 2 * 2 * 2)
     assert (patches == patches[:, :1]).all()
@@ -166,8 +160,8 @@ def hf_video_patchify():
 def test_video_patches_equal_hf(frames):
     torch = pytest.importorskip("torch")
     pixels = np.stack([noise(16, 24, seed=frame) for frame in range(frames)])
-    config = ImageConfig(patch_size=4, do_rescale=False, do_normalize=False)
-    patches, grid = patchify(pixels, config)
+    config = SmartResize(patch_size=4, do_rescale=False, do_normalize=False)
+    patches, grid = config.patchify(pixels)
     videos = torch.from_numpy(pixels).permute(0, 3, 1, 2)[None]
     expected, *expected_grid = hf_video_patchify()(None, videos, 4, 2, 2)
     assert grid == tuple(expected_grid) == (-(-frames // 2), 4, 6)
@@ -213,16 +207,20 @@ def test_smart_resize_equals_hf(hf_images):
 
 def test_config_reads_every_spelling_of_the_bounds():
     old = {"min_pixels": 100, "max_pixels": 200, "patch_size": 16, "image_mean": [0.5] * 3}
-    assert ImageConfig.from_hf(old) == ImageConfig(100, 200, 16, image_mean=(0.5,) * 3)
-    edges = {"size": {"shortest_edge": 100, "longest_edge": 200}}
-    assert ImageConfig.from_hf(edges) == ImageConfig(100, 200)
-    assert ImageConfig.from_hf({"size": {"min_pixels": 100, "max_pixels": 200}}) == (
-        ImageConfig(100, 200)
+    assert SmartResize.from_hf(old) == SmartResize(
+        min_pixels=100, max_pixels=200, patch_size=16, image_mean=(0.5,) * 3
     )
-    assert ImageConfig.from_hf({**edges, "min_pixels": 150}) == ImageConfig(150, 200)
-    assert ImageConfig.from_hf({}) == ImageConfig()
+    edges = {"size": {"shortest_edge": 100, "longest_edge": 200}}
+    assert SmartResize.from_hf(edges) == SmartResize(min_pixels=100, max_pixels=200)
+    assert SmartResize.from_hf({"size": {"min_pixels": 100, "max_pixels": 200}}) == (
+        SmartResize(min_pixels=100, max_pixels=200)
+    )
+    assert SmartResize.from_hf({**edges, "min_pixels": 150}) == SmartResize(
+        min_pixels=150, max_pixels=200
+    )
+    assert SmartResize.from_hf({}) == SmartResize()
     with pytest.raises(InputError, match=r"min_pixels 300 must be in 1\.\.max_pixels = 200"):
-        ImageConfig.from_hf({"min_pixels": 300, "max_pixels": 200})
+        SmartResize.from_hf({"min_pixels": 300, "max_pixels": 200})
 
 
 def _truncated(folder: Path) -> Path:
@@ -267,12 +265,12 @@ def test_decompression_bomb_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_switched_off_steps_demand_fitting_pictures():
-    fixed = ImageConfig(patch_size=4, do_resize=False)
+    fixed = SmartResize(patch_size=4, do_resize=False)
     assert process_image(noise(16, 24), fixed).grid == (1, 4, 6)
     with pytest.raises(InputError, match="is 16 x 23, not multiples of 8"):
         process_image(noise(16, 23), fixed)
     with pytest.raises(InputError, match="has mode L; set do_convert_rgb"):
-        process_image(Image.new("L", (16, 16)), ImageConfig(patch_size=4, do_convert_rgb=False))
+        process_image(Image.new("L", (16, 16)), SmartResize(patch_size=4, do_convert_rgb=False))
 
 
 @pytest.mark.parametrize(
