@@ -55,7 +55,7 @@ def load(
         path: a Hugging Face directory, a directory written by `checkpoints_convert`, or a hub id.
         dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and bfloat16 on
             accelerators, whatever the checkpoint holds.
-        mesh: from `ivc_jax.parallel.make_mesh`; parameters are sharded while they are read.
+        mesh: from `ivc_jax.parallel.mesh.make_mesh`; parameters are sharded while they are read.
         weights: "int8" stores the decoder's projections, its feed-forward layers and an untied
             output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
 

@@ -4,13 +4,12 @@ import os
 import pathlib
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from ivc_jax.commands.settings import RunConfig, SettingsError
-from ivc_jax.distributed import initialize
-from ivc_jax.parallel import make_mesh
+from ivc_jax.parallel.mesh import make_mesh, parse_mesh
+from ivc_jax.parallel.processes import initialize
 
 
 def use_compile_cache(enabled: bool) -> None:
@@ -34,7 +33,7 @@ def join(
     """Join the processes of a run, if there are several; all but the first fall silent.
 
     Raises:
-        ValueError: see `ivc_jax.distributed.initialize`.
+        ValueError: see `ivc_jax.parallel.processes.initialize`.
     """
     if not distributed and (coordinator, num_processes, process_id) == (None, None, None):
         return console
@@ -46,13 +45,8 @@ def mesh_of(settings: RunConfig) -> Mesh | None:
     """Arrange the devices as the settings say; several processes need a mesh over all."""
     if settings.mesh is None:
         return make_mesh(data=jax.device_count()) if jax.process_count() > 1 else None
-    sizes = {}
-    for part in settings.mesh.split(","):
-        name, _, number = part.strip().partition("=")
-        if name not in ("data", "model") or not number.isdigit():
-            raise SettingsError(f"mesh {settings.mesh!r} must look like data=4,model=2")
-        sizes[name] = int(number)
-    if jax.process_count() > 1 and np.prod(list(sizes.values())) != jax.device_count():
+    sizes = parse_mesh(settings.mesh)
+    if jax.process_count() > 1 and sizes["data"] * sizes["model"] != jax.device_count():
         raise SettingsError(
             f"mesh {settings.mesh!r} must use all {jax.device_count()} devices of the"
             f" {jax.process_count()} processes"

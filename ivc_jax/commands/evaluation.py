@@ -14,7 +14,6 @@ import ivc_jax
 from ivc_jax.commands.data import bounds_on_answers, chosen_tasks, open_task
 from ivc_jax.commands.devices import device_name, mesh_of
 from ivc_jax.commands.settings import RunConfig
-from ivc_jax.distributed import wait_for_all
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import compiled_programs
@@ -25,6 +24,7 @@ from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
 from ivc_jax.inputs.layout import arrange
+from ivc_jax.parallel.processes import wait_for_all
 from ivc_jax.studies.study import Study
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

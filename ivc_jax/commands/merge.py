@@ -55,7 +55,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: dict[str, Any], console: Con
     # Imported late, as in `run.py`.
     import jax
 
-    from ivc_jax.distributed import wait_for_all
+    from ivc_jax.parallel.processes import wait_for_all
 
     if jax.process_index() == 0:
         write_atomically(folder.path / _META, json.dumps(meta, indent=1) + "\n")

@@ -21,8 +21,9 @@ from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder, rope, sharding
+from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
+from ivc_jax.parallel.constraints import constrain_cache, on_mesh
 from ivc_jax.types import Inputs, KVSpan
 
 
@@ -73,7 +74,7 @@ def decode(
     config = with_rope(model.config, prompt.rope)
     # NumPy: an array on one device could not join those of several processes
     stop = np.asarray(stop_ids, np.int32).reshape(-1)
-    with sharding.on_mesh(model.mesh):
+    with on_mesh(model.mesh):
         tokens, lengths = run_decode(
             config,
             max_new_tokens,
@@ -101,8 +102,7 @@ def run_decode(
     # The last generated token is never fed back, so it needs no slot.
     grow = ((0, 0), (0, 0), (0, max_new_tokens - 1), (0, 0), (0, 0))
     grown = tuple(
-        tuple(sharding.constrain_cache(jnp.pad(x, grow)) for x in (span.keys, span.values))
-        for span in cache
+        tuple(constrain_cache(jnp.pad(x, grow)) for x in (span.keys, span.values)) for span in cache
     )
 
     def emit(step, logits, tokens, lengths, done):

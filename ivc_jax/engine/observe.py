@@ -8,10 +8,10 @@ import jax
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.plan import make_plan
-from ivc_jax.engine.prefill import placed, trace_prefill
+from ivc_jax.engine.prefill import place, trace_prefill
 from ivc_jax.methods.base import Method, Request, Signals, Stage
 from ivc_jax.model import Model
-from ivc_jax.nn import sharding
+from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.types import Inputs, Layout, Selection
 
 
@@ -45,8 +45,8 @@ def observe(model: Model, inputs: Inputs, layer: int, *requests: Request) -> tup
     """
     method = _Observer(layer, requests)
     make_plan(model.config.decoder.num_layers, method)
-    inputs = placed(model, inputs)
-    with sharding.on_mesh(model.mesh):
+    inputs = place(model, inputs)
+    with on_mesh(model.mesh):
         return _run(model.config, method, model.params, inputs)
 
 

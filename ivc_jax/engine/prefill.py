@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.distributed import fetch
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.signals import split
@@ -29,9 +28,10 @@ from ivc_jax.methods.base import (
     TowerRequest,
 )
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder, sharding
+from ivc_jax.nn import decoder
 from ivc_jax.nn.tower import VisionTower
-from ivc_jax.parallel import align_rows, place_inputs
+from ivc_jax.parallel.batch import align_rows, fetch, gather_cells, place_inputs
+from ivc_jax.parallel.constraints import constrain_hidden, on_mesh
 from ivc_jax.types import Inputs, KVSpan, Selection
 
 
@@ -91,8 +91,8 @@ def prefill(model: Model, batch: Batch | Inputs, method: Method = DENSE) -> Pref
     """
     method = method.resolve(model.config)
     make_plan(model.config.decoder.num_layers, method)  # complain before any device work
-    inputs = placed(model, batch)
-    with sharding.on_mesh(model.mesh):
+    inputs = place(model, batch)
+    with on_mesh(model.mesh):
         return run_prefill(model.config, method, model.params, inputs)
 
 
@@ -111,10 +111,10 @@ def encode(model: Model, batch: Batch | Inputs) -> Inputs:
     Raises:
         InputError: as `prefill`.
     """
-    inputs = placed(model, batch).replace(visual=None)
+    inputs = place(model, batch).replace(visual=None)
     if inputs.visual_source.shape[1] == 0:
         return inputs
-    with sharding.on_mesh(model.mesh):
+    with on_mesh(model.mesh):
         visual = run_tower(model.config, model.params, inputs)
     return place_inputs(inputs.replace(visual=visual), model.mesh)
 
@@ -129,7 +129,7 @@ def compiled_programs() -> int:
     return run_prefill._cache_size()
 
 
-def placed(model: Model, batch: Batch | Inputs) -> Inputs:
+def place(model: Model, batch: Batch | Inputs) -> Inputs:
     """Collate a batch, unless it is, and put it on the devices of the model."""
     inputs = collate(batch, model.config) if isinstance(batch, Batch) else batch
     aligned = align_rows(inputs, model.mesh, model.config.vision.merge_area)
@@ -162,7 +162,7 @@ def trace_prefill(
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
-    hidden = sharding.constrain_hidden(hidden)
+    hidden = constrain_hidden(hidden)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
@@ -223,5 +223,5 @@ def _encode(
                 method="encode",
             )  # fmt: skip
         if visual is None:
-            visual = sharding.gather_cells(merged, inputs.visual_source)
+            visual = gather_cells(merged, inputs.visual_source)
     return visual, tower_signals(requests, inputs, tapped, config.vision)

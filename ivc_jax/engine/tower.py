@@ -28,9 +28,10 @@ from ivc_jax.methods.base import (
     TowerKeys,
     TowerRequest,
 )
-from ivc_jax.nn import rope, sharding
+from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attention_received
 from ivc_jax.nn.tower import Features, Projections, Tap
+from ivc_jax.parallel.batch import gather_cells
 from ivc_jax.types import Inputs
 
 _GREY_LEVELS = 256
@@ -98,7 +99,7 @@ class _Cells:
 
     def gathered(self, cells: jax.Array) -> jax.Array:
         """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...]."""
-        return sharding.gather_cells(cells, self.inputs.visual_source).astype(jnp.float32)
+        return gather_cells(cells, self.inputs.visual_source).astype(jnp.float32)
 
     def pooled(self, patches: jax.Array) -> jax.Array:
         """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""

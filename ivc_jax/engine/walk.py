@@ -19,7 +19,8 @@ from ivc_jax.methods.base import (
     Request,
     Stage,
 )
-from ivc_jax.nn import decoder, rope, sharding
+from ivc_jax.nn import decoder, rope
+from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
 from ivc_jax.types import Inputs, KVSpan, Layout, Selection
 
 
@@ -72,11 +73,11 @@ class Walk:
         for layer in sorted(asked.intersection(range(span.start, span.stop))):
             offset = layer - span.start
             self._answer(requests, layer, layout, queries, keys[offset], values[offset])
-        keys, values = sharding.constrain_cache(keys), sharding.constrain_cache(values)
+        keys, values = constrain_cache(keys), constrain_cache(values)
         self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
         count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)
         self.computed += [count] * (span.stop - span.start)
-        return sequence.replace(hidden=sharding.constrain_hidden(hidden))
+        return sequence.replace(hidden=constrain_hidden(hidden))
 
     def _answer(
         self, requests: Several[Request], layer: int, layout: Layout, *vectors: jax.Array | None

@@ -20,7 +20,7 @@ from ivc_jax.evals.running.batching import BatchPlan, Example, plan_batches
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.picture import load_picture
 from ivc_jax.inputs.prompt import MARKS
-from ivc_jax.parallel import make_mesh
+from ivc_jax.parallel.mesh import make_mesh
 
 
 def manifest() -> Any:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import DecoderConfig, ModelConfig
-from ivc_jax.nn import rope, sharding
+from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import GatedMLP, dequantized
 from ivc_jax.nn.tower import VisionTower
+from ivc_jax.parallel.constraints import constrain
 from ivc_jax.types import typed
 
 Params = dict[str, Any]
@@ -45,7 +46,7 @@ class DecoderBlock(nn.Module):
         x = self.input_layernorm(x)
         # Split by whole heads: with fewer key heads than devices, columns would split within one.
         queries, keys, values = (
-            sharding.constrain(
+            constrain(
                 projection(x).reshape(B, N, -1, self.config.rope.head_dim), "data", None, "model"
             )
             for projection in (self.q_proj, self.k_proj, self.v_proj)

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from ivc_jax.nn import sharding
+from ivc_jax.parallel.constraints import axis_size, partition
 
 _BLOCKS = (512, 384, 256)  # slots; multiples of the 128 lanes of a TPU register
 
@@ -44,12 +44,12 @@ def splash_attend(
     run = partial(_attend_locally, causal=causal, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
         return run(queries, keys, values, lengths)
-    if keys.shape[2] % sharding.axis_size("model"):
+    if keys.shape[2] % axis_size("model"):
         # Fewer key heads than devices: with a key head to each query head, either split alike.
         repeats = queries.shape[2] // keys.shape[2]
         keys, values = (jnp.repeat(x, repeats, axis=2) for x in (keys, values))
-    heads = sharding.partition(queries.shape, "data", None, "model", None)
-    samples = sharding.partition(lengths.shape, "data")
+    heads = partition(queries.shape, "data", None, "model", None)
+    samples = partition(lengths.shape, "data")
     specs = (heads, heads, heads, samples)
     # The kernel does not say over which axes its results vary, so that cannot be checked.
     run = jax.shard_map(run, in_specs=specs, out_specs=heads, check_vma=False)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ivc_jax.config import VisionConfig
-from ivc_jax.nn import rope, sharding
+from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import MLP, NORMS, GatedMLP
+from ivc_jax.parallel.constraints import axis_size, constrain
 
 
 @flax.struct.dataclass
@@ -46,14 +47,14 @@ class VisionAttention(nn.Module):
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [R, P, D] to queries, keys and values [R, P, H, C], none of them rotated."""
         shape = (3, self.config.num_heads, self.config.head_dim)
-        if sharding.axis_size("model") == 1 or self.is_initializing():
+        if axis_size("model") == 1 or self.is_initializing():
             qkv = self.qkv(x).reshape(*x.shape[:2], *shape)
         else:
             # A device holds columns that are no whole heads. Its share of whole heads of the
             # kernel is far smaller than that of what the kernel makes of the patches.
             params = self.get_variable("params", "qkv")
-            kernel = sharding.constrain(params["kernel"].reshape(-1, *shape), None, None, "model")
-            bias = sharding.constrain(params["bias"].reshape(shape), None, "model")
+            kernel = constrain(params["kernel"].reshape(-1, *shape), None, None, "model")
+            bias = constrain(params["bias"].reshape(shape), None, "model")
             qkv = jnp.einsum("rpd,dthc->rpthc", x, kernel) + bias
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 

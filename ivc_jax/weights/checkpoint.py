@@ -55,7 +55,7 @@ def restore_params(
 
     Args:
         dtype: of every parameter, whatever was saved.
-        mesh: devices to shard over, by the table of `ivc_jax.parallel`.
+        mesh: devices to shard over, by the table of `ivc_jax.parallel.mesh`.
         weights: "int8" quantises the kernels of `ivc_jax.weights.quantize`, one at a time.
 
     Raises:

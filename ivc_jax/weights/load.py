@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from ivc_jax import parallel
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn.decoder import Params, init_params
 from ivc_jax.nn.layers import is_quantized
+from ivc_jax.parallel.mesh import shard_param
 from ivc_jax.weights import keymap, quantize
 from ivc_jax.weights.source import CheckpointError, TensorFiles
 
@@ -38,7 +38,7 @@ def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = No
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        sharding = parallel.param_sharding(name, leaf.shape, mesh) if mesh else alone
+        sharding = shard_param(name, leaf.shape, mesh) if mesh else alone
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
@@ -55,7 +55,7 @@ def load_safetensors(
 
     Args:
         dtype: of every parameter, whatever the files hold.
-        mesh: devices to shard over, by the table of `ivc_jax.parallel`.
+        mesh: devices to shard over, by the table of `ivc_jax.parallel.mesh`.
         weights: "int8" quantises the kernels of `ivc_jax.weights.quantize` as each one arrives.
 
     Raises:

@@ -234,7 +234,11 @@ def test_a_topology_that_is_none_is_an_error(name):
 
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [("data=2,model=2", "has 4 devices"), ("2x4", "not of the form"), ("rows=8", "not of the")],
+    [
+        ("data=2,model=2", "has 4 devices"),
+        ("2x4", "must look like data=4"),
+        ("rows=8", "must look"),
+    ],
 )
 def test_a_mesh_that_does_not_fit_is_an_error(mesh, message):
     place = SimpleNamespace(name="v5e:2x4", devices=[None] * 8)

@@ -199,12 +199,12 @@ import sys
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 import ivc_jax
-from ivc_jax import parallel
+from ivc_jax.parallel.mesh import make_mesh
 from ivc_jax.weights import keymap
 
 ivc_jax.load(sys.argv[1], dtype="float32")
 assert not {"qwix", "flax.nnx"} & set(sys.modules), "floats must not load the library"
-mesh = parallel.make_mesh(data=2, model=2)
+mesh = make_mesh(data=2, model=2)
 split = ivc_jax.load(sys.argv[1], dtype="float32", weights="int8", mesh=mesh)[0]
 leaves, alone = keymap.flatten(split.params), np.load(sys.argv[2])
 assert set(leaves) == set(alone)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import PIL.Image
 
-from ivc_jax import distributed
 from ivc_jax.engine.cost import prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, encode, prefill
@@ -22,6 +21,8 @@ from ivc_jax.inputs.bucket import Shape, Size, pad
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.methods.base import Method
 from ivc_jax.model import Model
+from ivc_jax.parallel import processes
+from ivc_jax.parallel.batch import assemble, fetch
 from ivc_jax.types import Inputs
 
 _MOST_WORKERS = 4
@@ -44,13 +45,13 @@ class ModelAnswerer:
         self.processor = processor
         self.share_tower = share_tower
         self.family = model.config.family
-        self.num_shards = distributed.num_shards(model.mesh)
-        self.local_shards = distributed.local_shards(model.mesh)
+        self.num_shards = processes.num_shards(model.mesh)
+        self.local_shards = processes.local_shards(model.mesh)
         self._warm: set[tuple] = set()
 
     def owner(self, shard: int) -> int:
         """Return the process that records a shard."""
-        return distributed.owner(self.model.mesh, shard)
+        return processes.owner(self.model.mesh, shard)
 
     def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
         """Say what a prompt takes up, from the sizes of its images alone."""
@@ -71,7 +72,7 @@ class ModelAnswerer:
         """Put the shards of a batch on the devices, and through the tower if it is shared."""
         # transferred once here, not by every method within its prefill time
         area = self.model.config.vision.merge_area
-        device = distributed.assemble(parts, self.model.mesh, area)
+        device = assemble(parts, self.model.mesh, area)
         if self.share_tower:
             device = encode(self.model, device)
         return jax.block_until_ready(device)
@@ -98,9 +99,7 @@ class ModelAnswerer:
     def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
         """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
         prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
-        tokens, lengths, layout = distributed.fetch(
-            (output.tokens, output.lengths, _places(device))
-        )
+        tokens, lengths, layout = fetch((output.tokens, output.lengths, _places(device)))
         prompt = on_host(prompt)
         texts = self.processor.decode(tokens, lengths)
         shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)
@@ -137,8 +136,8 @@ class ModelAnswerer:
 def on_host(prompt: Prefill) -> Prefill:
     """Fetch all of a prefill but its logits, keys and values, which stay where they are."""
     small = ("origin", "lengths", "text_count", "visual_count", "visual_computed")
-    fetched = distributed.fetch({name: getattr(prompt, name) for name in small})
-    lengths = distributed.fetch([span.lengths for span in prompt.cache])
+    fetched = fetch({name: getattr(prompt, name) for name in small})
+    lengths = fetch([span.lengths for span in prompt.cache])
     spans = zip(prompt.cache, lengths, strict=True)
     return prompt.replace(
         cache=tuple(span.replace(lengths=count) for span, count in spans), **fetched

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import PIL.Image
 
-from ivc_jax.distributed import any_process
 from ivc_jax.evals.benchmarks.tasks import READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
 from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
@@ -22,6 +21,7 @@ from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity, fa
 from ivc_jax.evals.running.records import Record, RecordFile, RunFolder
 from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
 from ivc_jax.inputs.bucket import Shape, Size
+from ivc_jax.parallel.processes import any_process
 
 
 class Answerer(Protocol):

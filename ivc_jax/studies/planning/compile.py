@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ivc_jax import parallel
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.cost import block_flops
 from ivc_jax.engine.decode import run_decode
@@ -21,8 +20,9 @@ from ivc_jax.engine.plan import Span, make_plan
 from ivc_jax.engine.prefill import run_prefill, with_rope
 from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.methods.base import Method
-from ivc_jax.nn import sharding
 from ivc_jax.nn.decoder import Params
+from ivc_jax.parallel.batch import shard_inputs
+from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.studies.planning import hlo
 from ivc_jax.studies.planning.cost import Cost, measure
 from ivc_jax.types import Inputs, Layout
@@ -122,7 +122,7 @@ def compile_method(
     dtype = params["decoder"]["embed_tokens"]["embedding"].dtype
     inputs = abstract_inputs(config, workload, mesh, dtype)
     idle = device_bytes(params["vision"])
-    with sharding.on_mesh(mesh):
+    with on_mesh(mesh):
         prefill = _Built.compile(run_prefill, config, method, params, inputs)
         prompt = prefill.results()
         stop = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -178,7 +178,7 @@ def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: 
     )
     return jax.tree.map(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-        *(inputs, parallel.input_shardings(inputs, mesh)),
+        *(inputs, shard_inputs(inputs, mesh)),
     )
 
 

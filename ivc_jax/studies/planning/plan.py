@@ -7,10 +7,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ivc_jax import parallel
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import parse
 from ivc_jax.nn.decoder import Params
+from ivc_jax.parallel.mesh import make_mesh, parse_mesh
 from ivc_jax.studies.planning.compile import Compiled, TooLarge, Workload, compile_method
 from ivc_jax.studies.planning.search import largest_batch
 from ivc_jax.studies.planning.slices import Slice
@@ -51,17 +51,15 @@ def choose_mesh(text: str | None, config: ModelConfig, place: Slice) -> Mesh:
     if text is None:
         heads = config.decoder.num_kv_heads
         model = max(n for n in range(1, heads + 1) if heads % n == 0 and count % n == 0)
-        return parallel.make_mesh(count // model, model, place.devices)
-    fields = dict(part.partition("=")[::2] for part in text.split(","))
-    if not {*fields} <= {"data", "model"} or not all(v.isdigit() for v in fields.values()):
-        raise ValueError(f"mesh {text!r} is not of the form data=2,model=4")
-    data, model = (int(fields.get(axis, "1")) for axis in ("data", "model"))
-    if data * model != count:
+        return make_mesh(count // model, model, place.devices)
+    sizes = parse_mesh(text)
+    product = sizes["data"] * sizes["model"]
+    if product != count:
         raise ValueError(
-            f"mesh {text} has {data * model} devices, topology {place.name} has {count}:"
+            f"mesh {text} has {product} devices, topology {place.name} has {count}:"
             " make data x model equal to it"
         )
-    return parallel.make_mesh(data, model, place.devices)
+    return make_mesh(**sizes, devices=place.devices)
 
 
 def plan_methods(

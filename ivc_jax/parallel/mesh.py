@@ -1,7 +1,8 @@
 """Mesh over `data` and `model`, and a table that shards parameters by path.
 
 Attention and feed-forward layers are split in the Megatron way: the first projection by columns,
-the second by rows, so that a block needs one reduction for each. Batches are split over `data`.
+the second by rows, so that a block needs one reduction for each. Batches are split over `data`
+(`parallel.batch`).
 """
 
 import logging
@@ -10,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ivc_jax.types import Inputs
-
 _log = logging.getLogger(__name__)
+
+AXES = ("data", "model")
 
 _COLUMNS = PartitionSpec(None, None, "model")  # [L, in, out]
 _ROWS = PartitionSpec(None, "model", None)
@@ -38,6 +38,24 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"vision/merger/mlp/fc1/bias$", PartitionSpec("model")),
     (r"vision/merger/mlp/fc2/kernel$", PartitionSpec("model", None)),
 )
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Read the sizes of a mesh, such as "data=4,model=2"; an axis that is not named has size 1.
+
+    Returns:
+        The arguments `data` and `model` of `make_mesh`.
+
+    Raises:
+        ValueError: another spelling.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    fields = [part.strip().partition("=") for part in text.split(",")]
+    named = {name: number for name, _, number in fields}
+    known = len(named) == len(fields) and named.keys() <= sizes.keys()
+    if not known or not all(number.isdecimal() for number in named.values()):
+        raise ValueError(f"mesh {text!r} must look like data=4,model=2")
+    return sizes | {name: int(number) for name, number in named.items()}
 
 
 def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -63,10 +81,10 @@ def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = Non
     # Explicit axes, the default, refuse the gathers with which caches are compacted.
     kinds = (AxisType.Auto, AxisType.Auto)
     chosen = devices[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=kinds, devices=chosen)
+    return jax.make_mesh((data, model), AXES, axis_types=kinds, devices=chosen)
 
 
-def param_spec(path: str) -> PartitionSpec:
+def find_spec(path: str) -> PartitionSpec:
     """Return the partition of the parameter at a slash-separated path."""
     for pattern, spec in PARAM_RULES:
         if re.search(pattern, path):
@@ -74,14 +92,14 @@ def param_spec(path: str) -> PartitionSpec:
     return PartitionSpec()
 
 
-def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def shard_param(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Return the sharding of a parameter; replicated, and logged, if a dimension does not divide.
 
     Args:
         path: slash-separated path in the parameter tree.
         shape: the parameter's whole shape, layer axis included.
     """
-    spec = param_spec(path)
+    spec = find_spec(path)
     for size, axis in zip(shape, spec, strict=False):
         if axis is not None and size % mesh.shape[axis]:
             _log.warning(
@@ -90,77 +108,3 @@ def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
             )
             return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, spec)
-
-
-def place_inputs(inputs: Inputs, mesh: Mesh | None = None) -> Inputs:
-    """Copy a padded batch to devices: to the default one, or split over `data` of a mesh.
-
-    What does not divide, such as patch rows of fewer images than shards, is replicated.
-    """
-    if mesh is None:
-        return jax.device_put(inputs)
-    return jax.device_put(inputs, input_shardings(inputs, mesh))
-
-
-def input_shardings(inputs: Inputs, mesh: Mesh) -> Inputs:
-    """Return the sharding of every array of a batch, which may be abstract."""
-
-    def sharding(path: tuple, array: Any) -> NamedSharding:
-        axis = sample_axis(path)
-        if array.shape[axis] % mesh.shape["data"]:
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-
-    return jax.tree_util.tree_map_with_path(sharding, inputs)
-
-
-def sample_axis(path: tuple) -> int:
-    """Return the axis on which an array of `Inputs` counts samples, or their patch rows."""
-    # positions are [3, B, N]
-    return int(jax.tree_util.keystr(path, simple=True, separator="/") == "layout/positions")
-
-
-def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:
-    """Put the patch rows of each sample on the devices that will hold the sample.
-
-    Samples a and c have two images, data=2:
-
-        samples   a b | c d         rows   a a c | c   ->   a a | c c
-        shard      0  |  1                   0     1         0     1
-
-    Inputs that lie on several devices already are left alone, as are batches that do not divide.
-
-    Args:
-        inputs: a padded batch.
-        mesh: that `place_inputs` will split it over.
-        merge_area: patches that become one visual token.
-    """
-    shards = mesh.shape["data"] if mesh else 1
-    B, V = inputs.visual_source.shape
-    placed = isinstance(inputs.patches, jax.Array) and len(inputs.patches.devices()) > 1
-    if shards == 1 or B % shards or V == 0 or placed:
-        return inputs
-    source, valid = np.asarray(inputs.visual_source), np.asarray(inputs.layout.visual_valid)
-    width = inputs.patches.shape[1] // merge_area
-    row = source // width
-    used = [np.unique(row[part][valid[part]]) for part in np.split(np.arange(B), shards)]
-    count = max(1, *map(len, used))
-    # Where each row goes; a row that two shards use goes to both.
-    order = np.full((shards, count), len(inputs.patches))
-    for target, rows in zip(order, used, strict=True):
-        target[: len(rows)] = rows
-    moved = np.zeros_like(source)
-    for sample in range(B):
-        shard = sample * shards // B
-        place = np.searchsorted(used[shard], row[sample]) + shard * count
-        moved[sample] = np.where(valid[sample], place * width + source[sample] % width, 0)
-
-    def take(rows: Any, fill: int) -> np.ndarray:
-        padded = np.concatenate([rows, np.full_like(rows[:1], fill)])
-        return padded[order.ravel()]
-
-    return inputs.replace(
-        patches=take(np.asarray(inputs.patches), 0),
-        patch_positions=take(np.asarray(inputs.patch_positions), -1),
-        visual_source=moved,
-    )

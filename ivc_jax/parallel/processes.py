@@ -1,4 +1,4 @@
-"""Several processes that run one program: start, data in, results out.
+"""Several processes that run one program, and the shards that each of them has.
 
 A batch is cut into equal shards along the `data` axis of the mesh. Each process loads the rows of
 the shards that its devices hold and writes the records of those that it owns:
@@ -9,16 +9,11 @@ the shards that its devices hold and writes the records of those that it owns:
 """
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from ivc_jax.parallel import sample_axis
-from ivc_jax.types import Inputs
+from jax.sharding import Mesh
 
 _log = logging.getLogger(__name__)
 # Seconds until the others notice that a process has died; the usual 100 are long to wait.
@@ -77,50 +72,6 @@ def owner(mesh: Mesh | None, shard: int) -> int:
     return min(device.process_index for device in mesh.devices[shard])
 
 
-def assemble(parts: Mapping[int, Inputs], mesh: Mesh | None, merge_area: int) -> Inputs:
-    """Put the shards of a batch, padded alike, on their devices as one batch.
-
-    Args:
-        parts: the local shards, NumPy leaves.
-        mesh: None puts the only shard on the default device.
-        merge_area: patches that become one visual token.
-    """
-    if mesh is None:
-        return jax.device_put(parts[0])
-    count = num_shards(mesh)
-    moved = {shard: _point_into_batch(part, shard, merge_area) for shard, part in parts.items()}
-    leaves = {shard: jax.tree_util.tree_leaves_with_path(part) for shard, part in moved.items()}
-    first = next(iter(leaves.values()))
-    placed = []
-    for number, (path, leaf) in enumerate(first):
-        axis = sample_axis(path)
-        size = leaf.shape[axis]
-        shape = (*leaf.shape[:axis], size * count, *leaf.shape[axis + 1 :])
-        sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-
-        def read(
-            index: tuple[slice, ...], number: int = number, axis: int = axis, size: int = size
-        ) -> np.ndarray:
-            return leaves[(index[axis].start or 0) // max(size, 1)][number][1]
-
-        placed.append(jax.make_array_from_callback(shape, sharding, read))
-    return jax.tree.unflatten(jax.tree.structure(next(iter(moved.values()))), placed)
-
-
-def fetch(tree: Any) -> Any:
-    """Copy arrays to the host as NumPy, whole, also those that other processes hold parts of.
-
-    All processes must call this together if there is such an array.
-    """
-
-    def one(array: Any) -> np.ndarray:
-        if not isinstance(array, jax.Array) or array.is_fully_addressable:
-            return np.asarray(array)
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-    return jax.tree.map(one, tree)
-
-
 def any_process(mask: np.ndarray) -> np.ndarray:
     """Return the element-wise "or" over all processes of a bool array, of one shape in all."""
     if jax.process_count() == 1:
@@ -132,10 +83,3 @@ def wait_for_all(name: str) -> None:
     """Wait until every process has come to this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _point_into_batch(part: Inputs, shard: int, merge_area: int) -> Inputs:
-    """Count the rows of the tower's output from the start of the batch, not of the shard."""
-    rows, patches = part.patches.shape[:2]
-    before = np.int32(shard * rows * patches // merge_area)
-    return part.replace(visual_source=part.visual_source + before)

@@ -11,7 +11,6 @@ states the split of an array, and without a mesh it does nothing:
 import contextlib
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 
@@ -44,25 +43,6 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, partition(array.shape, *axes))
-
-
-def gather_cells(cells: jax.Array, source: jax.Array) -> jax.Array:
-    """Take cells [R, W, ...] at flat places [B, V]: [B, V, ...].
-
-    On a mesh that splits the samples, the patch rows of a sample lie on the devices that hold the
-    sample (`parallel.align_rows`), so that none of them moves.
-    """
-    flat = cells.reshape(-1, *cells.shape[2:])
-    if axis_size("data") == 1 or source.shape[0] % axis_size("data"):
-        return flat[source]
-
-    def take(flat: jax.Array, source: jax.Array) -> jax.Array:
-        first = jax.lax.axis_index("data") * flat.shape[0]
-        return flat[jnp.maximum(source - first, 0)]  # padding is 0 on every device
-
-    rows = PartitionSpec("data")
-    take = jax.shard_map(take, in_specs=rows, out_specs=rows, axis_names={"data"})
-    return take(flat, source)
 
 
 def constrain_hidden(hidden: jax.Array) -> jax.Array:

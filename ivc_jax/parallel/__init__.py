@@ -1,0 +1,1 @@
+"""How a program runs on many devices: mesh, batches on it, processes, splits of activations."""

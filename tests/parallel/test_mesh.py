@@ -1,0 +1,61 @@
+"""Mesh, its spelling, and the table that shards parameters."""
+
+import re
+
+import pytest
+from helpers.tiny import tiny_config
+
+from ivc_jax.config import FAMILIES, from_hf
+from ivc_jax.parallel.mesh import PARAM_RULES, find_spec, make_mesh, parse_mesh
+from ivc_jax.weights import keymap
+from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.source import DTYPES
+
+FLOAT32 = DTYPES["float32"]
+
+
+def leaves(family):
+    return keymap.flatten(abstract_params(from_hf(tiny_config(family=family)), FLOAT32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_specs_are_as_deep_as_their_parameters(family):
+    for path, leaf in leaves(family).items():
+        spec = find_spec(path)
+        assert len(spec) in (0, len(leaf.shape)), path
+        stacked = "/layers/" in path or "/blocks/" in path
+        assert not (stacked and len(spec)) or spec[0] is None, path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_rule_names_a_parameter(family):
+    paths = leaves(family)
+    patterns = [pattern for pattern, _ in PARAM_RULES]
+    assert [p for p in patterns if not any(re.search(p, path) for path in paths)] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_matrix_of_the_blocks_is_split(family):
+    kernels = [path for path in leaves(family) if re.search(r"(layers|blocks)/.*/kernel$", path)]
+    assert [path for path in kernels if "model" not in find_spec(path)] == []
+
+
+def test_mesh_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="needs 4096 devices"):
+        make_mesh(data=64, model=64)
+    with pytest.raises(ValueError, match="must be positive"):
+        make_mesh(data=0)
+
+
+def test_a_mesh_is_spelled_by_its_axes():
+    assert parse_mesh("data=4, model=2") == {"data": 4, "model": 2}
+    assert parse_mesh("model=8") == {"data": 1, "model": 8}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2x4", "data=2;model", "data=", "rows=8", "data=2,data=4", "data=²"],
+)
+def test_another_spelling_is_an_error(text):
+    with pytest.raises(ValueError, match=f"mesh '{re.escape(text)}' must look like data=4,model=2"):
+        parse_mesh(text)
