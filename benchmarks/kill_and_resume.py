@@ -24,6 +24,7 @@ from typing import Any
 from shapes import ROOT, write_report
 
 from ivc_jax.evals.running.records import read_all
+from ivc_jax.evals.schema import Record
 
 _COMPARED = ("prediction", "parsed", "score", "kept", "grids", "visual_tokens", "failed")
 _METHODS = ("dense", "ivc:keep_ratio=0.5", "fastv:keep_ratio=0.5")
@@ -99,14 +100,14 @@ def count_lines(out: pathlib.Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in out.glob("records/*.jsonl"))
 
 
-def keyed(out: pathlib.Path) -> tuple[dict[tuple, dict], int]:
+def keyed(out: pathlib.Path) -> tuple[dict[tuple, Record], int]:
     """Return the records by key, and how many there are more than keys."""
     records = read_all(out)
-    found = {(r["task"], r["example_id"], r["method"]): r for r in records}
+    found = {(r.task, r.example_id, r.method): r for r in records}
     return found, len(records) - len(found)
 
 
-def differences(first: dict[tuple, dict], second: dict[tuple, dict]) -> dict[str, int]:
+def differences(first: dict[tuple, Record], second: dict[tuple, Record]) -> dict[str, int]:
     """Count missing records and those that differ in each compared field."""
     both = first.keys() & second.keys()
     result = {
@@ -114,7 +115,9 @@ def differences(first: dict[tuple, dict], second: dict[tuple, dict]) -> dict[str
         "more": len(second.keys() - first.keys()),
     }
     for field in _COMPARED:
-        result[field] = sum(first[key][field] != second[key][field] for key in both)
+        result[field] = sum(
+            getattr(first[key], field) != getattr(second[key], field) for key in both
+        )
     return result
 
 

@@ -209,21 +209,19 @@ def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
     methods = [entry for entry in session.plan.methods if entry.spec in specs]
     part = dataclasses.replace(session, plan=dataclasses.replace(session.plan, methods=methods))
     with display.progress_bar(console) as progress:
-        meta = evaluation.evaluate(part, progress)
+        meta = evaluation.evaluate(part, progress).to_dict()
     # The folder may hold records of other settings, tasks and rows.
     records = [
         record
         for record in read_all(session.folder.path)
-        if record["method"] in specs
-        and record["task"] in meta["tasks"]
-        and record["row"] <= meta["limit"]
+        if record.method in specs and record.task in meta["tasks"] and record.row <= meta["limit"]
     ]
-    counted = [record for record in records if record["method"] == pareto.DENSE]
+    counted = [record for record in records if record.method == pareto.DENSE]
     meta |= {
-        "n": {task: sum(r["task"] == task and not r["failed"] for r in counted)
+        "n": {task: sum(r.task == task and not r.failed for r in counted)
               for task in meta["tasks"]},
-        "splits": sorted({record["split"] for record in counted}),
-        "commits": sorted({record["commit"] for record in records}),
+        "splits": sorted({record.split for record in counted}),
+        "commits": sorted({record.commit for record in records}),
         "failed_rows": summary.count_failed(records),
     }  # fmt: skip
     return meta, pareto.Calibration(records, chosen, meta["tasks"])

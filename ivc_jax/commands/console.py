@@ -1,8 +1,7 @@
 """What a run shows in the terminal."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ivc_jax.evals.benchmarks.tasks import READING
+from ivc_jax.evals.schema import Meta
 from ivc_jax.reports.labels import heading, in_points, short_labels, short_task
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Section
@@ -88,10 +88,10 @@ def print_results(console: Console, results: Results, leading: Sequence[Section]
 def _make_table(results: Results) -> Table:
     """Lay out scores by task, the average and the costs of each method."""
     rows = results.rows
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
+    methods = list(dict.fromkeys(row.method for row in rows))
+    tasks = [task for task in dict.fromkeys(row.task for row in rows) if "/" not in task]
     labels = short_labels(methods)
-    cells = {(row["task"], row["method"]): row for row in rows}
+    cells = {(row.task, row.method): row for row in rows}
     table = Table(title="Score in percent or points; costs are means over tasks, times per example")
     for name in ("method", "keep", "cached"):
         table.add_column(name)
@@ -100,26 +100,26 @@ def _make_table(results: Results) -> Table:
     for method in methods:
         here = [cells[task, method] for task in tasks if (task, method) in cells]
         scores = [
-            in_points(task, cells[task, method]["score"]) if (task, method) in cells else "-"
+            in_points(task, cells[task, method].score) if (task, method) in cells else "-"
             for task in tasks
         ]
         last = here[-1]  # the average where several tasks ran
         table.add_row(
             labels[method],
-            f"{last['keep_ratio']:.3g}",
-            f"{last['metrics']['cached_share']:.3f}",
+            f"{last.keep_ratio:.3g}",
+            f"{last.metrics['cached_share']:.3f}",
             *scores,
-            "-" if last["retention"] is None else f"{100 * last['retention']:.1f} %",
-            f"{last['kept_tokens']:.0f} of {last['visual_tokens']:.0f}",
-            f"{last['kv_bytes'] / 1024:.0f} KiB",
-            f"{last['prefill_ms']:.2f} ms",
+            "-" if last.retention is None else f"{100 * last.retention:.1f} %",
+            f"{last.kept_tokens:.0f} of {last.visual_tokens:.0f}",
+            f"{last.kv_bytes / 1024:.0f} KiB",
+            f"{last.prefill_ms:.2f} ms",
         )
     return table
 
 
-def print_failures(console: Console, meta: Mapping[str, Any]) -> None:
+def print_failures(console: Console, meta: Meta) -> None:
     """Say how many examples failed and show the first few."""
-    failed, messages = meta["failed_rows"], meta["failures"]
+    failed, messages = meta.failed_rows, meta.failures
     if failed:
         console.print(f"{failed} examples failed and are left out of the scores:")
         for message in messages[:_SHOWN_FAILURES]:
@@ -128,15 +128,17 @@ def print_failures(console: Console, meta: Mapping[str, Any]) -> None:
             console.print("  and others, which the report lists")
 
 
-def print_end(console: Console, meta: Mapping[str, Any]) -> None:
+def print_end(console: Console, meta: Meta) -> None:
     """Say what was compiled, how busy the devices were, and how long it took."""
-    statistics = meta["statistics"]
+    statistics = meta.statistics
+    if statistics is None:
+        return  # a run of an earlier version
     console.print(
-        f"{statistics['buckets']} padded shapes; {meta['compiled_programs']} prefill and"
-        f" {meta['compiled_decodes']} decode programs compiled; {meta['wall_seconds']:.0f} s in all"
+        f"{statistics.buckets} padded shapes; {meta.compiled_programs} prefill and"
+        f" {meta.compiled_decodes} decode programs compiled; {meta.wall_seconds:.0f} s in all"
     )
-    if statistics["busy_share"] is not None:
+    if statistics.busy_share is not None:
         console.print(
-            f"devices busy {100 * statistics['busy_share']:.1f} % of the time without compiling,"
-            f" waited {statistics['wait']:.1f} s for the host"
+            f"devices busy {100 * statistics.busy_share:.1f} % of the time without compiling,"
+            f" waited {statistics.wait:.1f} s for the host"
         )

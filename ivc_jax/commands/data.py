@@ -20,9 +20,9 @@ def chosen_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
     """Look up the tasks of a run; a broad configuration may skip those without a file."""
     found = tasks.find(settings.tasks)
     if settings.official_prompts:
-        found = [tasks.with_official_prompt(task) for task in found]
+        found = [tasks.use_official_prompt(task) for task in found]
     if settings.fixed_relaxed_accuracy:
-        found = [tasks.with_fixed_relaxed_accuracy(task) for task in found]
+        found = [tasks.use_fixed_relaxed_accuracy(task) for task in found]
     folder = epath.Path(settings.data_dir or "")
     if settings.skip_missing_files and settings.data_dir and folder.is_dir():
         present = [task for task in found if task.bundled or (folder / task.file_name).exists()]
@@ -71,7 +71,7 @@ def open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path, log: Log
             f" it comes from {task.source}"
         )
     file = TsvFile(path, task.scoring.columns)
-    if settings.limit is None and (remark := task.unusual_rows(len(file.ids()))):
+    if settings.limit is None and (remark := task.remark_on_rows(len(file.ids()))):
         log(remark)
     return TaskEntry(task, file)
 

@@ -23,6 +23,7 @@ from ivc_jax.evals.running.answerer import ModelAnswerer, fingerprint
 from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
+from ivc_jax.evals.schema import Meta
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.parallel.processes import wait_for_all
 from ivc_jax.studies.study import Study
@@ -109,7 +110,7 @@ def _set_aside(folder: RunFolder, log: Log) -> None:
         folder.set_aside()
 
 
-def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
+def evaluate(session: Session, progress: runner.Progress) -> Meta:
     """Run what is missing and return the `meta` of the results."""
     plan, model = session.plan, session.answerer.model
     own = [f"{RECORDS}/{plan.record_name(entry.task)}.jsonl" for entry in plan.tasks]
@@ -122,34 +123,34 @@ def evaluate(session: Session, progress: runner.Progress) -> dict[str, Any]:
     statistics = runner.run(plan, session.answerer, session.folder, advance)
     session.mirror.push(own, now=True)
     rope = model.config.decoder.rope
-    return {
-        "model": plan.identity.model,
-        "device": device_name(),
-        "dtype": str(model.dtype),
-        "weights": model.weights,
-        "jax_version": jax.__version__,
-        "commit": plan.identity.commit,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seed": plan.identity.seed,
-        "batch_size": plan.batch_size,
-        "shared_tower": session.answerer.share_tower,
-        "limit": plan.limit,
-        "compiled_programs": compiled_programs(),
-        "compiled_decodes": run_decode._cache_size(),
-        "statistics": dataclasses.asdict(statistics) | {"busy_share": statistics.busy_share},
-        "mesh": dict(model.mesh.shape) if model.mesh else None,
-        "processes": plan.process_count,
-        "tasks": [entry.task.name for entry in plan.tasks],
-        "methods": [entry.spec for entry in plan.methods],
-        "unreachable": session.unreachable,
-        "studies": [
+    return Meta(
+        model=plan.identity.model,
+        device=device_name(),
+        dtype=str(model.dtype),
+        weights=model.weights,
+        jax_version=jax.__version__,
+        commit=plan.identity.commit,
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seed=plan.identity.seed,
+        batch_size=plan.batch_size,
+        shared_tower=session.answerer.share_tower,
+        limit=plan.limit,
+        compiled_programs=compiled_programs(),
+        compiled_decodes=run_decode._cache_size(),
+        statistics=statistics,
+        mesh=dict(model.mesh.shape) if model.mesh else None,
+        processes=plan.process_count,
+        tasks=[entry.task.name for entry in plan.tasks],
+        methods=[entry.spec for entry in plan.methods],
+        unreachable=session.unreachable,
+        studies=[
             dataclasses.asdict(_as_recorded(s, plan.identity.seed))
             for s in session.settings.studies
         ],
-        "files": {entry.task.name: str(entry.file.path) for entry in plan.tasks},
-        "rope": {"head_dim": rope.head_dim, "theta": rope.theta},
-        "image_start": _image_start(session),
-    }
+        files={entry.task.name: str(entry.file.path) for entry in plan.tasks},
+        rope={"head_dim": rope.head_dim, "theta": rope.theta},
+        image_start=_image_start(session),
+    )
 
 
 def _methods(settings: RunConfig) -> list[Any]:

@@ -26,6 +26,7 @@ from ivc_jax.evals.running.records import (
     RunFolder,
     write_atomically,
 )
+from ivc_jax.evals.schema import Meta, Record
 
 _META = "meta.json"
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(Arguments, _run, arguments, "merge", width=160)
 
 
-def finish(folder: RunFolder, mirror: Mirror, meta: dict[str, Any], console: Console) -> None:
+def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> None:
     """End a run: wait for the other processes; the first one writes the report of all."""
     # Imported late, as in `run.py`.
     import jax
@@ -58,14 +59,14 @@ def finish(folder: RunFolder, mirror: Mirror, meta: dict[str, Any], console: Con
     from ivc_jax.parallel.processes import wait_for_all
 
     if jax.process_index() == 0:
-        write_atomically(folder.path / _META, json.dumps(meta, indent=1) + "\n")
+        write_atomically(folder.path / _META, json.dumps(meta.to_dict(), indent=1) + "\n")
     wait_for_all("all records are written")
     if jax.process_index():
         return
     mirror.pull_all()
-    names = [f"{t}.{n}.jsonl" for t in meta["tasks"] for n in range(meta["processes"])]
+    names = [f"{t}.{n}.jsonl" for t in meta.tasks for n in range(meta.processes)]
     elsewhere = [name for name in names if not (folder.path / RECORDS / name).exists()]
-    if meta["processes"] > 1 and elsewhere:
+    if meta.processes > 1 and elsewhere:
         console.print(
             f"{folder.path} lacks {', '.join(elsewhere)}: the processes have disks of their own;"
             " collect their result folders and use `run.py merge`",
@@ -83,7 +84,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     out = RunFolder(arguments.out)
     try:
         _write(out.path, merged, manifest)
-        report_on(out.path, meta | {"command": command}, console)
+        report_on(out.path, dataclasses.replace(meta, command=command), console)
     finally:
         out.close()
 
@@ -96,30 +97,30 @@ def _manifest(folders: list[pathlib.Path]) -> dict[str, Any]:
             manifest = json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError):
             raise RecordsError(f"{folder} is no result folder: it has no {MANIFEST}") from None
-        if found and records.differences(found, manifest):
-            difference = "; ".join(records.differences(found, manifest))
+        if found and records.compare_manifests(found, manifest):
+            difference = "; ".join(records.compare_manifests(found, manifest))
             raise RecordsError(f"{folder} belongs to another run than {folders[0]}: {difference}")
         found = found or manifest
     return found
 
 
-def _meta(folders: list[pathlib.Path]) -> dict[str, Any]:
+def _meta(folders: list[pathlib.Path]) -> Meta:
     for folder in folders:
         if (folder / _META).exists():
-            return json.loads((folder / _META).read_text())
+            return Meta.from_dict(json.loads((folder / _META).read_text()))
     raise RecordsError(
         f"none of {', '.join(map(str, folders))} holds {_META}: the run has not ended; give its"
         " command again"
     )
 
 
-def _merge(folders: list[pathlib.Path]) -> dict[str, dict[tuple[int, str, str], dict[str, Any]]]:
+def _merge(folders: list[pathlib.Path]) -> dict[str, dict[tuple[int, str, str], Record]]:
     """Collect the records by task, each once; the first folder that holds one wins."""
-    merged: dict[str, dict[tuple[int, str, str], dict[str, Any]]] = {}
+    merged: dict[str, dict[tuple[int, str, str], Record]] = {}
     for folder in folders:
         for record in records.read_all(folder):
-            key = (record["row"], record["method"], record["example_id"])
-            merged.setdefault(record["task"], {}).setdefault(key, record)
+            key = (record.row, record.method, record.example_id)
+            merged.setdefault(record.task, {}).setdefault(key, record)
     return merged
 
 
@@ -127,6 +128,6 @@ def _write(out: pathlib.Path, merged: dict[str, dict], manifest: dict[str, Any])
     for old in (out / RECORDS).glob("*.jsonl"):
         old.unlink()
     for task, found in merged.items():
-        lines = [json.dumps(found[key], ensure_ascii=False) + "\n" for key in sorted(found)]
+        lines = [json.dumps(vars(found[key]), ensure_ascii=False) + "\n" for key in sorted(found)]
         write_atomically(out / RECORDS / f"{task}.jsonl", "".join(lines))
     write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -98,7 +98,7 @@ def sets_with_a_file(settings: RunConfig, tables: Sequence[str], family: str) ->
 
 
 def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> dict[str, Any]:
-    """Say what the tables show, for `meta["paper"]` (see `tables.py`).
+    """Say what the tables show, for `Meta.paper` (see `tables.py`).
 
     A method is a row of the paper if both are the same once the model's layers are filled in.
 

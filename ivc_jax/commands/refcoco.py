@@ -85,7 +85,7 @@ def _run(arguments: Arguments, _command: str, _console: Console) -> None:
         counts = convert(source, images, path, resized=arguments.qwen25)
         skipped = f"{counts.without_picture} without picture, {counts.without_box} without box"
         print(f"{path}: {counts.rows} rows; left out: {skipped}", flush=True)
-        if remark := task.unusual_rows(counts.rows):
+        if remark := task.remark_on_rows(counts.rows):
             print(f"note: {remark}", flush=True)
 
 
@@ -182,8 +182,8 @@ def _corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[fl
     corners = (x, y, x + width, y + height)
     if not resized:
         return corners
-    moved = parsers.rescaled_box(corners, size, parsers.resized_frame(*size))
-    return tuple(int(value) for value in parsers.rounded_box(moved))
+    moved = parsers.rescale_box(corners, size, parsers.find_resized_frame(*size))
+    return tuple(round(value) for value in moved)
 
 
 def _reason(error: Exception) -> str:

@@ -5,14 +5,14 @@ python experiments/run.py report runs/default        # from the records of the r
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from ivc_jax.commands import console as display
 from ivc_jax.commands.cli import option, run_command
+from ivc_jax.evals.schema import Meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(Arguments, _run, arguments, "report", width=160)
 
 
-def report_on(folder: pathlib.Path, meta: Mapping[str, Any], console: Console) -> None:
+def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
     """Summarise the records of a folder: tables, figures and report."""
     # Imported late, so that a wrong option or --help does not wait for them.
     from ivc_jax.reports import report

@@ -142,8 +142,9 @@ def evaluate(
     session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
     try:
         with display.progress_bar(console) as progress:
-            meta = evaluation.evaluate(session, progress) | describe(session)
-        meta |= {"command": command, "wall_seconds": round(time.monotonic() - start, 1)}
+            meta = evaluation.evaluate(session, progress)
+        seconds = round(time.monotonic() - start, 1)
+        meta = dataclasses.replace(meta, command=command, wall_seconds=seconds, **describe(session))
         merge.finish(session.folder, session.mirror, meta, console)
     finally:
         session.close()

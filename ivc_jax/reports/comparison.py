@@ -6,19 +6,17 @@ seeds. Every task of a group weighs the same. Intervals are those of `ivc_jax.re
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.schema import Record
 from ivc_jax.reports.labels import budget_of, short_labels
 from ivc_jax.reports.resampling import NOTHING, Resampler, by_task, paired
 
 REFERENCE = "ivc"
 ALL = "average"
 _DENSE = "dense"
-
-Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +54,10 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
         return []
     pools: dict[tuple[str, float], list[Record]] = {}
     for record in records:
-        budget = budgets.get(record["method"])
-        if budget is not None and not record["failed"]:
-            pools.setdefault((labels[record["method"]], budget), []).append(record)
-    tasks = [task for task in TASKS if any(r["task"] == task for p in pools.values() for r in p)]
+        budget = budgets.get(record.method)
+        if budget is not None and not record.failed:
+            pools.setdefault((labels[record.method], budget), []).append(record)
+    tasks = [task for task in TASKS if any(r.task == task for p in pools.values() for r in p)]
     groups = {ALL: tasks}
     for task in tasks:
         groups.setdefault(TASKS[task].group, []).append(task)
@@ -80,9 +78,9 @@ def _cell(
     pools: Mapping[tuple[str, float], list[Record]],
     resampler: Resampler,
 ) -> Cell:
-    pool = [record for record in pools[label, budget] if record["task"] in tasks]
+    pool = [record for record in pools[label, budget] if record.task in tasks]
     scores = by_task(pool, tasks)
-    other = [r for r in pools.get((REFERENCE, budget), []) if r["task"] in tasks]
+    other = [r for r in pools.get((REFERENCE, budget), []) if r.task in tasks]
     score, low, high = resampler.interval(scores)
     difference = NOTHING
     if other and label != REFERENCE:
@@ -92,7 +90,7 @@ def _cell(
         label=label,
         budget=budget,
         group=group,
-        runs=len({record["method"] for record in pool}),
+        runs=len({record.method for record in pool}),
         score=score,
         low=low,
         high=high,
@@ -106,5 +104,5 @@ def _cell(
     )
 
 
-def _mean(records: Sequence[Record], key: str) -> float:
-    return float(np.mean([record[key] for record in records])) if records else float("nan")
+def _mean(records: Sequence[Record], name: str) -> float:
+    return float(np.mean([getattr(each, name) for each in records])) if records else float("nan")

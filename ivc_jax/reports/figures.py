@@ -37,7 +37,7 @@ def draw(results: Results) -> Iterator[Figure]:
     title = "Score against visual tokens in the cache"
     yield save("accuracy", title, _SCORES_CAPTION, draw_scores(results))
     pictures = [("budgets", "Equal budgets", _BUDGETS_CAPTION, draw_budgets(results.comparison))]
-    for task in kept.pictured_tasks(results.meta["tasks"]):
+    for task in kept.pictured_tasks(results.meta.tasks):
         drawn, name = kept.draw_example(results, task), short_task(task)
         pictures.append((f"kept_{name}", f"Kept tokens: {name}", kept.CAPTION, drawn))
     title = "Implicit visual coordinates of this model"
@@ -75,8 +75,8 @@ def styles(names: Sequence[str]) -> dict[str, dict]:
 def draw_scores(results: Results) -> matplotlib.figure.Figure:
     """Draw scores over tokens in the cache: one panel a task, one line a method."""
     rows = results.rows
-    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if "/" not in task]
-    labels = short_labels(results.meta["methods"])
+    tasks = [task for task in dict.fromkeys(row.task for row in rows) if "/" not in task]
+    labels = short_labels(results.meta.methods)
     names = list(dict.fromkeys(labels.values()))
     lines_of = styles([name for name in names if name != _DENSE])
     columns = min(4, len(tasks))
@@ -86,15 +86,15 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
         layout="constrained",
     )  # fmt: skip
     for axes, task in zip(grid.flat, tasks, strict=False):
-        here, points = [row for row in rows if row["task"] == task], points_of(task)
+        here, points = [row for row in rows if row.task == task], points_of(task)
         for number, (name, style) in enumerate(lines_of.items()):
             # set apart a little: methods with equal budgets would hide each other
             shift = 5.5 * (number / max(len(lines_of) - 1, 1) - 0.5)
-            chosen = [row for row in here if labels[row["method"]] == name]
+            chosen = [row for row in here if labels[row.method] == name]
             _line(axes, chosen, name, style, shift, points)
         for row in here:
-            if row["method"] == _DENSE:
-                axes.axhline(points * row["score"], color="black", ls="--", lw=1, label=_DENSE)
+            if row.method == _DENSE:
+                axes.axhline(points * row.score, color="black", ls="--", lw=1, label=_DENSE)
         unit = "%" if points == PERCENT else f"points of {points:g}"
         axes.set(title=short_task(task), xlabel="visual tokens in the cache (%)")
         axes.set(ylabel=f"score ({unit})", xlim=(0, 100), ylim=(-0.03 * points, 1.03 * points))
@@ -114,13 +114,13 @@ def _line(
     shift: float,
     points: float,
 ) -> None:
-    rows = sorted(rows, key=lambda row: row["metrics"]["cached_share"])
-    shares = [100 * row["metrics"]["cached_share"] + shift for row in rows]
-    scores = np.array([points * row["score"] for row in rows])
+    rows = sorted(rows, key=lambda row: row.metrics["cached_share"])
+    shares = [100 * row.metrics["cached_share"] + shift for row in rows]
+    scores = np.array([points * row.score for row in rows])
     axes.plot(shares, scores, label=name, markersize=5, **style)
     for share, score, row in zip(shares, scores, rows, strict=True):
-        if "low" in row["metrics"]:
-            low, high = (points * row["metrics"][end] for end in ("low", "high"))
+        if "low" in row.metrics:
+            low, high = (points * row.metrics[end] for end in ("low", "high"))
             # a point estimate such as F1 may lie outside the interval of the mean
             below, above = max(score - low, 0), max(high - score, 0)
             axes.errorbar(share, score, [[below], [above]], color=style["color"], alpha=0.35, lw=1)

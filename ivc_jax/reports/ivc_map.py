@@ -23,11 +23,11 @@ CAPTION = (
 def draw(results: Results) -> Figure | None:
     """Draw V and U over positions, and both with the chosen cells on the grid of an image."""
     meta = results.meta
-    grids = next((record["grids"] for record in results.records if record["grids"]), None)
-    if grids is None or meta["image_start"] is None:
+    grids = next((record.grids for record in results.records if record.grids), None)
+    if grids is None or meta.image_start is None:
         return None
     _, rows, columns = grids[0]
-    start, rope = meta["image_start"], meta["rope"]
+    start, rope = meta.image_start, meta.rope
     # [3, n] position ids of the cells: time stays, rows and columns count up
     cells = np.indices((1, rows, columns)).reshape(3, -1) + start
     length = int(cells.max()) + 1

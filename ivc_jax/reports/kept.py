@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ivc_jax.evals.benchmarks.grounding import BOX_PARSERS, GROUNDING
+from ivc_jax.evals.benchmarks.scorers.grounding import BOX_PARSERS, GROUNDING
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
+from ivc_jax.evals.schema import Meta, Record
 from ivc_jax.reports.labels import short_labels, size_of
 from ivc_jax.reports.results import Results
 
@@ -34,8 +35,6 @@ _COLUMNS = 4  # of that of a prompt
 _BOX_COLOUR = "#39ff9f"
 _LETTERS = 34  # of a line of text above or below a panel of a prompt
 
-Record = Mapping[str, Any]
-
 
 def pictured_tasks(tasks: Sequence[str]) -> list[str]:
     """Take one grounding task and one other."""
@@ -46,16 +45,16 @@ def pictured_tasks(tasks: Sequence[str]) -> list[str]:
 
 def draw_example(results: Results, task: str) -> Figure | None:
     """Draw one example: one panel a method, one line a budget; one budget if methods are many."""
-    records = [record for record in results.records if record["task"] == task]
+    records = [record for record in results.records if record.task == task]
     meta, example = results.meta, _choose_example(results.meta, records)
     if not example:
         return None
     first = next(iter(example.values()))
     pixels = _read_pixels(meta, first)
-    if pixels is None or len(first["grids"]) != 1 or first["grids"][0][0] != 1:
+    if pixels is None or len(first.grids) != 1 or first.grids[0][0] != 1:
         return None  # drawn for a single image only
     pruned = {
-        method: size_of(method, record["keep_ratio"])
+        method: size_of(method, record.keep_ratio)
         for method, record in example.items()
         if method != _DENSE
     }
@@ -67,7 +66,7 @@ def draw_example(results: Results, task: str) -> Figure | None:
     )  # fmt: skip
     for axes in grid.flat:
         axes.axis("off")
-    question = f"{first['question']}    reference: {first['target']}"
+    question = f"{first.question}    reference: {first.target}"
     figure.suptitle(question, fontsize=12, fontweight="bold")
     if _DENSE in example:
         _example_panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
@@ -140,15 +139,15 @@ def save_prompt(
         pyplot.close(figure)
 
 
-def _choose_example(meta: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Record]:
+def _choose_example(meta: Meta, records: Sequence[Record]) -> dict[str, Record]:
     """Take the first example that dense gets right and that methods disagree on, if any."""
     examples: dict[str, dict[str, Record]] = {}
     for record in records:
-        examples.setdefault(record["example_id"], {})[record["method"]] = record
+        examples.setdefault(record.example_id, {})[record.method] = record
     complete = [
-        {method: by_method[method] for method in meta["methods"]}
+        {method: by_method[method] for method in meta.methods}
         for by_method in examples.values()
-        if all(method in by_method for method in meta["methods"])
+        if all(method in by_method for method in meta.methods)
     ]
     # Python's max keeps the first of equals.
     return max(complete, key=_interest, default={})
@@ -156,18 +155,18 @@ def _choose_example(meta: Mapping[str, Any], records: Sequence[Record]) -> dict[
 
 def _interest(example: dict[str, Record]) -> tuple[bool, bool]:
     dense = example.get(_DENSE)
-    right = dense is not None and dense["score"] >= 1
-    return right, len({record["score"] >= 1 for record in example.values()}) > 1
+    right = dense is not None and dense.score >= 1
+    return right, len({record.score >= 1 for record in example.values()}) > 1
 
 
-def _read_pixels(meta: Mapping[str, Any], record: Record) -> np.ndarray | None:
+def _read_pixels(meta: Meta, record: Record) -> np.ndarray | None:
     """Read the image of a record from its benchmark file; None if the file is gone."""
     try:
-        file = TsvFile(meta["files"][record["task"]])
+        file = TsvFile(meta.files[record.task])
     except TsvError:
         return None
     try:
-        return np.asarray(file.read(record["row"] - 1).images[0].convert("RGB"))
+        return np.asarray(file.read(record.row - 1).images[0].convert("RGB"))
     except (RowError, IndexError):
         return None
     finally:
@@ -176,16 +175,16 @@ def _read_pixels(meta: Mapping[str, Any], record: Record) -> np.ndarray | None:
 
 def _example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
     height, width = pixels.shape[:2]
-    axes.imshow(_shade(pixels, record["grids"][0], record["kept"]))
-    axes.set_title(f"{title}: {record['kept_tokens']} of {record['visual_tokens']}", fontsize=9)
-    colour = "#0a7d4f" if record["score"] >= 1 else "#b3261e"
-    text = _printable(record["prediction"])
+    axes.imshow(_shade(pixels, record.grids[0], record.kept))
+    axes.set_title(f"{title}: {record.kept_tokens} of {record.visual_tokens}", fontsize=9)
+    colour = "#0a7d4f" if record.score >= 1 else "#b3261e"
+    text = _printable(record.prediction)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
-    if TASKS[record["task"]].group == "grounding":
-        target = [float(word) for word in record["target"].split()[:4]]
+    if TASKS[record.task].group == "grounding":
+        target = [float(word) for word in record.target.split()[:4]]
         _draw_box(axes, target, "white", "--")
-        _draw_box(axes, record["parsed"], "#39ff9f" if record["score"] >= 1 else "#ff5a4f", "-")
+        _draw_box(axes, record.parsed, "#39ff9f" if record.score >= 1 else "#ff5a4f", "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 

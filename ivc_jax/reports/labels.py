@@ -1,9 +1,9 @@
 """Short names of methods and tasks, and scores as publications write them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ivc_jax.evals.benchmarks.tasks import BUNDLED_PREFIX, TASKS
+from ivc_jax.evals.schema import Row
 
 PERCENT = 100.0
 _SIZES = ("keep_ratio", "budget")
@@ -53,9 +53,9 @@ def _fields(spec: str, without: Sequence[str] = ()) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key not in without}
 
 
-def name_with_size(labels: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def name_with_size(labels: Mapping[str, str], rows: Iterable[Row]) -> dict[str, str]:
     """Name methods with their budget or keep ratio, for tables without a column of it."""
-    sizes = {row["method"]: size_of(row["method"], row["keep_ratio"])[1] for row in rows}
+    sizes = {row.method: size_of(row.method, row.keep_ratio)[1] for row in rows}
     return {
         method: labels[method] if method == "dense" else f"{labels[method]}, {size:g}"
         for method, size in sizes.items()

@@ -1,10 +1,11 @@
 """The report of a run: which sections it has, and its files."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ivc_jax.evals.running.records import write_atomically
+from ivc_jax.evals.schema import Meta, Statistics
 from ivc_jax.reports import html, markdown, tables
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
@@ -40,7 +41,7 @@ def compose(results: Results, leading: Sequence[Section] = ()) -> Report:
     usual = [make(results) for title, make in _USUAL.items() if title not in replaced]
     meta = results.meta
     return Report(
-        f"Visual-token pruning: {meta['model']}",
+        f"Visual-token pruning: {meta.model}",
         full_command(meta),
         _facts(meta),
         tuple(section for section in (*leading, *usual) if not section.empty),
@@ -60,38 +61,38 @@ def write(folder: pathlib.Path, results: Results, leading: Sequence[Section] = (
     write_atomically(folder / "report.html", html.render(report))
 
 
-def full_command(meta: Mapping[str, Any]) -> str:
+def full_command(meta: Meta) -> str:
     """Write the command of a run as it is given in a shell; records name the script alone."""
-    command = meta["command"]
+    command = meta.command
     return f"python experiments/{command}" if command.startswith("run.py") else command
 
 
-def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(meta: Meta) -> dict[str, Any]:
     """Name what the header shows; results of earlier versions lack some of it."""
     facts = {
-        "device": meta["device"],
-        "mesh": ", ".join(f"{name}={size}" for name, size in (meta.get("mesh") or {}).items()),
-        "processes": meta.get("processes"),
-        "dtype": meta["dtype"],
-        "jax": meta["jax_version"],
-        "commit": ", ".join(meta["commits"]),
-        "date": meta["date"],
-        "seed": meta["seed"],
-        "batch size": meta["batch_size"],
-        "rows of each task": meta["limit"] or "all",
-        "prefill programs compiled": meta["compiled_programs"],
-        **_time_facts(meta.get("statistics")),
-        "failed examples": meta["failed_rows"],
+        "device": meta.device,
+        "mesh": ", ".join(f"{name}={size}" for name, size in (meta.mesh or {}).items()),
+        "processes": meta.processes,
+        "dtype": meta.dtype,
+        "jax": meta.jax_version,
+        "commit": ", ".join(meta.commits),
+        "date": meta.date,
+        "seed": meta.seed,
+        "batch size": meta.batch_size,
+        "rows of each task": meta.limit or "all",
+        "prefill programs compiled": meta.compiled_programs,
+        **_time_facts(meta.statistics),
+        "failed examples": meta.failed_rows,
     }
     return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
-def _time_facts(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
+def _time_facts(statistics: Statistics | None) -> dict[str, Any]:
     """Say how the time went, which is unknown where every record was there already."""
     if statistics is None:
         return {}
-    facts = {"padded shapes": statistics["buckets"]}
-    if statistics["busy_share"] is not None:
-        facts["devices busy, without compiling"] = f"{100 * statistics['busy_share']:.1f} %"
-        facts["waited for the host"] = f"{statistics['wait']:.1f} s"
+    facts = {"padded shapes": statistics.buckets}
+    if statistics.busy_share is not None:
+        facts["devices busy, without compiling"] = f"{100 * statistics.busy_share:.1f} %"
+        facts["waited for the host"] = f"{statistics.wait:.1f} s"
     return facts

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ivc_jax.evals.schema import Record
+
 _RESAMPLES = 4000
 _FLIPS = 10_000
 
-Record = Mapping[str, Any]
 Scores = Mapping[str, Mapping[str, float]]  # task -> example -> score
 Interval = tuple[float, float, float]  # mean, and the ends of the 95 % interval
 
@@ -24,8 +25,8 @@ def by_task(records: Iterable[Record], tasks: Sequence[str]) -> dict[str, dict[s
     """Average the score of each example over runs, one dictionary a task."""
     found: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
     for record in records:
-        if record["task"] in found:
-            found[record["task"]].setdefault(record["example_id"], []).append(record["score"])
+        if record.task in found:
+            found[record.task].setdefault(record.example_id, []).append(record.score)
     return {
         task: {name: float(np.mean(values)) for name, values in examples.items()}
         for task, examples in found.items()
@@ -64,9 +65,9 @@ class Resampler:
         self._cluster: dict[tuple[str, str], int] = {}
         numbers: dict[Any, int] = {}
         for record in records:
-            key = record["task"], record["example_id"]
+            key = record.task, record.example_id
             if key not in self._cluster:
-                picture = record.get("picture") or key
+                picture = record.picture or key
                 self._cluster[key] = numbers.setdefault(picture, len(numbers))
         self.num_pictures = len(numbers)
         self._seed = seed

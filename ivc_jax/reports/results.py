@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ivc_jax.evals.running import summary
 from ivc_jax.evals.running.records import read_all, write_atomically
+from ivc_jax.evals.schema import Meta, Record, Row
 from ivc_jax.reports import comparison
 
 _RESULTS = "results.json"
@@ -25,59 +25,58 @@ class Results:
         records: of this run's tasks, methods and rows that did not fail, in their order.
     """
 
-    meta: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    records: Sequence[Mapping[str, Any]] = ()
+    meta: Meta
+    rows: Sequence[Row]
+    records: Sequence[Record] = ()
 
     @functools.cached_property
     def comparison(self) -> list[comparison.Cell]:
         """Methods at equal budgets; empty without budgets."""
-        return comparison.compare(self.records, self.meta["methods"])
+        return comparison.compare(self.records, self.meta.methods)
 
 
-def summarize(folder: pathlib.Path, meta: Mapping[str, Any]) -> Results:
+def summarize(folder: pathlib.Path, meta: Meta) -> Results:
     """Aggregate the records of a run and write results.json."""
     records = _wanted(folder, meta)
     failures = {
-        (record["task"], record["example_id"]): record["error"]
-        for record in records
-        if record["failed"]
+        (record.task, record.example_id): record.error for record in records if record.failed
     }
-    meta = meta | {
-        "failed_rows": len(failures),
-        "failures": list(failures.values())[:_LISTED_FAILURES],
-        "commits": sorted({record["commit"] for record in records}),
-    }
-    rows = summary.rows(records, meta["tasks"], meta["methods"])
-    text = json.dumps({"meta": meta, "rows": rows}, indent=1)
+    meta = dataclasses.replace(
+        meta,
+        failed_rows=len(failures),
+        failures=list(failures.values())[:_LISTED_FAILURES],
+        commits=sorted({record.commit for record in records}),
+    )
+    rows = summary.make_rows(records, meta.tasks, meta.methods)
+    text = json.dumps({"meta": meta.to_dict(), "rows": list(map(vars, rows))}, indent=1)
     write_atomically(folder / _RESULTS, text + "\n")
-    return Results(meta, rows, [record for record in records if not record["failed"]])
+    return Results(meta, rows, [record for record in records if not record.failed])
 
 
-def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+def read_meta(folder: pathlib.Path) -> Meta:
     """Return the `meta` of a finished run.
 
     Raises:
         ValueError: the folder holds none.
     """
     try:
-        return json.loads((folder / _RESULTS).read_text())["meta"]
+        return Meta.from_dict(json.loads((folder / _RESULTS).read_text())["meta"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished run: {error}") from None
 
 
-def _wanted(folder: pathlib.Path, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _wanted(folder: pathlib.Path, meta: Meta) -> list[Record]:
     """Read the records of this run's tasks, methods and rows; the folder may hold more.
 
     They come in order of task, row and method, whatever processes and batches they are from.
     """
-    methods = {name: place for place, name in enumerate(meta["methods"])}
-    tasks, last = {name: place for place, name in enumerate(meta["tasks"])}, meta["limit"]
+    methods = {name: place for place, name in enumerate(meta.methods)}
+    tasks, last = {name: place for place, name in enumerate(meta.tasks)}, meta.limit
     found = [
         record
         for record in read_all(folder)
-        if record["method"] in methods
-        and record["task"] in tasks
-        and (last is None or record["row"] <= last)
+        if record.method in methods
+        and record.task in tasks
+        and (last is None or record.row <= last)
     ]
-    return sorted(found, key=lambda r: (tasks[r["task"]], r["row"], methods[r["method"]]))
+    return sorted(found, key=lambda r: (tasks[r.task], r.row, methods[r.method]))

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ivc_jax.evals.running import summary
+from ivc_jax.evals.schema import Record, Row
 from ivc_jax.reports import comparison
 from ivc_jax.reports.labels import (
     heading,
@@ -97,12 +98,12 @@ def write_difference(cell: Compared, marked: bool = True) -> Cell:
 def scores(results: Results) -> Section:
     """Show every method on every task, and its retention."""
     meta, rows = results.meta, results.rows
-    labels, columns = short_labels(meta["methods"]), _columns(results)
-    cells = {(row["method"], row["task"]): row for row in rows}
-    best = _best(meta["methods"], cells)
+    labels, columns = short_labels(meta.methods), _columns(results)
+    cells = {(row.method, row.task): row for row in rows}
+    best = _best(meta.methods, cells)
     lines, starts, previous = [], [], None
     for method, overall in _overall(results):
-        size = size_of(method, overall["keep_ratio"])
+        size = size_of(method, overall.keep_ratio)
         if previous not in (None, size):
             starts.append(len(lines))
         previous = size
@@ -110,17 +111,17 @@ def scores(results: Results) -> Section:
             _write_row(row, (method, task) in best) if (row := cells.get((method, task))) else "-"
             for task in columns
         ]
-        retained = overall["retention"]
+        retained = overall.retention
         lines.append(
             (
                 labels[method],
-                f"{overall['keep_ratio']:.3g}",
-                f"{overall['metrics']['cached_share']:.3f}",
+                f"{overall.keep_ratio:.3g}",
+                f"{overall.metrics['cached_share']:.3f}",
                 *written,
                 "-" if retained is None else f"{100 * retained:.1f} %",
             )
         )
-    by_unit = ", ".join(map(short_task, scored_by_unit(meta["tasks"])))
+    by_unit = ", ".join(map(short_task, scored_by_unit(meta.tasks)))
     text = _SCORES_TEXT.format(
         points=_POINTS_TEXT if any(heading(task) != short_task(task) for task in columns) else "",
         units=_UNITS_TEXT.format(names=by_unit) if by_unit else "",
@@ -132,18 +133,18 @@ def scores(results: Results) -> Section:
 
 def costs(results: Results) -> Section:
     """Show what one example costs under every method."""
-    labels = short_labels(results.meta["methods"])
+    labels = short_labels(results.meta.methods)
     lines = tuple(
         (
             labels[method],
-            f"{row['keep_ratio']:.3g}",
-            f"{row['metrics']['cached_share']:.3f}",
-            f"{row['visual_tokens']:.0f}",
-            f"{row['kept_tokens']:.1f}",
-            f"{row['kv_bytes'] / 1024:.1f}",
-            f"{row['metrics']['flops'] / 1e9:.3g}",
-            f"{row['prefill_ms']:.3f}",
-            f"{row['decode_ms_per_token']:.3f}",
+            f"{row.keep_ratio:.3g}",
+            f"{row.metrics['cached_share']:.3f}",
+            f"{row.visual_tokens:.0f}",
+            f"{row.kept_tokens:.1f}",
+            f"{row.kv_bytes / 1024:.1f}",
+            f"{row.metrics['flops'] / 1e9:.3g}",
+            f"{row.prefill_ms:.3f}",
+            f"{row.decode_ms_per_token:.3f}",
         )
         for method, row in _overall(results)
     )
@@ -151,8 +152,8 @@ def costs(results: Results) -> Section:
         *("method", "keep ratio", "cached", "visual tokens", "kept", "KV cache (KiB)", "GFLOP"),
         *("prefill (ms)", "decode (ms a token)"),
     )
-    tower = _TOWER_TEXT if results.meta["shared_tower"] else ""
-    text = _COSTS_TEXT.format(batch_size=results.meta["batch_size"], tower=tower)
+    tower = _TOWER_TEXT if results.meta.shared_tower else ""
+    text = _COSTS_TEXT.format(batch_size=results.meta.batch_size, tower=tower)
     return Section(COSTS, (text,), (Table(names, lines),))
 
 
@@ -173,21 +174,21 @@ def budgets(results: Results) -> Section:
         )
         for budget, lines in by_budget.items()
     )
-    text = _BUDGETS_TEXT.format(reference=comparison.REFERENCE) + rows_note(results.meta["tasks"])
+    text = _BUDGETS_TEXT.format(reference=comparison.REFERENCE) + rows_note(results.meta.tasks)
     content = json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1)
     return Section(BUDGETS, (text,), tables, files={_COMPARISON: content + "\n"} if cells else {})
 
 
 def left_out(results: Results) -> Section:
     """Name the methods that could not reach a budget."""
-    return Section(LEFT_OUT, (_LEFT_OUT_TEXT,), notes=tuple(results.meta["unreachable"].values()))
+    return Section(LEFT_OUT, (_LEFT_OUT_TEXT,), notes=tuple(results.meta.unreachable.values()))
 
 
 def categories(results: Results) -> Section:
     """Show parts of tasks: one table a task and measure, a column a category."""
-    spelled = name_with_size(short_labels(results.meta["methods"]), results.rows)
+    spelled = name_with_size(short_labels(results.meta.methods), results.rows)
     tables = []
-    for found in summary.categories(results.rows):
+    for found in summary.collect_categories(results.rows):
         lines = tuple(
             (spelled[method], *(_write_category(found.measure, value) for value in values))
             for method, values in found.lines.items()
@@ -200,31 +201,31 @@ def categories(results: Results) -> Section:
 
 def answers(results: Results) -> Section:
     """Show the first examples of each task with the answers of all methods."""
-    labels, tables = short_labels(results.meta["methods"]), []
-    for task in results.meta["tasks"]:
-        examples: dict[str, dict[str, Mapping[str, Any]]] = {}
+    labels, tables = short_labels(results.meta.methods), []
+    for task in results.meta.tasks:
+        examples: dict[str, dict[str, Record]] = {}
         for record in results.records:
-            if record["task"] == task:
-                examples.setdefault(record["example_id"], {})[record["method"]] = record
+            if record.task == task:
+                examples.setdefault(record.example_id, {})[record.method] = record
         for by_method in list(examples.values())[:_EXAMPLES]:
             first = next(iter(by_method.values()))
             lines = tuple(
                 (
                     labels[method],
-                    f"{record['keep_ratio']:.3g}",
-                    str(record["kept_tokens"]),
-                    Cell(record["prediction"], mark=_right(record), code=True),
-                    f"{record['score']:g}",
+                    f"{record.keep_ratio:.3g}",
+                    str(record.kept_tokens),
+                    Cell(record.prediction, mark=_right(record), code=True),
+                    f"{record.score:g}",
                 )
-                for method in results.meta["methods"]
+                for method in results.meta.methods
                 if (record := by_method.get(method))
             )
-            asked, target = (_plain(first[name]) for name in ("question", "target"))
+            asked, target = _plain(first.question), _plain(first.target)
             tables.append(
                 Table(
                     ("method", "keep ratio", "kept", "answer", "score"),
                     lines,
-                    f"{short_task(task)} {first['example_id']}",
+                    f"{short_task(task)} {first.example_id}",
                     f"{asked} Reference: `{target}`",
                     folded=bool(tables),
                 )
@@ -234,30 +235,30 @@ def answers(results: Results) -> Section:
 
 def failures(results: Results) -> Section:
     """List what went wrong."""
-    return Section(FAILURES, notes=tuple(results.meta["failures"]))
+    return Section(FAILURES, notes=tuple(results.meta.failures))
 
 
 def _columns(results: Results) -> list[str]:
     """List the tasks, and the average over all, but not those over groups."""
-    return [t for t in dict.fromkeys(row["task"] for row in results.rows) if "/" not in t]
+    return [t for t in dict.fromkeys(row.task for row in results.rows) if "/" not in t]
 
 
-def _overall(results: Results) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _overall(results: Results) -> Iterable[tuple[str, Row]]:
     """Yield each method and its average row, or that of the only task."""
-    cells = {(row["method"], row["task"]): row for row in results.rows}
+    cells = {(row.method, row.task): row for row in results.rows}
     last = _columns(results)[-1]
-    for method in results.meta["methods"]:
+    for method in results.meta.methods:
         if row := cells.get((method, summary.AVERAGE)) or cells.get((method, last)):
             yield method, row
 
 
-def _best(methods: Sequence[str], cells: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
+def _best(methods: Sequence[str], cells: Mapping[tuple[str, str], Row]) -> set[tuple[str, str]]:
     """Name the best pruned method of each task at each budget or keep ratio."""
     groups: dict[tuple[str, tuple[str, float]], list[tuple[float, str]]] = {}
     for (method, task), row in cells.items():
         if method != "dense":
-            size = size_of(method, row["keep_ratio"])
-            groups.setdefault((task, size), []).append((round(row["score"], 9), method))
+            size = size_of(method, row.keep_ratio)
+            groups.setdefault((task, size), []).append((round(row.score, 9), method))
     return {
         (method, task)
         for (task, _), scored in groups.items()
@@ -266,12 +267,12 @@ def _best(methods: Sequence[str], cells: Mapping[tuple[str, str], Any]) -> set[t
     }
 
 
-def _write_row(row: Mapping[str, Any], best: bool) -> Cell:
-    task, found = row["task"], row["metrics"]
+def _write_row(row: Row, best: bool) -> Cell:
+    task, found = row.task, row.metrics
     interval = None
     if "low" in found:
         interval = in_points(task, found["low"], 0), in_points(task, found["high"], 0)
-    return Cell(in_points(task, row["score"]), interval, "best" if best else "")
+    return Cell(in_points(task, row.score), interval, "best" if best else "")
 
 
 def _write_budget_row(label: str, cells: Sequence[comparison.Cell]) -> tuple[Cell | str, ...]:
@@ -302,5 +303,5 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("`", "'")
 
 
-def _right(record: Mapping[str, Any]) -> str:
-    return "right" if record["score"] >= 1 else "wrong"
+def _right(record: Record) -> str:
+    return "right" if record.score >= 1 else "wrong"

@@ -24,7 +24,7 @@ _TEXT = (
 
 def make_sections(results: Results) -> list[Section]:
     """Make a section of each study that the run was made for and that has rows."""
-    studies = [from_json(content) for content in results.meta.get("studies", ())]
+    studies = [from_json(content) for content in results.meta.studies]
     tabulated = [(study, table.tabulate(study, results.records)) for study in studies]
     groups = table.shown_groups(tabulated)
     return [_make_section(study, rows, groups, results) for study, rows in tabulated if rows]
@@ -42,13 +42,13 @@ def _make_section(
         caption = figure.CAPTIONS[study.figure]
         saved = (figures.save(study.name, study.title, caption, drawn),)
     content = {
-        "meta": {key: results.meta[key] for key in _META},
+        "meta": {name: getattr(results.meta, name) for name in _META},
         "study": {name: getattr(study, name) for name in ("title", "question", "reference")},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     return Section(
         study.title,
-        (study.question, _TEXT + rows_note(results.meta["tasks"])),
+        (study.question, _TEXT + rows_note(results.meta.tasks)),
         (_make_table(study, rows, groups),),
         saved,
         files={f"study_{study.name}.json": json.dumps(content, indent=1) + "\n"},

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.schema import Record
 from ivc_jax.reports.resampling import NOTHING, Resampler, by_task, holm, paired
 from ivc_jax.studies.study import Study, Variant
 
 ALL = "average"
 
-Record = Mapping[str, Any]
 Key = tuple[str, str, float | None, float | None]  # series, label, x, y
 
 
@@ -71,13 +71,13 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
     records = list(records)
     by_spec: dict[str, list[Record]] = {}
     for record in records:
-        by_spec.setdefault(record["method"], []).append(record)
+        by_spec.setdefault(record.method, []).append(record)
     pools: dict[Key, list[Variant]] = {}
     for variant in study.variants:
         if variant.spec in by_spec:
             key = variant.series, variant.label, variant.x, variant.y
             pools.setdefault(key, []).append(variant)
-    present = {record["task"] for record in records}
+    present = {record.task for record in records}
     tasks = [task for task in TASKS if task in present]
     groups = _groups(tasks)
     resampler = Resampler(records)
@@ -136,7 +136,7 @@ def _row(
     records: Sequence[Record],
     cells: dict[str, Cell],
 ) -> Row:
-    mean = lambda name: float(np.mean([record[name] for record in records]))  # noqa: E731
+    mean = lambda name: float(np.mean([getattr(record, name) for record in records]))  # noqa: E731
     return Row(
         *key,
         specs=tuple(variant.spec for variant in variants),
@@ -144,7 +144,7 @@ def _row(
         kept_share=mean("kept_tokens") / max(mean("visual_tokens"), 1),
         cached_share=mean("cached_share"),
         flops=mean("flops"),
-        examples=len({(record["task"], record["example_id"]) for record in records}),
+        examples=len({(record.task, record.example_id) for record in records}),
         cells=cells,
     )
 

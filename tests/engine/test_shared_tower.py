@@ -129,8 +129,8 @@ def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):
     session.plan = dataclasses.replace(session.plan, methods=())  # nothing to answer
     meta = evaluation.evaluate(session, lambda *progress: None)
     session.close()
-    assert meta["shared_tower"] is True
-    assert meta["image_start"] is not None
+    assert meta.shared_tower is True
+    assert meta.image_start is not None
 
 
 def test_only_runs_that_share_the_tower_have_a_new_identity(model):

@@ -67,32 +67,32 @@ def found(tiny_hf, tmp_path_factory):
     out = records.RunFolder(folder / "out")
     statistics = runner.run(plan, ModelAnswerer(model, processor), out, lambda *event: None)
     out.close()
-    return statistics, {record["example_id"]: record for record in records.read_all(out.path)}
+    return statistics, {record.example_id: record for record in records.read_all(out.path)}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_each_row_is_scored_or_named(found, name):
     record, message = found[1][name], ROWS[name][1]
-    assert record["failed"] == (message is not None)
+    assert record.failed == (message is not None)
     if message:
         row = list(ROWS).index(name) + 1
-        assert f"{_TASK.file_name} row {row} (index {name}): " in record["error"]
-        assert message in record["error"]
+        assert f"{_TASK.file_name} row {row} (index {name}): " in record.error
+        assert message in record.error
     else:
-        assert record["score"] in (0.0, 1.0)
-        assert record["kept_tokens"] < record["visual_tokens"] or record["visual_tokens"] == 1
+        assert record.score in (0.0, 1.0)
+        assert record.kept_tokens < record.visual_tokens or record.visual_tokens == 1
 
 
 def test_the_others_are_scored_and_counted(found):
     statistics, rows = found
     broken = [message for _, message in ROWS.values() if message]
     assert summary.count_failed(rows.values()) == len(broken)
-    (row,) = summary.rows(rows.values(), [_TASK.name], ["ivc"])
-    assert row["n"] == len(ROWS) - len(broken)
+    (row,) = summary.make_rows(rows.values(), [_TASK.name], ["ivc"])
+    assert row.n == len(ROWS) - len(broken)
     assert statistics.buckets == 1  # that all of them fit into
 
 
 def test_pictures_survive_padding_and_conversion(found):
     """A CMYK picture and an animation take as many tokens as a plain one of their size."""
-    tokens = {name: found[1][name]["visual_tokens"] for name in ("CMYK", "animated", "grey")}
+    tokens = {name: found[1][name].visual_tokens for name in ("CMYK", "animated", "grey")}
     assert set(tokens.values()) == {25}  # 40 x 40 pixels, 8 a token

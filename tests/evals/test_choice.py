@@ -1,6 +1,7 @@
 """Multiple choice: which option an answer names, and circular accuracy worked out by hand."""
 
 import pytest
+from helpers.records import make_record
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
 
@@ -68,10 +69,9 @@ def test_broken_rows_show_before_the_model_runs(change, message):
     TASKS["MMStar"].check_cells(CELLS, "qwen2_vl")
 
 
-def record(index, score, category="", l2="", split=""):
+def record(index, score, category="", l2="", split="", parsed="B"):
     cells = {"l2-category": l2, "split": split}
-    base = {"example_id": index, "score": score, "parsed": "B", "category": category}
-    return base | {"cells": cells}
+    return make_record(example_id=index, score=score, parsed=parsed, category=category, cells=cells)
 
 
 def test_accuracy_by_category_level_and_split():
@@ -79,7 +79,7 @@ def test_accuracy_by_category_level_and_split():
         record("1", 1.0, "place", "fine", "dev"),
         record("2", 0.0, "place", "fine", "test"),
         record("3", 1.0, "count", "fine", "dev"),
-        record("4", 0.0, "count", "coarse", "dev") | {"parsed": "Unknown"},
+        record("4", 0.0, "count", "coarse", "dev", parsed="Unknown"),
     ]
     assert TASKS["MMStar"].scoring.aggregate(records) == pytest.approx(
         {

@@ -4,41 +4,42 @@ import json
 
 import numpy as np
 import pytest
+from helpers.records import make_record, make_row
 
 from ivc_jax.evals.benchmarks import metrics, parsers, tasks
 from ivc_jax.evals.running import summary
 
 
 def test_qwen2_box_is_read_in_thousandths():
-    assert parsers.qwen2_box("it is (100,200),(300,400).") == (0.1, 0.2, 0.3, 0.4)
-    assert parsers.qwen2_box("(1, 2) , (3, 4)") == (0.001, 0.002, 0.003, 0.004)
-    assert parsers.qwen2_box("(1,2),(3,4) (9,9),(9,9)") == (0.001, 0.002, 0.003, 0.004)
+    assert parsers.read_qwen2_box("it is (100,200),(300,400).") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.read_qwen2_box("(1, 2) , (3, 4)") == (0.001, 0.002, 0.003, 0.004)
+    assert parsers.read_qwen2_box("(1,2),(3,4) (9,9),(9,9)") == (0.001, 0.002, 0.003, 0.004)
 
 
 @pytest.mark.parametrize("text", ["", "no box", "(1,2)", "(1,2),(3)", "[1,2,3,4]", "(a,b),(c,d)"])
 def test_text_without_a_qwen2_box_is_no_box(text):
-    assert parsers.qwen2_box(text) == parsers.NO_BOX
+    assert parsers.read_qwen2_box(text) == parsers.NO_BOX
 
 
 def test_bracketed_box_is_scaled_by_its_sum():
-    assert parsers.bracketed_box("<box>[[100, 200, 300, 400]]</box>") == (0.1, 0.2, 0.3, 0.4)
-    assert parsers.bracketed_box("[0.1,0.2,0.3,0.4]") == (0.1, 0.2, 0.3, 0.4)
-    assert parsers.bracketed_box("[1, 1, 1, 1]") == (0.001, 0.001, 0.001, 0.001)  # sums to 4
-    assert parsers.bracketed_box("[1, 1, 1, 0.5]") == (1.0, 1.0, 1.0, 0.5)
-    assert parsers.bracketed_box("[1, 2, 3]") == parsers.NO_BOX
+    assert parsers.read_bracketed_box("<box>[[100, 200, 300, 400]]</box>") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.read_bracketed_box("[0.1,0.2,0.3,0.4]") == (0.1, 0.2, 0.3, 0.4)
+    assert parsers.read_bracketed_box("[1, 1, 1, 1]") == (0.001, 0.001, 0.001, 0.001)  # sums to 4
+    assert parsers.read_bracketed_box("[1, 1, 1, 0.5]") == (1.0, 1.0, 1.0, 0.5)
+    assert parsers.read_bracketed_box("[1, 2, 3]") == parsers.NO_BOX
 
 
 def test_fractions_become_pixels_and_pixels_stay():
-    assert parsers.box_in_pixels((0.1, 0.2, 0.5, 1.1), 200, 100) == pytest.approx(
+    assert parsers.scale_to_pixels((0.1, 0.2, 0.5, 1.1), 200, 100) == pytest.approx(
         (20, 20, 100, 110)
     )
-    assert parsers.box_in_pixels((0.1, 0.2, 0.5, 1.2), 200, 100) == (0.1, 0.2, 0.5, 1.2)
+    assert parsers.scale_to_pixels((0.1, 0.2, 0.5, 1.2), 200, 100) == (0.1, 0.2, 0.5, 1.2)
 
 
 def test_target_box_takes_four_numbers():
-    assert parsers.target_box("1 2.5 3 4 9 9 9 9") == (1, 2.5, 3, 4)
+    assert parsers.read_target_box("1 2.5 3 4 9 9 9 9") == (1, 2.5, 3, 4)
     with pytest.raises(ValueError, match="expected 'x1 y1 x2 y2'"):
-        parsers.target_box("1 2 3")
+        parsers.read_target_box("1 2 3")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_target_box_takes_four_numbers():
     ],
 )
 def test_yes_or_no(text, expected):
-    assert parsers.yes_or_no(text) == expected
+    assert parsers.read_yes_or_no(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,31 +71,31 @@ def test_yes_or_no(text, expected):
     ],
 )
 def test_punctuation_rule(text, expected):
-    assert parsers.without_punctuation(text) == expected
+    assert parsers.drop_punctuation(text) == expected
 
 
 def test_plain_answer_ignores_case_blanks_and_one_period():
-    assert parsers.plain_answer("  Red. \n") == "red"
-    assert parsers.plain_answer("7") == "7"
-    assert parsers.plain_answer("red..") == "red."
-    assert parsers.plain_answer("red!") != "red"
+    assert parsers.simplify("  Red. \n") == "red"
+    assert parsers.simplify("7") == "7"
+    assert parsers.simplify("red..") == "red."
+    assert parsers.simplify("red!") != "red"
 
 
 def test_box_iou_by_hand():
-    assert metrics.box_iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert metrics.measure_iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
     # overlap 5 x 10, union 10 x 10 + 10 x 10 - 50
-    assert metrics.box_iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
-    assert metrics.box_iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # a shared edge is no overlap
-    assert metrics.box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
-    assert metrics.box_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0  # no division by zero
+    assert metrics.measure_iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert metrics.measure_iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # a shared edge is no overlap
+    assert metrics.measure_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert metrics.measure_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0  # no division by zero
     # fractional coordinates, no +1: 0.5 x 1 over 1.5 x 1
-    assert metrics.box_iou((0, 0, 1, 1), (0.5, 0, 1.5, 1)) == pytest.approx(1 / 3)
+    assert metrics.measure_iou((0, 0, 1, 1), (0.5, 0, 1.5, 1)) == pytest.approx(1 / 3)
 
 
 def test_yes_no_metrics_by_hand():
     targets = ["Yes", "Yes", "Yes", "No", "No"]
     answers = ["Yes", "No", "Unknown", "Yes", "Unknown"]
-    values = metrics.yes_no_metrics(targets, answers)
+    values = metrics.measure_yes_no(targets, answers)
     # tp 1, claimed 2, positives 3; the Unknown to a No counts as No in precision, not in accuracy
     assert values["accuracy"] == pytest.approx(1 / 5)
     assert values["precision"] == pytest.approx(1 / 2)
@@ -104,21 +105,21 @@ def test_yes_no_metrics_by_hand():
 
 
 def test_yes_no_metrics_without_any_yes():
-    values = metrics.yes_no_metrics(["No"], ["No"])
+    values = metrics.measure_yes_no(["No"], ["No"])
     assert (values["accuracy"], values["precision"], values["f1"]) == (1, 0, 0)
-    assert metrics.yes_no_metrics([], [])["accuracy"] == 0
+    assert metrics.measure_yes_no([], [])["accuracy"] == 0
 
 
 def test_bootstrap_interval_holds_the_mean():
-    low, high = metrics.bootstrap_interval([0.0, 1.0] * 50)
+    low, high = metrics.bootstrap([0.0, 1.0] * 50)
     assert 0.35 < low < 0.5 < high < 0.65
-    assert metrics.bootstrap_interval([1.0] * 5) == (1, 1)
-    assert metrics.bootstrap_interval([]) == (0, 0)
+    assert metrics.bootstrap([1.0] * 5) == (1, 1)
+    assert metrics.bootstrap([]) == (0, 0)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     values = [float(n % 7) for n in range(40)]
-    low, high = metrics.jackknife_interval(lambda part: sum(part) / len(part), values, range(40))
+    low, high = metrics.jackknife(lambda part: sum(part) / len(part), values, range(40))
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(40)
     assert (low, high) == pytest.approx((mean - 2.02 * error, mean + 2.02 * error))
 
@@ -126,11 +127,11 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 def test_jackknife_keeps_units_whole():
     seen = []
     units = [n // 2 for n in range(200)]
-    metrics.jackknife_interval(lambda part: float(seen.append(part) or 0), units, units)
+    metrics.jackknife(lambda part: float(seen.append(part) or 0), units, units)
     assert len(seen) == 1 + 40
     for unit in range(100):  # each is whole, and left out once
         assert sorted(part.count(unit) for part in seen) == [0, *[2] * 40]
-    assert metrics.jackknife_interval(sum, [3.0, 4.0], ["a", "a"]) == (7, 7)
+    assert metrics.jackknife(sum, [3.0, 4.0], ["a", "a"]) == (7, 7)
 
 
 def test_grounding_scores_at_half_overlap():
@@ -189,16 +190,13 @@ def test_the_table_holds_the_public_sets():
 
 
 def test_another_number_of_rows_is_remarked():
-    assert tasks.TASKS["MMStar"].unusual_rows(1500) is None
-    assert "MMStar.tsv has 12 rows, usually 1500" in tasks.TASKS["MMStar"].unusual_rows(12)
-    assert tasks.TASKS["DigitScenes_colour"].unusual_rows(12) is None
+    assert tasks.TASKS["MMStar"].remark_on_rows(1500) is None
+    assert "MMStar.tsv has 12 rows, usually 1500" in tasks.TASKS["MMStar"].remark_on_rows(12)
+    assert tasks.TASKS["DigitScenes_colour"].remark_on_rows(12) is None
 
 
 def record(example, method, score, task="DigitScenes_colour", **values):
-    base = {"task": task, "method": method, "example_id": example, "score": score, "failed": False}
-    base |= {"keep_ratio": 0.5, "parsed": "", "target": "", "category": "", "visual_tokens": 10}
-    base |= {"kept_tokens": 5, "kv_bytes": 64.0, "prefill_ms": 1.0, "decode_ms": 6.0}
-    return base | {"decode_steps": 3, "cached_share": 0.5, "flops": 2e6} | values
+    return make_record(example_id=example, method=method, score=score, task=task, **values)
 
 
 def test_rows_by_hand():
@@ -209,38 +207,38 @@ def test_rows_by_hand():
         record("2", "half", 0.0, prefill_ms=4.0, decode_ms=9.0),
         record("3", "half", None, failed=True),
     ]
-    dense, half = summary.rows(found, ["DigitScenes_colour"], ["dense", "half"])
-    assert list(half) == [
+    dense, half = summary.make_rows(found, ["DigitScenes_colour"], ["dense", "half"])
+    assert list(vars(half)) == [
         "task", "method", "keep_ratio", "n", "score", "metrics", "retention", "visual_tokens",
         "kept_tokens", "kv_bytes", "prefill_ms", "decode_ms_per_token",
     ]  # fmt: skip
-    assert (dense["score"], dense["retention"], half["n"]) == (1, 1, 2)
-    assert (half["metrics"]["cached_share"], half["metrics"]["flops"]) == (0.5, 2e6)
-    assert (half["score"], half["retention"], half["prefill_ms"]) == (0.5, 0.5, 3)
-    assert half["decode_ms_per_token"] == 3
-    assert half["metrics"]["change"] == -0.5
-    json.dumps([dense, half])
+    assert (dense.score, dense.retention, half.n) == (1, 1, 2)
+    assert (half.metrics["cached_share"], half.metrics["flops"]) == (0.5, 2e6)
+    assert (half.score, half.retention, half.prefill_ms) == (0.5, 0.5, 3)
+    assert half.decode_ms_per_token == 3
+    assert half.metrics["change"] == -0.5
+    json.dumps([vars(dense), vars(half)])
 
 
 def test_retention_needs_a_dense_score():
-    (row,) = summary.rows([record("1", "half", 1.0)], ["DigitScenes_colour"], ["half"])
-    assert row["retention"] is None
-    rows = summary.rows(
+    (row,) = summary.make_rows([record("1", "half", 1.0)], ["DigitScenes_colour"], ["half"])
+    assert row.retention is None
+    rows = summary.make_rows(
         [record("1", "dense", 0.0), record("1", "half", 1.0)],
         ["DigitScenes_colour"],
         ["dense", "half"],
     )
-    assert rows[1]["retention"] is None
+    assert rows[1].retention is None
 
 
 def test_averages_weigh_tasks_alike():
     names = ["DigitScenes_colour", "DigitScenes_counting", "DigitScenes_reading"]
     found = [record(str(n), "dense", 1.0, names[0]) for n in range(3)]
     found += [record("1", "dense", 0.0, name) for name in names[1:]]
-    rows = {row["task"]: row for row in summary.rows(found, names, ["dense"])}
-    assert rows["average"]["score"] == pytest.approx(1 / 3)
-    assert rows["average/semantic"]["score"] == pytest.approx(1 / 2)
-    assert rows["average"]["n"] == 5
+    rows = {row.task: row for row in summary.make_rows(found, names, ["dense"])}
+    assert rows["average"].score == pytest.approx(1 / 3)
+    assert rows["average/semantic"].score == pytest.approx(1 / 2)
+    assert rows["average"].n == 5
     assert "average/spatial" not in rows
 
 
@@ -250,9 +248,9 @@ def test_existence_reports_precision_and_categories():
         record("1", "dense", 1.0, name, target="yes", parsed="Yes", category="random"),
         record("2", "dense", 0.0, name, target="no", parsed="Yes", category="random,adversarial"),
     ]
-    (row,) = summary.rows(found, [name], ["dense"])
-    values = row["metrics"]
-    assert (row["score"], values["precision"], values["recall"]) == (0.5, 0.5, 1)
+    (row,) = summary.make_rows(found, [name], ["dense"])
+    values = row.metrics
+    assert (row.score, values["precision"], values["recall"]) == (0.5, 0.5, 1)
     assert (values["accuracy/random"], values["accuracy/adversarial"]) == (0.5, 0)
 
 
@@ -268,11 +266,13 @@ def test_scores_that_are_no_means_have_intervals_and_changes_of_their_own():
             for n in range(80)
         ]  # fmt: skip
 
-    rows = summary.rows([*answers("dense", 60), *answers("half", 40)], ["POPE"], ["dense", "half"])
+    rows = summary.make_rows(
+        [*answers("dense", 60), *answers("half", 40)], ["POPE"], ["dense", "half"]
+    )
     dense, half = 2 * 60 / (60 + 80), 2 * 40 / (40 + 80)
-    assert rows[0]["score"] == pytest.approx(dense)
-    assert rows[1]["retention"] == pytest.approx(half / dense)
-    values = rows[1]["metrics"]
+    assert rows[0].score == pytest.approx(dense)
+    assert rows[1].retention == pytest.approx(half / dense)
+    values = rows[1].metrics
     assert values["low"] < half < values["high"] < values["low"] + 0.3
     assert values["change"] == pytest.approx(half - dense)
     assert values["change_low"] < half - dense < values["change_high"] < 0
@@ -284,22 +284,21 @@ def test_change_compares_common_examples_only():
         record("2", "dense", 0.0, "POPE", target="Yes", parsed="No", category="random"),
         record("1", "half", 1.0, "POPE", target="Yes", parsed="Yes", category="random"),
     ]
-    _, half = summary.rows(found, ["POPE"], ["dense", "half"])
-    assert half["metrics"]["change"] == 0
-    json.dumps(half)
+    _, half = summary.make_rows(found, ["POPE"], ["dense", "half"])
+    assert half.metrics["change"] == 0
+    json.dumps(vars(half))
 
 
 def test_tables_by_category():
+    values = {"accuracy": 0.5, "accuracy/b": 0.25, "accuracy/a": 1.0, "accuracy/l2/x": 0.5}
+    values |= {"accuracy/split/dev": 0.75, "accuracy/in/out": 0.1}
     rows = [
-        {"task": "MMStar", "method": "dense", "metrics": {
-            "accuracy": 0.5, "accuracy/b": 0.25, "accuracy/a": 1.0, "accuracy/l2/x": 0.5,
-            "accuracy/split/dev": 0.75, "accuracy/in/out": 0.1,
-        }},
-        {"task": "MMStar", "method": "half", "metrics": {"accuracy": 0.5, "accuracy/a": 0.0}},
-        {"task": "MME", "method": "dense", "metrics": {"score": 1.0, "points/OCR": 185.0}},
-        {"task": "average", "method": "dense", "metrics": {"flops": 1.0}},
-    ]  # fmt: skip
-    tables = summary.categories(rows)
+        make_row("MMStar", "dense", 0.5, metrics=values),
+        make_row("MMStar", "half", 0.5, metrics={"accuracy": 0.5, "accuracy/a": 0.0}),
+        make_row("MME", "dense", 1.0, metrics={"score": 1.0, "points/OCR": 185.0}),
+        make_row("average", "dense", 0.75),
+    ]
+    tables = summary.collect_categories(rows)
     assert [(table.task, table.measure, table.level) for table in tables] == [
         ("MMStar", "accuracy", "category"),
         ("MMStar", "accuracy", "l2-category"),

@@ -1,6 +1,7 @@
 """Records and resuming: nothing is repeated, skipped or lost."""
 
 import dataclasses
+import json
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import textwrap
 import time
 
 import pytest
+from helpers.records import make_record
 from helpers.running import COLOUR, FakeAnswerer, make_plan, run
 from helpers.tsv import HEADER, IMAGE, write_tsv
 
@@ -21,7 +23,7 @@ from ivc_jax.evals.running.survey import TaskEntry
 
 
 def keys(out):
-    return [(record["example_id"], record["method"]) for record in records.read_all(out)]
+    return [(record.example_id, record.method) for record in records.read_all(out)]
 
 
 COMPLETE = [(str(n), m) for pair in ((0, 1), (2, 3), (4,)) for m in ("dense", "half") for n in pair]
@@ -40,10 +42,10 @@ def test_records_hold_the_fixed_keys(tmp_path):
     run(make_plan(tmp_path), tmp_path / "out")
     record = records.read_all(tmp_path / "out")[0]
     fixed = {"task", "split", "example_id", "model", "method", "keep_ratio", "prediction", "score"}
-    assert fixed | {"seconds", "commit", "kept_tokens", "parsed"} <= record.keys()
-    assert (record["prediction"], record["parsed"], record["score"]) == ("Red.", "red", 1)
-    assert (record["kept"], record["kept_tokens"], record["visual_tokens"]) == ([0, 3], 2, 4)
-    assert record["seconds"] == pytest.approx(0.008)
+    assert fixed | {"seconds", "commit", "kept_tokens", "parsed"} <= set(vars(record))
+    assert (record.prediction, record.parsed, record.score) == ("Red.", "red", 1)
+    assert (record.kept, record.kept_tokens, record.visual_tokens) == ([0, 3], 2, 4)
+    assert record.seconds == pytest.approx(0.008)
 
 
 @pytest.mark.parametrize("torn", ["", '{"task": "DigitScenes_col', '{"example_id":"2","method":"h'])
@@ -117,7 +119,7 @@ def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
     run(make_plan(tmp_path, rows=rows), tmp_path / "out", answerer)
     found = records.read_all(tmp_path / "out")
     assert sorted(keys(tmp_path / "out")) == sorted(COMPLETE)
-    failed = {record["example_id"]: record["error"] for record in found if record["failed"]}
+    failed = {record.example_id: record.error for record in found if record.failed}
     assert failed.keys() == {"1", "3", "4"}
     assert "DigitScenes_colour.tsv row 2 (index 1): the image cell" in failed["1"]
     assert "row 4 (index 3): the question cell is empty" in failed["3"]
@@ -140,7 +142,7 @@ def test_a_broken_reference_fails_before_the_model_runs(tmp_path):
     answerer = FakeAnswerer(2)
     plan = runner.RunPlan([entry], [method], 2, RunIdentity("m", 0, "c"))
     run(plan, tmp_path / "out", answerer)
-    errors = [record["error"] for record in records.read_all(tmp_path / "out")]
+    errors = [record.error for record in records.read_all(tmp_path / "out")]
     assert "row 1" in errors[0]
     assert "expected 'x1 y1 x2 y2'" in errors[0]
     assert "'high'" in errors[1]
@@ -187,7 +189,7 @@ def test_unusable_folders_are_refused(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "out" / "records"
     path.mkdir(parents=True)
-    (path / "t.jsonl").write_text('{"example_id": "1", "method": "m"}\n???\n')
+    (path / "t.jsonl").write_text(json.dumps(vars(make_record())) + "\n???\n")
     with pytest.raises(RecordsError, match="line 2 is not a record"):
         RunFolder(tmp_path / "out").records("t")
 

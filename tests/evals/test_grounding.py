@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from helpers.records import make_record
 from helpers.tsv import encode, write_tsv
 from PIL import Image
 
 from ivc_jax.commands import run
 from ivc_jax.evals.benchmarks import parsers, tasks
-from ivc_jax.evals.benchmarks.grounding import GROUNDING, GROUNDING_RESIZED
+from ivc_jax.evals.benchmarks.scorers.grounding import GROUNDING, GROUNDING_RESIZED
 from ivc_jax.reports import figures
 
 # 640 x 480 becomes 644 x 476 in the frame of Qwen2.5-VL.
@@ -22,11 +23,11 @@ def test_prompts_byte_for_byte():
     expected = "\nLocate The Man in red and output the bbox coordinates in JSON format."
     assert task.prompt(cells, "qwen2_5_vl") == expected
     assert tasks.TASKS["RefCOCOg_val_for_qwen25vl"].prompt(cells, "qwen2_5_vl") == expected
-    official = tasks.with_official_prompt(task)
+    official = tasks.use_official_prompt(task)
     expected = "\n<|object_ref_start|>Detect the man in re<|object_ref_end|>"
     assert official.prompt(cells, "qwen2_vl") == expected
     digits = tasks.TASKS["DigitScenes_grounding"]
-    assert tasks.with_official_prompt(digits) is digits
+    assert tasks.use_official_prompt(digits) is digits
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_prompts_byte_for_byte():
     ],
 )  # fmt: skip
 def test_first_bbox_2d_is_the_answer(text, box):
-    assert parsers.qwen2_5_box(text) == box
+    assert parsers.read_qwen2_5_box(text) == box
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_first_bbox_2d_is_the_answer(text, box):
 )
 def test_resized_frame_rounds_sides_half_to_even(size, frame):
     # 42 / 28 = 1.5 and 70 / 28 = 2.5 both go to 2.
-    assert parsers.resized_frame(*size) == frame
+    assert parsers.find_resized_frame(*size) == frame
 
 
 def test_qwen2_5_boxes_are_scored_in_the_resized_frame():
@@ -75,7 +76,7 @@ def test_both_frames_are_reported():
     cells = {"width": "28", "height": "28", "answer": "0 0 0.9 10"}
     parsed = GROUNDING.parse('{"bbox_2d": [0, 0, 2, 10]}', cells, "qwen2_5_vl")
     score = GROUNDING.score(parsed, cells, "qwen2_5_vl")
-    record = {"score": score, "parsed": parsed, "target": cells["answer"]}
+    record = make_record(score=score, parsed=parsed, target=cells["answer"])
     metrics = GROUNDING.aggregate([record])
     assert metrics["accuracy"] == 1  # 10 of 20 against the rounded reference
     assert metrics["accuracy_original_frame"] == 0  # 9 of 20

@@ -1,10 +1,11 @@
 """Scores of free answers: VQA accuracy, relaxed accuracy, ANLS, exact match and OCRBench."""
 
 import pytest
+from helpers.records import make_record
 
-from ivc_jax.evals.benchmarks import open_ended, tasks
+from ivc_jax.evals.benchmarks import parsers, tasks
+from ivc_jax.evals.benchmarks.scorers import open_ended
 from ivc_jax.evals.benchmarks.tasks import TASKS
-from ivc_jax.evals.benchmarks.vqa_words import normalized
 
 
 def score(task, text, answer, **cells):
@@ -25,7 +26,7 @@ def score(task, text, answer, **cells):
     ],
 )
 def test_reference_cells_may_be_lists(cell, expected):
-    assert open_ended.references(cell) == expected
+    assert open_ended.read_references(cell) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_reference_cells_may_be_lists(cell, expected):
     ],
 )
 def test_vqa_normalization(text, expected):
-    assert normalized(text) == expected
+    assert parsers.normalize(text) == expected
 
 
 def test_vqa_accuracy_leaves_each_annotator_out():
@@ -81,18 +82,18 @@ def test_vqa_accuracy_leaves_each_annotator_out():
 def test_relaxed_accuracy(text, answer, official, fixed):
     chart = TASKS["ChartQA_TEST"]
     assert score(chart, text, answer) == official
-    assert score(tasks.with_fixed_relaxed_accuracy(chart), text, answer) == fixed
+    assert score(tasks.use_fixed_relaxed_accuracy(chart), text, answer) == fixed
 
 
 def test_only_relaxed_accuracy_can_be_fixed():
-    assert tasks.with_fixed_relaxed_accuracy(TASKS["DocVQA_VAL"]) is TASKS["DocVQA_VAL"]
+    assert tasks.use_fixed_relaxed_accuracy(TASKS["DocVQA_VAL"]) is TASKS["DocVQA_VAL"]
 
 
 def test_chartqa_is_reported_by_split():
     records = [
-        {"score": 1.0, "category": "", "cells": {"split": "human"}},
-        {"score": 0.0, "category": "", "cells": {"split": "human"}},
-        {"score": 1.0, "category": "", "cells": {"split": "augmented"}},
+        make_record(score=1.0, cells={"split": "human"}),
+        make_record(score=0.0, cells={"split": "human"}),
+        make_record(score=1.0, cells={"split": "augmented"}),
     ]
     values = TASKS["ChartQA_TEST"].scoring.aggregate(records)
     assert values["accuracy"] == pytest.approx(2 / 3)
@@ -148,7 +149,7 @@ def test_ocrbench_looks_for_the_answer_in_the_text(text, answer, category, expec
 def test_ocrbench_sums_by_hand():
     categories = ["Handwriting Recognition", "Digit String Recognition", SCENE, FORMULAS, SCENE]
     scores = [1.0, 1.0, 0.0, 1.0, 1.0]
-    records = [{"score": s, "category": c} for s, c in zip(scores, categories, strict=True)]
+    records = [make_record(score=s, category=c) for s, c in zip(scores, categories, strict=True)]
     values = TASKS["OCRBench"].scoring.aggregate(records)
     assert (values["final_score"], values["final_score_norm"]) == (4, 0.4)
     assert values["accuracy"] == 4 / 5  # of the rows that are present

@@ -1,15 +1,17 @@
 """POPE, MME and HallusionBench on tables worked out by hand."""
 
 import pytest
+from helpers.records import make_record
 
+from ivc_jax.evals.benchmarks.scorers.yes_no import MME_PERCEPTION, MME_REASONING
 from ivc_jax.evals.benchmarks.tasks import TASKS
-from ivc_jax.evals.benchmarks.yes_no import MME_PERCEPTION, MME_REASONING
 
 
 def record(index, target, parsed, category="", **cells):
     score = float(parsed.lower() == target.lower())
-    base = {"example_id": index, "target": target, "parsed": parsed, "score": score}
-    return base | {"category": category, "cells": cells}
+    return make_record(
+        example_id=index, target=target, parsed=parsed, score=score, category=category, cells=cells
+    )
 
 
 def test_pope_counts_a_row_in_each_of_its_categories():

@@ -27,7 +27,7 @@ SAME = ("prediction", "parsed", "score", "kept", "grids", "visual_tokens", "kv_b
 
 def keyed(out):
     records = read_all(out)
-    found = {(r["task"], r["row"], r["method"]): {name: r[name] for name in SAME} for r in records}
+    found = {(r.task, r.row, r.method): [getattr(r, name) for name in SAME] for r in records}
     assert len(found) == len(records)  # none twice
     return found
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from helpers.records import make_record
 
 from ivc_jax.reports import figures, kept
 from ivc_jax.reports.comparison import compare
@@ -30,9 +31,10 @@ SCORES = {  # by specification: four answers on grounding, two on colour
 
 
 def record(method, task, number, score, **changes):
-    values = {"visual_tokens": 100, "kept_tokens": 50, "cached_share": 0.5, "kv_bytes": 8.0}
-    values |= {"method": method, "task": f"DigitScenes_{task}", "example_id": str(number)}
-    return values | {"score": float(score), "flops": 2.0, "failed": False} | changes
+    return make_record(
+        method=method, task=f"DigitScenes_{task}", example_id=str(number), score=float(score),
+        visual_tokens=100, kept_tokens=50, kv_bytes=8.0, flops=2.0, **changes,
+    )  # fmt: skip
 
 
 def records():

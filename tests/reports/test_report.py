@@ -1,23 +1,23 @@
 """What the report shows of literal rows: own points, categories, where the time went."""
 
+import dataclasses
+
 import pytest
+from helpers.records import make_meta, make_row
 from rich.console import Console
 
 from ivc_jax.commands import console
+from ivc_jax.evals.schema import Statistics
 from ivc_jax.reports import comparison, figures, labels, report, tables
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Cell, Figure, Section, Table
 
-STATISTICS = {"buckets": 3, "busy_share": 0.875, "wait": 2.25}
+STATISTICS = Statistics(buckets=3, device=7.0, total=8.0, wait=2.25, batches=1)
 PARTS = [f"part{number}" for number in range(9)]
 
 
 def row(task, method, score, **metrics):
-    costs = {"cached_share": 1.0 if method == "dense" else 0.5, "flops": 1e9}
-    values = {"task": task, "method": method, "keep_ratio": costs["cached_share"], "n": 4}
-    values |= {"visual_tokens": 8.0, "kept_tokens": 4.0, "kv_bytes": 2048.0, "retention": score}
-    values |= {"prefill_ms": 1.0, "decode_ms_per_token": 1.0}
-    return values | {"score": score, "metrics": costs | metrics}
+    return make_row(task, method, score, metrics=metrics)
 
 
 def results(**changes):
@@ -30,12 +30,9 @@ def results(**changes):
         row("average", "dense", 0.6875),
         row("average", ivc, 0.5),
     ]
-    meta = {"model": "DIR", "command": "run.py", "device": "8 x TPU v5e", "dtype": "bfloat16"}
-    meta |= {"jax_version": "1", "commits": ["abc"], "date": "today", "seed": 0, "batch_size": 4}
-    meta |= {"limit": None, "compiled_programs": 2, "failed_rows": 0, "failures": []}
-    meta |= {"tasks": ["MME", "MMStar"], "methods": ["dense", ivc], "shared_tower": False}
-    meta |= {"unreachable": {}, "studies": [], "mesh": {"data": 4, "model": 2}, "processes": 2}
-    return Results(meta | {"statistics": STATISTICS} | changes, rows)
+    usual = {"tasks": ["MME", "MMStar"], "methods": ["dense", ivc], "statistics": STATISTICS}
+    usual |= {"mesh": {"data": 4, "model": 2}, "processes": 2}
+    return Results(make_meta(**usual | changes), rows)
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def test_categories_have_a_table_a_measure(written):
 
 
 def test_no_heading_without_categories(written, monkeypatch):
-    monkeypatch.setattr(tables.summary, "categories", lambda rows: [])
+    monkeypatch.setattr(tables.summary, "collect_categories", lambda rows: [])
     assert all("By category" not in text for text in written())
 
 
@@ -93,7 +90,7 @@ def test_the_header_says_where_the_time_went(written):
 def test_results_of_earlier_versions_and_resumed_runs_have_less(written):
     text, _ = written(statistics=None, mesh=None, processes=None)
     assert not any(name in text for name in ("mesh", "processes", "padded", "busy"))
-    text, _ = written(statistics=STATISTICS | {"busy_share": None})
+    text, _ = written(statistics=dataclasses.replace(STATISTICS, batches=0))
     assert "| padded shapes | 3 |" in text
     assert "busy" not in text
 
@@ -160,8 +157,8 @@ def test_differences_are_marked_where_the_interval_excludes_zero(ends, mark):
 
 
 def test_commands_are_shown_as_they_are_given():
-    assert report.full_command({"command": "run.py rope"}) == "python experiments/run.py rope"
-    assert report.full_command({"command": "ivc-jax run rope"}) == "ivc-jax run rope"
+    assert report.full_command(make_meta(command="run.py rope")) == "python experiments/run.py rope"
+    assert report.full_command(make_meta(command="ivc-jax run rope")) == "ivc-jax run rope"
 
 
 def test_the_figure_is_in_points_too():

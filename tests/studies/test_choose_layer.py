@@ -5,6 +5,7 @@ import pathlib
 import types
 
 import pytest
+from helpers.records import make_record
 from rich.console import Console
 
 from ivc_jax.commands import choose_layer as command
@@ -79,16 +80,14 @@ def records(answers=ANSWERS):
     for method, (grounding, colour, flops) in answers.items():
         for task, scores in ((GROUNDING, grounding), (COLOUR, colour)):
             for number, score in enumerate(scores):
-                yield {
-                    "task": task,
-                    "method": method,
-                    "example_id": str(number),
-                    "score": float(score),
-                    "flops": flops,
-                    "cached_share": 0.5,
-                    "failed": False,
-                }
-        yield {"task": COLOUR, "method": method, "example_id": "9", "score": None, "failed": True}
+                yield make_record(
+                    task=task,
+                    method=method,
+                    example_id=str(number),
+                    score=float(score),
+                    flops=flops,
+                )
+        yield make_record(task=COLOUR, method=method, example_id="9", score=None, failed=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """The paper's tables: which rows, columns and numbers, their marks, and a run from end to end."""
 
-import base64
 import dataclasses
 import io
 import json
 
 import PIL.Image
 import pytest
+from helpers.records import make_meta, make_row
+from helpers.tsv import encode, write_tsv
 from rich.console import Console
 
 from ivc_jax import methods
@@ -27,8 +28,7 @@ FASTV = "fastv:keep_ratio=0.5"
 
 def row(task, method, score, dense, n, cached=0.5):
     metrics = {"cached_share": cached}
-    values = {"task": task, "method": method, "score": score, "n": n, "metrics": metrics}
-    return values | {"retention": score / dense}
+    return make_row(task, method, score, n=n, metrics=metrics, retention=score / dense)
 
 
 def results(limit=None, model="Qwen2.5-VL-7B"):
@@ -45,9 +45,11 @@ def results(limit=None, model="Qwen2.5-VL-7B"):
     shown = {"model": model, "tables": ["grounding", "vqa"], "rows": {IVC: "IVC-Prune"}}
     shown["rows"]["dense"] = "vanilla"
     shown["resolved"] = {"dense": "dense", IVC: "ivc:layer=16,keep_ratio=0.5"}
-    meta = {"paper": shown, "methods": ["dense", IVC], "limit": limit, "command": "run.py paper"}
-    meta |= {"model": "DIR", "device": "1 x cpu", "dtype": "float32", "commits": ["abc"]}
-    return {"meta": meta | {"date": "today", "failed_rows": 0}, "rows": rows}
+    meta = make_meta(
+        paper=shown, methods=["dense", IVC], limit=limit, command="run.py paper",
+        device="1 x cpu", dtype="float32",
+    )  # fmt: skip
+    return Results(meta, rows)
 
 
 def lines_of(table):
@@ -122,7 +124,7 @@ def test_numbers_on_part_of_a_set_are_marked():
     assert vqa.partial == {}  # a set without a usual number of rows is taken for complete
     _, limited = tables.build(results(limit=900))
     assert limited.partial == {"MMBench_DEV_EN_V11": (900, None)}
-    (note,) = [note for note in report.notes(limited, results(limit=900)["meta"]) if "*" in note]
+    (note,) = [note for note in report.notes(limited, results(limit=900).meta) if "*" in note]
     assert "--limit 900" in note
     assert "MMB 900 rows; did not run: SEED" in note
 
@@ -130,7 +132,7 @@ def test_numbers_on_part_of_a_set_are_marked():
 def test_no_numbers_without_the_model():
     for table in tables.build(results(model=None)):
         assert all("(" not in cell for _, cells in report.lines(table) for cell in cells)
-        assert "not for this checkpoint" in report.notes(table, results(model=None)["meta"])[0]
+        assert "not for this checkpoint" in report.notes(table, results(model=None).meta)[0]
 
 
 def test_second_hand_numbers_are_marked():
@@ -140,8 +142,7 @@ def test_second_hand_numbers_are_marked():
 
 
 def test_files_and_terminal_agree():
-    found = results()
-    (section,) = report.make_sections(Results(found["meta"], found["rows"]))
+    (section,) = report.make_sections(results())
     content = json.loads(section.files["paper.json"])
     cell = content["tables"][0]["lines"][1]["cells"][1]
     assert cell["ours"] == pytest.approx(72)
@@ -157,16 +158,13 @@ def test_files_and_terminal_agree():
 
 
 def test_other_runs_have_no_section():
-    assert report.make_sections(Results({"methods": ["dense"]}, [])) == []
+    assert report.make_sections(Results(make_meta(), [])) == []
 
 
 def write_set(folder, name, header, rows):
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (32, 32), (200, 30, 30)).save(buffer, "PNG")
-    image = base64.b64encode(buffer.getvalue()).decode()
-    lines = ["\t".join(["index", "image", *header])]
-    lines += ["\t".join([str(number), image, *cells]) for number, cells in enumerate(rows)]
-    (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    image = encode(PIL.Image.new("RGB", (32, 32), (200, 30, 30)))
+    lines = [[str(number), image, *cells] for number, cells in enumerate(rows)]
+    write_tsv(folder / f"{name}.tsv", ["index", "image", *header], lines)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.records import make_meta, make_record
 
 from ivc_jax.commands.settings import known_configs, load_config
 from ivc_jax.methods import parse
@@ -43,9 +44,10 @@ SCORES = {  # by specification: six answers on grounding, two on colour; two que
 
 
 def record(method, task, number, score):
-    values = {"visual_tokens": 100, "kept_tokens": 50, "cached_share": 0.5, "flops": 2.0}
-    values |= {"method": method, "task": f"DigitScenes_{task}", "example_id": str(number)}
-    return values | {"score": float(score), "picture": str(number // 2)}
+    return make_record(
+        method=method, task=f"DigitScenes_{task}", example_id=str(number), score=float(score),
+        picture=str(number // 2), visual_tokens=100, kept_tokens=50, flops=2.0,
+    )  # fmt: skip
 
 
 RECORDS = [
@@ -95,7 +97,7 @@ def test_groups_shown_are_without_single_tasks():
 
 def scores_of(values, pictures):
     records = [
-        {"task": "t", "example_id": str(n), "score": float(v), "picture": str(p)}
+        make_record(task="t", example_id=str(n), score=float(v), picture=str(p))
         for n, (v, p) in enumerate(zip(values, pictures, strict=True))
     ]
     return Resampler(records), by_task(records, ["t"])
@@ -167,11 +169,9 @@ def test_figures_have_what_is_asked():
 
 
 def test_a_study_is_a_section_with_table_figure_and_numbers():
-    meta = dict.fromkeys(("command", "date", "device", "dtype", "jax_version", "model"), "x")
-    meta |= {"commits": ["abc"], "limit": None, "tasks": ["DigitScenes_grounding"]}
     empty = dataclasses.replace(STUDY, reference="dense", variants=STUDY.variants[-1:])
     studies = [dataclasses.asdict(study) for study in (STUDY, empty)]
-    (section,) = ablation.make_sections(Results(meta | {"studies": studies}, [], RECORDS))
+    (section,) = ablation.make_sections(Results(make_meta(studies=studies), [], RECORDS))
     assert section.title == "Layers"
     assert report.FIGURES in section.replaces
     (table,) = section.tables
@@ -191,7 +191,7 @@ def test_a_study_is_a_section_with_table_figure_and_numbers():
     assert content["study"] == {"title": "Layers", "question": "Which?", "reference": FULL}
     assert content["meta"]["commits"] == ["abc"]
     assert len(content["rows"]) == 3
-    assert ablation.make_sections(Results(meta, [], RECORDS)) == []
+    assert ablation.make_sections(Results(make_meta(), [], RECORDS)) == []
 
 
 def test_studies_say_what_is_wrong():

@@ -12,7 +12,7 @@ _JACKKNIFE_GROUPS = 40
 _T_95 = 2.02  # 97.5 % point of Student's t for that many; too small if there are few units
 
 
-def box_iou(first: Box, second: Box) -> float:
+def measure_iou(first: Box, second: Box) -> float:
     """Return intersection over union of two boxes (x1, y1, x2, y2), float32.
 
     Coordinates are continuous: a box from 0 to 10 is 10 wide, not 11.
@@ -24,7 +24,7 @@ def box_iou(first: Box, second: Box) -> float:
     return float(intersection / np.maximum(union, np.float32(1e-6)))
 
 
-def yes_no_metrics(targets: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+def measure_yes_no(targets: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Return accuracy, precision, recall, F1 and the shares of Yes and Unknown answers.
 
     Positives are "Yes". An Unknown answer is wrong in the accuracy and a No in the rest, as in
@@ -55,9 +55,7 @@ def mean(values: Sequence[float]) -> float:
     return _ratio(sum(values), len(values))
 
 
-def bootstrap_interval(
-    values: Sequence[float], resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean.
 
     Give paired differences to compare two methods on the same examples.
@@ -74,7 +72,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def jackknife_interval(
+def jackknife(
     statistic: Callable[[Sequence[Any]], float],
     items: Sequence[Any],
     units: Sequence[Hashable],

@@ -10,12 +10,36 @@ Box = tuple[float, float, float, float]
 NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
 UNKNOWN = "Unknown"
 _LARGEST_FRACTION = 1.1  # above 1 because models overshoot the border
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
 _QWEN_STEP = 28  # patch size times merge size of Qwen2.5-VL
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
 _MOST_PERIODS = 32  # the reference script passes a flag in the count slot of `re.sub`
+_ARTICLES = {"a", "an", "the"}
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
+# Words that are also recognised with one of their apostrophes missing. The list of the scripts, as
+# far as it matters after lower-casing: "i'm" and "she's" are not in it.
+_CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+# each word by each of its spellings that lack one apostrophe: "couldn'tve" -> "couldn't've"
+_REWRITTEN = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+}
+# the scripts take an apostrophe out of this one instead of putting one in
+_REWRITTEN["somebody'd"] = "somebodyd"
 
 
-def qwen2_box(text: str) -> Box:
+def read_qwen2_box(text: str) -> Box:
     """Read the first "(x1,y1),(x2,y2)" in thousandths as fractions; none is all zeros."""
     pair = r"\(\s*(\d+)\s*,\s*(\d+)\s*\)"
     found = re.search(pair + r"\s*,\s*" + pair, text)
@@ -25,7 +49,7 @@ def qwen2_box(text: str) -> Box:
     return x1, y1, x2, y2
 
 
-def qwen2_5_box(text: str) -> Box:
+def read_qwen2_5_box(text: str) -> Box:
     """Read the first "bbox_2d": [x1, y1, x2, y2] of four integers, pixels of the resized image.
 
     None is all zeros.
@@ -38,7 +62,7 @@ def qwen2_5_box(text: str) -> Box:
     return x1, y1, x2, y2
 
 
-def bracketed_box(text: str) -> Box:
+def read_bracketed_box(text: str) -> Box:
     """Read the first "[x1, y1, x2, y2]" (one or two bracket levels); none is all zeros.
 
     Four numbers that sum to 4 or more are thousandths, otherwise fractions.
@@ -48,40 +72,13 @@ def bracketed_box(text: str) -> Box:
     if found is None:
         return NO_BOX
     values = [float(value) for value in found.groups()]
+    # four fractions of an image sum to less than 4, unless the box is all of it and more
     scale = 1000 if sum(values) >= 4 else 1
     x1, y1, x2, y2 = (value / scale for value in values)
     return x1, y1, x2, y2
 
 
-def box_in_pixels(box: Box, width: float, height: float) -> Box:
-    """Turn fractions of the image into pixels; a value above 1.1 means that they are pixels."""
-    if max(box) > _LARGEST_FRACTION:
-        return box
-    x1, y1, x2, y2 = box
-    return x1 * width, y1 * height, x2 * width, y2 * height
-
-
-def resized_frame(width: float, height: float) -> tuple[int, int]:
-    """Return the size to which Qwen2.5-VL's boxes refer: sides rounded to multiples of 28.
-
-    It is that of the processor for every image between its pixel bounds.
-    """
-    return tuple(max(1, round(side / _QWEN_STEP)) * _QWEN_STEP for side in (width, height))
-
-
-def rescaled_box(box: Box, source: tuple[float, float], target: tuple[float, float]) -> Box:
-    """Move a box from an image of size `source` (width, height) to one of size `target`."""
-    across, down = target[0] / source[0], target[1] / source[1]
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
-
-
-def rounded_box(box: Box) -> Box:
-    """Round coordinates to integers, half to even."""
-    x1, y1, x2, y2 = (float(round(value)) for value in box)
-    return x1, y1, x2, y2
-
-
-def target_box(cell: str) -> Box:
+def read_target_box(cell: str) -> Box:
     """Read the reference box "x1 y1 x2 y2"; numbers after the fourth do not count.
 
     Raises:
@@ -94,7 +91,29 @@ def target_box(cell: str) -> Box:
     return x1, y1, x2, y2
 
 
-def without_punctuation(text: str) -> str:
+def scale_to_pixels(box: Box, width: float, height: float) -> Box:
+    """Turn fractions of the image into pixels; a value above 1.1 means that they are pixels."""
+    if max(box) > _LARGEST_FRACTION:
+        return box
+    x1, y1, x2, y2 = box
+    return x1 * width, y1 * height, x2 * width, y2 * height
+
+
+def find_resized_frame(width: float, height: float) -> tuple[int, int]:
+    """Return the size to which Qwen2.5-VL's boxes refer: sides rounded to multiples of 28.
+
+    It is that of the processor for every image between its pixel bounds.
+    """
+    return tuple(max(1, round(side / _QWEN_STEP)) * _QWEN_STEP for side in (width, height))
+
+
+def rescale_box(box: Box, source: tuple[float, float], target: tuple[float, float]) -> Box:
+    """Move a box from an image of size `source` (width, height) to one of size `target`."""
+    across, down = target[0] / source[0], target[1] / source[1]
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def drop_punctuation(text: str) -> str:
     """Delete or blank out punctuation as the VQA scripts do.
 
     A mark that touches a blank somewhere in the text is deleted everywhere, and so are all marks
@@ -108,14 +127,25 @@ def without_punctuation(text: str) -> str:
     return re.sub(r"\.(?!\d)", "", result, count=_MOST_PERIODS)
 
 
-def yes_or_no(text: str) -> str:
+def read_yes_or_no(text: str) -> str:
     """Return "Yes" or "No" if exactly one of the two words occurs, otherwise "Unknown"."""
-    words = without_punctuation(text.lower()).split()
+    words = drop_punctuation(text.lower()).split()
     if ("yes" in words) == ("no" in words):
         return UNKNOWN
     return "Yes" if "yes" in words else "No"
 
 
-def plain_answer(text: str) -> str:
+def simplify(text: str) -> str:
     """Lowercase, strip, and drop one trailing period."""
     return text.strip().lower().removesuffix(".").rstrip()
+
+
+def normalize(text: str) -> str:
+    """Rewrite an answer as the VQA scripts do before they compare it, on one line.
+
+    Punctuation goes by `drop_punctuation`, number words up to ten become digits, articles go, and
+    contractions get the apostrophe that they lack.
+    """
+    line = text.replace("\n", " ").replace("\t", " ").strip()
+    words = [_NUMBERS.get(word, word) for word in drop_punctuation(line).lower().split()]
+    return " ".join(_REWRITTEN.get(word, word) for word in words if word not in _ARTICLES)

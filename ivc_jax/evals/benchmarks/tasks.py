@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ivc_jax.evals.benchmarks import prompts
-from ivc_jax.evals.benchmarks.choice import CHOICE, CIRCULAR_CHOICE
-from ivc_jax.evals.benchmarks.grounding import GROUNDING, GROUNDING_RESIZED
-from ivc_jax.evals.benchmarks.open_ended import (
+from ivc_jax.evals.benchmarks.prompts import ByFamily
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Scoring
+from ivc_jax.evals.benchmarks.scorers.choice import CHOICE, CIRCULAR_CHOICE
+from ivc_jax.evals.benchmarks.scorers.grounding import GROUNDING, GROUNDING_RESIZED
+from ivc_jax.evals.benchmarks.scorers.open_ended import (
     ANLS,
     EXACT_MATCH,
     OCR,
@@ -20,9 +22,7 @@ from ivc_jax.evals.benchmarks.open_ended import (
     SAME_ON_AVERAGE,
     VQA_ACCURACY,
 )
-from ivc_jax.evals.benchmarks.prompts import ByFamily
-from ivc_jax.evals.benchmarks.scoring import Cells, Scoring
-from ivc_jax.evals.benchmarks.yes_no import HALLUSION, MME, POPE, YES_NO
+from ivc_jax.evals.benchmarks.scorers.yes_no import HALLUSION, MME, POPE, YES_NO
 
 PROMPTS_VERSION = 1  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
@@ -92,14 +92,14 @@ class Task:
         """
         self.scoring.score(self.scoring.parse("", cells, family), cells, family)
 
-    def unusual_rows(self, found: int) -> str | None:
+    def remark_on_rows(self, found: int) -> str | None:
         """Return a remark if a file has another number of rows than usual, else None."""
         if self.rows is None or found == self.rows:
             return None
         return f"{self.file_name} has {found} rows, usually {self.rows}: is it the same release?"
 
 
-def _digit_scenes(skill: str, scoring: Scoring, group: str) -> Task:
+def _define_bundled(skill: str, scoring: Scoring, group: str) -> Task:
     # One bound for all six: it sizes the decode cache, so that they share compiled programs.
     return Task(
         name=f"{BUNDLED_PREFIX}{skill}",
@@ -113,7 +113,7 @@ def _digit_scenes(skill: str, scoring: Scoring, group: str) -> Task:
     )
 
 
-def _refcoco(name: str, rows: int, resized: bool = False) -> Task:
+def _define_refcoco(name: str, rows: int, resized: bool = False) -> Task:
     # Files with the suffix hold the boxes in the resized frame of Qwen2.5-VL.
     return Task(
         name=f"{name}{RESIZED_SUFFIX}" if resized else name,
@@ -127,7 +127,7 @@ def _refcoco(name: str, rows: int, resized: bool = False) -> Task:
     )
 
 
-def _vqa(
+def _define_vqa(
     name: str,
     scoring: Scoring,
     wording: ByFamily,
@@ -139,9 +139,9 @@ def _vqa(
     return Task(name, scoring, group, split, wording, _LONGEST_ANSWER, rows=rows)
 
 
-def _further(name: str, scoring: Scoring, wording: ByFamily, rows: int | None = None) -> Task:
+def _define_more(name: str, scoring: Scoring, wording: ByFamily, rows: int | None = None) -> Task:
     split = "val" if name.endswith("_VAL") else "test"
-    return _vqa(name, scoring, wording, rows, split=split, group="further VQA")
+    return _define_vqa(name, scoring, wording, rows, split=split, group="further VQA")
 
 
 # Numbers of rows are those of the public cards of the data sets.
@@ -154,35 +154,35 @@ REFCOCO = tuple(_REFCOCO_ROWS)
 # The six sets that the released scripts name, then the three that complete the nine of the paper
 # (arXiv 2602.03060) as far as it can be inferred.
 _GENERAL_VQA = (
-    _vqa("SEEDBench_IMG", CHOICE, prompts.CHOICE, 14232),
-    _vqa("MMBench_DEV_EN_V11", CIRCULAR_CHOICE, prompts.CHOICE, split="dev"),
-    _vqa("MMStar", CHOICE, prompts.CHOICE, 1500),
-    _vqa("RealWorldQA", CHOICE, prompts.CHOICE, 765),
-    _vqa("MME", MME, prompts.MME, 2374),
-    _vqa("POPE", POPE, prompts.POPE, 5127),
-    _vqa("TextVQA_VAL", VQA_ACCURACY, prompts.OPEN_ENDED, 5000, split="val"),
-    _vqa("ChartQA_TEST", RELAXED_ACCURACY, prompts.OPEN_ENDED, 2500),
-    _vqa("AI2D_TEST", CHOICE, prompts.CHOICE, 3088),
+    _define_vqa("SEEDBench_IMG", CHOICE, prompts.CHOICE, 14232),
+    _define_vqa("MMBench_DEV_EN_V11", CIRCULAR_CHOICE, prompts.CHOICE, split="dev"),
+    _define_vqa("MMStar", CHOICE, prompts.CHOICE, 1500),
+    _define_vqa("RealWorldQA", CHOICE, prompts.CHOICE, 765),
+    _define_vqa("MME", MME, prompts.MME, 2374),
+    _define_vqa("POPE", POPE, prompts.POPE, 5127),
+    _define_vqa("TextVQA_VAL", VQA_ACCURACY, prompts.OPEN_ENDED, 5000, split="val"),
+    _define_vqa("ChartQA_TEST", RELAXED_ACCURACY, prompts.OPEN_ENDED, 2500),
+    _define_vqa("AI2D_TEST", CHOICE, prompts.CHOICE, 3088),
 )
 _FURTHER_VQA = (
-    _further("AI2D_TEST_NO_MASK", CHOICE, prompts.CHOICE, 3088),
-    _further("HallusionBench", HALLUSION, prompts.HALLUSION, 951),
-    _further("OCRBench", OCR, prompts.OCR, 1000),
-    _further("DocVQA_VAL", ANLS, prompts.OPEN_ENDED, 5349),
-    _further("InfoVQA_VAL", ANLS, prompts.OPEN_ENDED, 2801),
-    _further("ScienceQA_TEST", CHOICE, prompts.CHOICE, 2017),
-    _further("GQA_TestDev_Balanced", SAME_ON_AVERAGE, prompts.OPEN_ENDED, 12578),
-    _further("OCRVQA_TESTCORE", SAME_AS_ANY, prompts.OPEN_ENDED),
+    _define_more("AI2D_TEST_NO_MASK", CHOICE, prompts.CHOICE, 3088),
+    _define_more("HallusionBench", HALLUSION, prompts.HALLUSION, 951),
+    _define_more("OCRBench", OCR, prompts.OCR, 1000),
+    _define_more("DocVQA_VAL", ANLS, prompts.OPEN_ENDED, 5349),
+    _define_more("InfoVQA_VAL", ANLS, prompts.OPEN_ENDED, 2801),
+    _define_more("ScienceQA_TEST", CHOICE, prompts.CHOICE, 2017),
+    _define_more("GQA_TestDev_Balanced", SAME_ON_AVERAGE, prompts.OPEN_ENDED, 12578),
+    _define_more("OCRVQA_TESTCORE", SAME_AS_ANY, prompts.OPEN_ENDED),
 )
 _TABLE = (
-    _digit_scenes("grounding", GROUNDING, "grounding"),
-    _digit_scenes("reading", EXACT_MATCH, "spatial"),
-    _digit_scenes("relations", YES_NO, "spatial"),
-    _digit_scenes("existence", YES_NO, "semantic"),
-    _digit_scenes("colour", EXACT_MATCH, "semantic"),
-    _digit_scenes("counting", EXACT_MATCH, "semantic"),
-    *(_refcoco(name, rows) for name, rows in _REFCOCO_ROWS.items()),
-    *(_refcoco(name, rows, resized=True) for name, rows in _REFCOCO_ROWS.items()),
+    _define_bundled("grounding", GROUNDING, "grounding"),
+    _define_bundled("reading", EXACT_MATCH, "spatial"),
+    _define_bundled("relations", YES_NO, "spatial"),
+    _define_bundled("existence", YES_NO, "semantic"),
+    _define_bundled("colour", EXACT_MATCH, "semantic"),
+    _define_bundled("counting", EXACT_MATCH, "semantic"),
+    *(_define_refcoco(name, rows) for name, rows in _REFCOCO_ROWS.items()),
+    *(_define_refcoco(name, rows, resized=True) for name, rows in _REFCOCO_ROWS.items()),
     *_GENERAL_VQA,
     *_FURTHER_VQA,
 )
@@ -192,15 +192,15 @@ GENERAL_VQA = tuple(task.name for task in _GENERAL_VQA)
 FURTHER_VQA = tuple(task.name for task in _FURTHER_VQA)
 
 
-def with_official_prompt(task: Task) -> Task:
+def use_official_prompt(task: Task) -> Task:
     """Return the task with the released Qwen2-VL prompt, which cuts the last character."""
-    if task.prompts.get("qwen2_vl") is not prompts.qwen2_detect:
+    if task.prompts.get("qwen2_vl") is not prompts.ask_qwen2_box:
         return task
-    official = {**task.prompts, "qwen2_vl": prompts.qwen2_detect_official}
+    official = {**task.prompts, "qwen2_vl": prompts.ask_qwen2_box_as_released}
     return dataclasses.replace(task, prompts=official)
 
 
-def with_fixed_relaxed_accuracy(task: Task) -> Task:
+def use_fixed_relaxed_accuracy(task: Task) -> Task:
     """Return the task with errors of numbers relative to the reference.
 
     The released score of ChartQA takes them relative to the answer.
@@ -219,7 +219,11 @@ def find(names: Iterable[str]) -> list[Task]:
     Raises:
         TaskError: unknown name.
     """
-    known = _short_names() | {name.lower(): task for name, task in TASKS.items()}
+    firsts = Counter(name.partition("_")[0] for name in TASKS)
+    known = {first.lower(): task for name, task in TASKS.items()
+             if firsts[first := name.partition("_")[0]] == 1}  # fmt: skip
+    known |= {name.removeprefix(BUNDLED_PREFIX): TASKS[name] for name in BUNDLED}
+    known |= {name.lower(): task for name, task in TASKS.items()}
     found = []
     for name in names:
         if name.lower() not in known:
@@ -227,13 +231,3 @@ def find(names: Iterable[str]) -> list[Task]:
         if known[name.lower()] not in found:
             found.append(known[name.lower()])
     return found
-
-
-def _short_names() -> dict[str, Task]:
-    firsts = Counter(name.partition("_")[0] for name in TASKS)
-    short = {
-        name.partition("_")[0].lower(): task
-        for name, task in TASKS.items()
-        if firsts[name.partition("_")[0]] == 1
-    }
-    return short | {name.removeprefix(BUNDLED_PREFIX): TASKS[name] for name in BUNDLED}

@@ -5,8 +5,8 @@ from typing import Any
 
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.loading import LoadedRow
-from ivc_jax.evals.running.records import Record
 from ivc_jax.evals.running.survey import Failure
+from ivc_jax.evals.schema import Record
 
 
 @dataclasses.dataclass(frozen=True)

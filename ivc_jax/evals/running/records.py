@@ -5,7 +5,6 @@ a batch, so a killed run loses at most the line being written; opening the file 
 torn line off.
 """
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -13,6 +12,8 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
+
+from ivc_jax.evals.schema import Record, SchemaError, build
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
@@ -22,49 +23,6 @@ _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 class RecordsError(ValueError):
     """A result folder that cannot be used; the message names it and the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The outcome of one example under one method.
-
-    Times are those of the batch divided by its size. `kept` lists the surviving visual tokens,
-    counted from 0 within the sample; `cached_share` is the mean over layers of the share of them in
-    the cache, `flops` counts the operations of the decoder in the prefill. Examples with equal
-    `picture` ask about the same images. `cells` holds what the benchmark's score needs of the row
-    beside the answer. A failed row has `error` and no prediction.
-    """
-
-    task: str
-    split: str
-    example_id: str
-    model: str
-    method: str
-    keep_ratio: float
-    prediction: str | None
-    parsed: Any
-    score: float | None
-    target: str | None
-    question: str | None
-    category: str
-    visual_tokens: int
-    kept_tokens: int
-    kept: list[int]
-    grids: list[list[int]]
-    kv_bytes: float
-    prefill_ms: float
-    decode_ms: float
-    decode_steps: int
-    seconds: float
-    seed: int
-    commit: str
-    row: int
-    cached_share: float = 1.0
-    flops: float = 0.0
-    picture: str = ""
-    cells: dict[str, str] = dataclasses.field(default_factory=dict)
-    failed: bool = False
-    error: str | None = None
 
 
 class RunFolder:
@@ -129,7 +87,7 @@ class RunFolder:
         if path.exists() and any((self.path / RECORDS).glob("*.jsonl")):
             try:
                 found = json.loads(path.read_text())
-                changed = differences(found, wanted)
+                changed = compare_manifests(found, wanted)
             except (ValueError, KeyError, AttributeError):
                 raise RecordsError(
                     f"{path} is damaged; use --no-resume to set its records aside"
@@ -153,7 +111,7 @@ class RecordFile:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         _cut_torn_line(path)
-        self.done = {(record["example_id"], record["method"]) for record in read(path)}
+        self.done = {(record.example_id, record.method) for record in read(path)}
         self._file: BinaryIO = path.open("ab")
 
     def append(self, record: Record) -> None:
@@ -172,7 +130,7 @@ class RecordFile:
         self._file.close()
 
 
-def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def read(path: pathlib.Path) -> Iterator[Record]:
     """Yield the records of one file.
 
     Raises:
@@ -183,16 +141,14 @@ def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
-                record["example_id"], record["method"]
-            except (ValueError, KeyError, TypeError):
+                yield build(Record, json.loads(line))
+            except (ValueError, SchemaError):
                 raise RecordsError(
                     f"{path} line {number} is not a record; remove the line, or use --no-resume"
                 ) from None
-            yield record
 
 
-def read_all(folder: str | os.PathLike) -> list[dict[str, Any]]:
+def read_all(folder: str | os.PathLike) -> list[Record]:
     """Read every record of a run, the files in order of name."""
     paths = sorted((pathlib.Path(folder) / RECORDS).glob("*.jsonl"))
     return [record for path in paths for record in read(path)]
@@ -227,7 +183,7 @@ def _cut_torn_line(path: pathlib.Path) -> None:
             file.truncate(keep)
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def compare_manifests(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Say in which settings and task files two manifests differ."""
     old, new = found["settings"], wanted["settings"]
     changed = [

@@ -18,8 +18,9 @@ from ivc_jax.evals.benchmarks.tasks import READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
 from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
 from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity, failed, scored
-from ivc_jax.evals.running.records import Record, RecordFile, RunFolder
+from ivc_jax.evals.running.records import RecordFile, RunFolder
 from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
+from ivc_jax.evals.schema import Record, Statistics
 from ivc_jax.inputs.bucket import Shape, Size
 from ivc_jax.parallel.processes import any_process
 
@@ -87,35 +88,6 @@ class RunPlan:
         """Return the bound on the answers of a task."""
         usual = self.max_new_tokens.get("", task.max_new_tokens)
         return self.max_new_tokens.get(task.name, usual)
-
-
-@dataclasses.dataclass
-class Statistics:
-    """Where the time of a run went, in seconds.
-
-    Attributes:
-        survey: measuring the rows.
-        compile: first runs of new programs.
-        device: transfer, shared tower, prefill and decode, waited for.
-        wait: for batches that were not loaded in time.
-        total: from the first batch to the last record.
-        buckets: padded shapes.
-        batches: that ran.
-    """
-
-    survey: float = 0.0
-    compile: float = 0.0
-    device: float = 0.0
-    wait: float = 0.0
-    total: float = 0.0
-    buckets: int = 0
-    batches: int = 0
-
-    @property
-    def busy_share(self) -> float | None:
-        """Share of the time without compiling in which the devices worked; None if nothing ran."""
-        worked = self.total - self.compile
-        return self.device / worked if self.batches and worked > 0 else None
 
 
 Progress = Callable[[str, int, int], None]

@@ -3,13 +3,12 @@
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
-from ivc_jax.evals.benchmarks.scoring import Scoring
+from ivc_jax.evals.benchmarks.scorers.base import Scoring
 from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.schema import Record, Row
 
-Record = Mapping[str, Any]
 AVERAGE = "average"
 _DENSE = "dense"
 COSTS = ("cached_share", "flops")  # metrics that say what a method costs
@@ -34,168 +33,156 @@ class CategoryTable:
     lines: Mapping[str, tuple[float | None, ...]]
 
 
-def rows(
-    records: Iterable[Record], tasks: Sequence[str], methods: Sequence[str]
-) -> list[dict[str, Any]]:
+def make_rows(records: Iterable[Record], tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
     """Build one row a task and method, in the given order, then the averages over tasks.
 
-    Failed examples do not count. `score` is the headline metric of the task, from 0 to 1;
-    `retention` is score / dense score of these records. Times are medians. `low` and `high` among
-    the metrics bound the score with 95 % confidence, `change` is the difference to dense on the
-    examples that both have.
+    Failed examples do not count. `score` is the headline metric of the task; `retention` is score /
+    dense score of these records. `low` and `high` among the metrics bound the score with 95 %
+    confidence, `change` is the difference to dense on the examples that both have.
     """
-    grouped: dict[tuple[str, str], list[Record]] = {}
+    found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        grouped.setdefault((record["task"], record["method"]), []).append(record)
-    result = []
-    for task in tasks:
-        dense = _scored(grouped.get((task, _DENSE), []))
-        for method in methods:
-            if present := _scored(grouped.get((task, method), [])):
-                result.append(_task_row(task, method, present, dense))
-    return result + _average_rows(result, tasks, methods)
+        if not record.failed:
+            found.setdefault((record.task, record.method), []).append(record)
+    rows = [
+        _make_row(found[task, method], found.get((task, _DENSE), []))
+        for task in tasks
+        for method in methods
+        if (task, method) in found
+    ]
+    return rows + _average_groups(rows, tasks, methods)
 
 
 def count_failed(records: Iterable[Record]) -> int:
     """Count examples that failed, once each, however many methods met them."""
-    return len({(record["task"], record["example_id"]) for record in records if record["failed"]})
+    return len({(record.task, record.example_id) for record in records if record.failed})
 
 
-def _scored(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if not record["failed"]]
-
-
-def categories(rows: Iterable[Mapping[str, Any]]) -> list[CategoryTable]:
+def collect_categories(rows: Iterable[Row]) -> list[CategoryTable]:
     """Collect the metrics of parts of tasks from rows of `results.json`.
 
     Returns:
         One table a task, measure and level, in order of appearance; categories in order of name.
     """
+    # (task, measure, level) -> method -> category -> value
     found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for row in rows:
-        for name, value in row["metrics"].items():
+        for name, value in row.metrics.items():
+            # "accuracy", "accuracy/CATEGORY" or "accuracy/LEVEL/CATEGORY"; categories may hold "/"
             measure, _, part = name.partition("/")
             if not part:
                 continue
             level, _, category = part.partition("/")
             if level not in _LEVELS or not category:
                 level, category = "", part
-            key = row["task"], measure, _LEVELS[level]
-            found.setdefault(key, {}).setdefault(row["method"], {})[category] = value
-    return [_category_table(key, by_method) for key, by_method in found.items()]
+            key = row.task, measure, _LEVELS[level]
+            found.setdefault(key, {}).setdefault(row.method, {})[category] = value
+    tables = []
+    for key, by_method in found.items():
+        names = tuple(sorted({name for values in by_method.values() for name in values}))
+        lines = {m: tuple(values.get(name) for name in names) for m, values in by_method.items()}
+        tables.append(CategoryTable(*key, names, lines))
+    return tables
 
 
-def _category_table(
-    key: tuple[str, str, str], by_method: Mapping[str, Mapping[str, float]]
-) -> CategoryTable:
-    names = tuple(sorted({name for values in by_method.values() for name in values}))
-    lines = {
-        method: tuple(values.get(name) for name in names) for method, values in by_method.items()
-    }
-    return CategoryTable(*key, names, lines)
+def _make_row(records: list[Record], dense: list[Record]) -> Row:
+    """Make the row of one task and method.
 
-
-def _headline(scoring: Scoring, records: Sequence[Record]) -> float:
-    return scoring.aggregate(records)[scoring.headline]
-
-
-def _interval(scoring: Scoring, records: Sequence[Record]) -> tuple[float, float]:
-    if scoring.unit is None:
-        return metrics.bootstrap_interval([record["score"] for record in records])
-    units = [scoring.unit(record) for record in records]
-    low, high = metrics.jackknife_interval(lambda part: _headline(scoring, part), records, units)
-    return max(low, 0.0), min(high, 1.0)
-
-
-def _change(
-    scoring: Scoring, records: Sequence[Record], dense: Sequence[Record]
-) -> dict[str, float]:
-    """Compare with dense on the examples that both have."""
-    before = {record["example_id"]: record for record in dense}
-    pairs = [(r, before[r["example_id"]]) for r in records if r["example_id"] in before]
-    if scoring.unit is None:
-        changes = [mine["score"] - dense["score"] for mine, dense in pairs]
-        change, ends = metrics.mean(changes), metrics.bootstrap_interval(changes)
-    else:
-
-        def difference(part: Sequence[tuple[Record, Record]]) -> float:
-            mine, other = ([pair[side] for pair in part] for side in (0, 1))
-            return _headline(scoring, mine) - _headline(scoring, other)
-
-        change = difference(pairs)
-        units = [scoring.unit(mine) for mine, _ in pairs]
-        ends = metrics.jackknife_interval(difference, pairs, units)
-    return {"change": change, "change_low": ends[0], "change_high": ends[1]}
-
-
-def _task_row(task: str, method: str, records: list[Record], dense: list[Record]) -> dict[str, Any]:
+    Args:
+        dense: the records of the task without pruning, if there are any.
+    """
+    task, method = records[0].task, records[0].method
     scoring = TASKS[task].scoring
     values = scoring.aggregate(records)
     score = values[scoring.headline]
-    values["low"], values["high"] = _interval(scoring, records)
-    values |= {name: metrics.mean([record[name] for record in records]) for name in COSTS}
-    dense_score = _headline(scoring, dense) if dense else None
+    values["low"], values["high"] = _find_interval(scoring, records)
+    values |= {name: _average(records, name) for name in COSTS}
+    dense_score = _measure(scoring, dense) if dense else None
     if dense and method != _DENSE:
-        values |= _change(scoring, records, dense)
-    return {
-        "task": task,
-        "method": method,
-        "keep_ratio": records[0]["keep_ratio"],
-        "n": len(records),
-        "score": score,
-        "metrics": values,
-        "retention": _ratio(score, dense_score),
-        "visual_tokens": _mean(records, "visual_tokens"),
-        "kept_tokens": _mean(records, "kept_tokens"),
-        "kv_bytes": _mean(records, "kv_bytes"),
-        "prefill_ms": statistics.median(record["prefill_ms"] for record in records),
-        "decode_ms_per_token": statistics.median(
-            record["decode_ms"] / max(record["decode_steps"], 1) for record in records
+        values |= _compare(scoring, records, dense)
+    return Row(
+        task=task,
+        method=method,
+        keep_ratio=records[0].keep_ratio,
+        n=len(records),
+        score=score,
+        metrics=values,
+        retention=score / dense_score if dense_score else None,
+        visual_tokens=_average(records, "visual_tokens"),
+        kept_tokens=_average(records, "kept_tokens"),
+        kv_bytes=_average(records, "kv_bytes"),
+        prefill_ms=statistics.median(record.prefill_ms for record in records),
+        decode_ms_per_token=statistics.median(
+            record.decode_ms / max(record.decode_steps, 1) for record in records
         ),
-    }
+    )
 
 
-def _average_rows(
-    rows: list[dict[str, Any]], tasks: Sequence[str], methods: Sequence[str]
-) -> list[dict[str, Any]]:
+def _measure(scoring: Scoring, records: Sequence[Record]) -> float:
+    return scoring.aggregate(records)[scoring.headline]
+
+
+def _find_interval(scoring: Scoring, records: Sequence[Record]) -> tuple[float, float]:
+    if scoring.unit is None:
+        return metrics.bootstrap([record.score for record in records])
+    units = [scoring.unit(record) for record in records]
+    low, high = metrics.jackknife(lambda part: _measure(scoring, part), records, units)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _compare(
+    scoring: Scoring, records: Sequence[Record], dense: Sequence[Record]
+) -> dict[str, float]:
+    """Compare with dense on the examples that both have."""
+    before = {record.example_id: record for record in dense}
+    pairs = [(each, before[each.example_id]) for each in records if each.example_id in before]
+    if scoring.unit is None:
+        changes = [mine.score - other.score for mine, other in pairs]
+        change, ends = metrics.mean(changes), metrics.bootstrap(changes)
+    else:
+
+        def subtract(part: Sequence[tuple[Record, Record]]) -> float:
+            mine, other = ([pair[side] for pair in part] for side in (0, 1))
+            return _measure(scoring, mine) - _measure(scoring, other)
+
+        change = subtract(pairs)
+        ends = metrics.jackknife(subtract, pairs, [scoring.unit(mine) for mine, _ in pairs])
+    return {"change": change, "change_low": ends[0], "change_high": ends[1]}
+
+
+def _average_groups(rows: list[Row], tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
     """Average over all tasks and over each group of at least two; every task weighs the same."""
     groups: dict[str, list[str]] = {AVERAGE: list(tasks)}
     for task in tasks:
         groups.setdefault(f"{AVERAGE}/{TASKS[task].group}", []).append(task)
     result = []
     for name, members in groups.items():
-        if len(members) < 2:
-            continue
         for method in methods:
-            parts = [row for row in rows if row["task"] in members and row["method"] == method]
-            if len(parts) == len(members):
-                result.append(_average(name, parts))
+            parts = [row for row in rows if row.task in members and row.method == method]
+            # a mean over some of the tasks would not compare with those of other methods
+            if len(parts) == len(members) >= 2:
+                result.append(_average_row(name, parts))
     return result
 
 
-def _average(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    retentions = [part["retention"] for part in parts]
-    averaged = {
-        key: metrics.mean([part[key] for part in parts])
-        for key in ("visual_tokens", "kept_tokens", "kv_bytes", "prefill_ms", "decode_ms_per_token")
-    }
-    return {
-        "task": name,
-        "method": parts[0]["method"],
-        "keep_ratio": parts[0]["keep_ratio"],
-        "n": sum(part["n"] for part in parts),
-        "score": metrics.mean([part["score"] for part in parts]),
-        "metrics": {
-            name: metrics.mean([part["metrics"][name] for part in parts]) for name in COSTS
-        },
-        "retention": None if None in retentions else metrics.mean(retentions),
-        **averaged,
-    }
+def _average_row(name: str, parts: Sequence[Row]) -> Row:
+    retentions = [part.retention for part in parts]
+    costs = {cost: metrics.mean([part.metrics[cost] for part in parts]) for cost in COSTS}
+    return Row(
+        task=name,
+        method=parts[0].method,
+        keep_ratio=parts[0].keep_ratio,
+        n=sum(part.n for part in parts),
+        score=_average(parts, "score"),
+        metrics=costs,
+        retention=None if None in retentions else metrics.mean(retentions),
+        visual_tokens=_average(parts, "visual_tokens"),
+        kept_tokens=_average(parts, "kept_tokens"),
+        kv_bytes=_average(parts, "kv_bytes"),
+        prefill_ms=_average(parts, "prefill_ms"),
+        decode_ms_per_token=_average(parts, "decode_ms_per_token"),
+    )
 
 
-def _ratio(score: float, dense_score: float | None) -> float | None:
-    return score / dense_score if dense_score else None
-
-
-def _mean(records: list[Record], key: str) -> float:
-    return metrics.mean([record[key] for record in records])
+def _average(items: Sequence[Record] | Sequence[Row], name: str) -> float:
+    return metrics.mean([getattr(item, name) for item in items])

@@ -8,17 +8,15 @@ dense score that they are divided by is taken as it is: intervals leave out how 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from ivc_jax.evals.schema import Record
 from ivc_jax.reports.resampling import Interval, Resampler, Scores, by_task, paired
 
 DENSE = "dense"
 _DIGITS = 12  # sums in another order must not break a tie
 _CLOSE = 1e-9  # points; the same for a tolerance
-
-Record = Mapping[str, Any]
 
 
 class CalibrationError(ValueError):
@@ -76,9 +74,9 @@ class Calibration:
     ) -> None:
         self._records: dict[str, list[Record]] = {spec: [] for spec in (DENSE, *settings)}
         for record in records:
-            wanted = record["method"] in self._records and record["task"] in tasks
-            if wanted and not record["failed"]:
-                self._records[record["method"]].append(record)
+            wanted = record.method in self._records and record.task in tasks
+            if wanted and not record.failed:
+                self._records[record.method].append(record)
         self._tasks = tuple(tasks)
         self._scores = {spec: by_task(rows, tasks) for spec, rows in self._records.items()}
         self._means = {spec: self._task_means(spec) for spec in self._scores}
@@ -133,10 +131,10 @@ class Calibration:
             cached_share=self._mean(spec, "cached_share"),
         )
 
-    def _mean(self, spec: str, key: str) -> float:
+    def _mean(self, spec: str, name: str) -> float:
         """Average a field of the records over the examples of each task, then over tasks."""
         parts = [
-            np.mean([record[key] for record in self._records[spec] if record["task"] == task])
+            np.mean([getattr(each, name) for each in self._records[spec] if each.task == task])
             for task in self._tasks
         ]
         return float(np.mean(parts))

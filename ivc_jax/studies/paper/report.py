@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from ivc_jax.evals.schema import Meta
 from ivc_jax.reports import markdown, section
 from ivc_jax.reports.labels import PERCENT, points_of
 from ivc_jax.reports.report import full_command
@@ -34,9 +34,9 @@ _UNKNOWN_SETTINGS = (
 def make_sections(results: Results) -> list[Section]:
     """Make the section of the paper's tables; none where the run is not `run.py paper`."""
     meta = results.meta
-    if "paper" not in meta:
+    if meta.paper is None:
         return []
-    tables = build({"meta": meta, "rows": results.rows})
+    tables = build(results)
     shown = tuple(
         section.Table(
             ("method", *headings(table)),
@@ -47,7 +47,7 @@ def make_sections(results: Results) -> list[Section]:
         for table in tables
     )
     content = {
-        "meta": {key: meta[key] for key in (*_META, "paper")},
+        "meta": {name: getattr(meta, name) for name in (*_META, "paper")},
         "tables": [dataclasses.asdict(table) for table in tables],
     }
     text = json.dumps(content, indent=1) + "\n"
@@ -55,26 +55,26 @@ def make_sections(results: Results) -> list[Section]:
     return [Section("The paper's tables", tables=shown, files=files, printed=True)]
 
 
-def _write_page(meta: Mapping[str, Any], tables: tuple[section.Table, ...]) -> str:
+def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
     facts = {
-        "device": meta["device"],
-        "dtype": meta["dtype"],
-        "rows of each set": "all" if meta["limit"] is None else f"the first {meta['limit']}",
-        "commit": ", ".join(meta["commits"]),
-        "date": meta["date"],
-        "failed examples": meta["failed_rows"],
+        "device": meta.device,
+        "dtype": meta.dtype,
+        "rows of each set": "all" if meta.limit is None else f"the first {meta.limit}",
+        "commit": ", ".join(meta.commits),
+        "date": meta.date,
+        "failed examples": meta.failed_rows,
     }
-    reading = _READING if meta["paper"]["model"] is None else (*_READING, _UNKNOWN_SETTINGS)
+    reading = _READING if meta.paper["model"] is None else (*_READING, _UNKNOWN_SETTINGS)
     settings = tuple(
-        f"{meta['paper']['rows'].get(method, method)}: `{resolved}`"
-        for method, resolved in meta["paper"]["resolved"].items()
+        f"{meta.paper['rows'].get(method, method)}: `{resolved}`"
+        for method, resolved in meta.paper["resolved"].items()
     )
     sections = (
         *(Section(table.title, tables=(dataclasses.replace(table, title=""),)) for table in tables),
         Section("How to read this", reading),
         Section("Settings", notes=settings),
     )
-    name = f"The paper's tables: {meta['model']}"
+    name = f"The paper's tables: {meta.model}"
     return markdown.render(Report(name, full_command(meta), facts, sections))
 
 
@@ -105,9 +105,9 @@ def written(cell: Cell, digits: int = 1, published_digits: int | None = None) ->
     return f"{ours} ({published}{SECOND_HAND * cell.paper.second_hand})"
 
 
-def notes(table: Table, meta: Mapping[str, Any]) -> list[str]:
+def notes(table: Table, meta: Meta) -> list[str]:
     """Say whose the numbers in parentheses are and what the marks mean."""
-    model = meta["paper"]["model"]
+    model = meta.paper["model"]
     if model is None:
         known = ", ".join(published.model for published in PUBLISHED)
         found = [f"No published numbers: those known are for {known}, not for this checkpoint."]
@@ -117,7 +117,7 @@ def notes(table: Table, meta: Mapping[str, Any]) -> list[str]:
     if any(number is not None and number.second_hand for number in numbers):
         found.append(f"{SECOND_HAND} from a summary of the paper by others.")
     if table.partial or len(table.tasks) < len(table.columns):
-        found.append(_partial_note(table, meta["limit"]))
+        found.append(_partial_note(table, meta.limit))
     return found
 
 

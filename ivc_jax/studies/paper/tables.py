@@ -1,6 +1,6 @@
 """Results of a run -> the paper's tables: our numbers, and the published ones beside them.
 
-`meta["paper"]` says what to show: `tables` by name, `model` whose numbers stand beside ours (None
+`Meta.paper` says what to show: `tables` by name, `model` whose numbers stand beside ours (None
 if there are none for the checkpoint), `rows` (the paper's name of a specification) and `resolved`
 (the specification with the fields that depend on the model).
 """
@@ -11,10 +11,11 @@ from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
 from ivc_jax.evals.benchmarks.tasks import RESIZED_SUFFIX, TASKS
+from ivc_jax.evals.schema import Meta, Row
 from ivc_jax.reports.labels import PERCENT, points_of, short_labels
+from ivc_jax.reports.results import Results
 from ivc_jax.studies.paper.published import PUBLISHED, TABLES, Number
 
-Row = Mapping[str, Any]
 _DENSE = "dense"
 
 
@@ -62,28 +63,27 @@ class Table:
     lines: tuple[Line, ...]
 
 
-def build(results: Mapping[str, Any]) -> list[Table]:
-    """Arrange the rows of `results.json` as the tables that its `meta["paper"]` names."""
-    meta = results["meta"]
-    return [_table(name, meta, results["rows"]) for name in meta["paper"]["tables"]]
+def build(results: Results) -> list[Table]:
+    """Arrange the rows of a run as the tables that its `Meta.paper` names."""
+    return [_table(name, results.meta, results.rows) for name in results.meta.paper["tables"]]
 
 
-def _table(name: str, meta: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+def _table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
     columns = TABLES[name]
-    here = [row for row in rows if row["task"].removesuffix(RESIZED_SUFFIX) in columns]
-    tasks = {row["task"].removesuffix(RESIZED_SUFFIX): row["task"] for row in here}
+    here = [row for row in rows if row.task.removesuffix(RESIZED_SUFFIX) in columns]
+    tasks = {row.task.removesuffix(RESIZED_SUFFIX): row.task for row in here}
     tasks = {set_: tasks[set_] for set_ in columns if set_ in tasks}
     partial = {}
     for set_, task in tasks.items():
-        counted, usual = min(row["n"] for row in here if row["task"] == task), TASKS[task].rows
-        if counted < (usual or 0) or (usual is None and meta["limit"] is not None):
+        counted, usual = min(row.n for row in here if row.task == task), TASKS[task].rows
+        if counted < (usual or 0) or (usual is None and meta.limit is not None):
             partial[set_] = counted, usual
-    labels = short_labels(meta["methods"])
+    labels = short_labels(meta.methods)
     lines = []
-    for method in meta["methods"]:
-        cells = {row["task"]: row for row in here if row["method"] == method}
-        label = meta["paper"]["rows"].get(method)
-        numbers = _numbers(meta["paper"]["model"], label)
+    for method in meta.methods:
+        cells = {row.task: row for row in here if row.method == method}
+        label = meta.paper["rows"].get(method)
+        numbers = _numbers(meta.paper["model"], label)
         by_set = {set_: cells.get(task) for set_, task in tasks.items()}
         lines.append(_line(label or labels[method], method, columns, by_set, partial, numbers))
     return Table(name, columns, tasks, partial, tuple(lines))
@@ -100,8 +100,8 @@ def _line(
     """Make the line of a method from its row of each set that ran, None where it has none."""
     present = [row for row in rows.values() if row is not None]
     cells = tuple(_cell(set_, rows.get(set_), set_ in partial, numbers) for set_ in columns)
-    kept = metrics.mean([row["metrics"]["cached_share"] for row in present]) if present else None
-    ratios = [None if row is None else row["retention"] for row in rows.values()]
+    kept = metrics.mean([row.metrics["cached_share"] for row in present]) if present else None
+    ratios = [None if row is None else row.retention for row in rows.values()]
     average = metrics.mean(ratios) if ratios and None not in ratios else None
     group = TASKS[next(iter(columns))].group
     return Line(
@@ -116,7 +116,7 @@ def _line(
 
 
 def _cell(set_: str, row: Row | None, partial: bool, numbers: Mapping[str, Number]) -> Cell:
-    ours = None if row is None else points_of(row["task"]) * row["score"]
+    ours = None if row is None else points_of(row.task) * row.score
     return Cell(ours, ours is not None and partial, numbers.get(set_))
 
 

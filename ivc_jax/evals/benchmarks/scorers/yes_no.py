@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Hashable
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scoring import (
+from ivc_jax.evals.benchmarks.scorers.base import (
     Cells,
-    Record,
     Records,
     Scoring,
-    accuracies,
-    cell,
-    grouped,
+    average_scores,
+    group,
+    read_cell,
 )
+from ivc_jax.evals.schema import Record
 
 # The categories of MME (arXiv 2306.13394).
 MME_PERCEPTION = (
@@ -31,7 +31,7 @@ _LEFT_OUT = {"yes_share", "unknown_share"}  # by category, they would say little
 
 
 def _parse(text: str, cells: Cells, family: str) -> str:
-    return parsers.yes_or_no(text)
+    return parsers.read_yes_or_no(text)
 
 
 def _score(parsed: str, cells: Cells, family: str = "") -> float:
@@ -44,52 +44,51 @@ def _score_strict(parsed: str, cells: Cells, family: str = "") -> float:
     return _score(parsed, cells, family)
 
 
-def _statistics(records: Records) -> dict[str, float]:
-    return metrics.yes_no_metrics(
-        [record["target"] for record in records], [record["parsed"] for record in records]
+def _measure(records: Records) -> dict[str, float]:
+    return metrics.measure_yes_no(
+        [record.target for record in records], [record.parsed for record in records]
     )
 
 
-def _by_category(records: Records) -> dict[str, Records]:
+def _group_by_category(records: Records) -> dict[str, Records]:
     """Group rows by category; a row may belong to several, joined by commas."""
-    return grouped(
-        (category.strip(), record)
-        for record in records
-        for category in record["category"].split(",")
+    return group(
+        (category.strip(), record) for record in records for category in record.category.split(",")
     )
 
 
 def _aggregate(records: Records) -> dict[str, float]:
     """Aggregate overall, and the accuracy of each category; a row may belong to several."""
-    return _statistics(records) | {
-        f"accuracy/{category}": metrics.mean([record["score"] for record in members])
-        for category, members in _by_category(records).items()
+    return _measure(records) | {
+        f"accuracy/{category}": metrics.mean([record.score for record in members])
+        for category, members in _group_by_category(records).items()
     }
 
 
 def _aggregate_pope(records: Records) -> dict[str, float]:
     """Aggregate as POPE does: a row counts once in each of its categories."""
-    groups = _by_category(records)
-    result = _statistics([record for members in groups.values() for record in members])
+    groups = _group_by_category(records)
+    result = _measure([record for members in groups.values() for record in members])
     for category, members in groups.items():
-        values = _statistics(members)
+        values = _measure(members)
         result |= {f"{k}/{category}": v for k, v in values.items() if k not in _LEFT_OUT}
     return result
 
 
-def _picture(record: Record) -> Hashable:
+def _name_picture(record: Record) -> Hashable:
     """Name the picture of an MME question; two questions ask about each."""
-    return record["category"].strip(), cell(record, "image_path")
+    # categories reuse the names of files
+    return record.category.strip(), read_cell(record, "image_path")
 
 
-def _mme_category(records: Records) -> float:
+def _count_points(records: Records) -> float:
     """Return points of one category, up to 200: right answers, and pictures with both right.
 
     Pictures of which one question only is present do not enter the second part.
     """
-    pictures = grouped((_picture(record), record["score"]) for record in records)
+    pictures = group((_name_picture(record), record.score) for record in records)
     pairs = [min(scores[:2]) for scores in pictures.values() if len(scores) >= 2]
-    hits = [record["score"] for record in records]
+    hits = [record.score for record in records]
     return _CATEGORY_POINTS / 2 * (metrics.mean(hits) + metrics.mean(pairs))
 
 
@@ -99,11 +98,11 @@ def _aggregate_mme(records: Records) -> dict[str, float]:
     `score` is the mean share of its points that a category reaches. With all categories present it
     is `total` / 2800; with some of them `total` is the sum over these.
     """
-    points = {name: _mme_category(members) for name, members in _by_category(records).items()}
+    points = {name: _count_points(members) for name, members in _group_by_category(records).items()}
     perception = [points[name] for name in MME_PERCEPTION if name in points]
     reasoning = [points[name] for name in MME_REASONING if name in points]
     return {
-        **accuracies(records),
+        **average_scores(records),
         "score": metrics.mean(perception + reasoning) / _CATEGORY_POINTS,
         "perception": float(sum(perception)),
         "reasoning": float(sum(reasoning)),
@@ -112,12 +111,16 @@ def _aggregate_mme(records: Records) -> dict[str, float]:
     }
 
 
-def _hallusion_set(record: Record) -> Hashable:
-    return cell(record, "l2-category"), _hallusion_ids(record["example_id"])[0]
+def _name_set(record: Record) -> tuple[str, str]:
+    # sets of different l2-categories have the same numbers
+    return read_cell(record, "l2-category"), _read_ids(record.example_id)[0]
 
 
-def _hallusion_ids(index: str) -> tuple[str, str, str]:
-    """Return the ids of set, figure and question that an index of HallusionBench holds."""
+def _read_ids(index: str) -> tuple[str, str, str]:
+    """Return the ids of set, figure and question that an index of HallusionBench holds.
+
+    VD_chart_1_0_2_1 is question 1 about figure 2 of set 0; what follows "#" is not part of it.
+    """
     fields = index.partition("#")[0].split("_")
     if len(fields) < 6:
         raise ValueError(f"expected an index like VD_x_y_set_figure_question, found {index!r}")
@@ -125,7 +128,7 @@ def _hallusion_ids(index: str) -> tuple[str, str, str]:
 
 
 def _score_hallusion(parsed: str, cells: Cells, family: str = "") -> float:
-    _hallusion_ids(cells["index"].strip())
+    _read_ids(cells["index"].strip())
     return _score_strict(parsed, cells, family)
 
 
@@ -137,11 +140,10 @@ def _aggregate_hallusion(records: Records) -> dict[str, float]:
     """
     figures, questions = [], []
     for record in records:
-        group, figure, question = _hallusion_ids(record["example_id"])
-        level = cell(record, "l2-category")
-        figures.append(((level, group, figure), record["score"]))
-        questions.append(((level, group, question), record["score"]))
-    result = accuracies(records)
+        _, figure, question = _read_ids(record.example_id)
+        figures.append(((*_name_set(record), figure), record.score))
+        questions.append(((*_name_set(record), question), record.score))
+    result = average_scores(records)
     result["accuracy_figures"] = _share_all_right(figures)
     result["accuracy_pairs"] = _share_all_right(questions)
     parts = ("accuracy", "accuracy_figures", "accuracy_pairs")
@@ -149,7 +151,7 @@ def _aggregate_hallusion(records: Records) -> dict[str, float]:
 
 
 def _share_all_right(pairs: list[tuple[Hashable, float]]) -> float:
-    return metrics.mean([min(scores) for scores in grouped(pairs).values()])
+    return metrics.mean([min(scores) for scores in group(pairs).values()])
 
 
 YES_NO = Scoring(
@@ -164,7 +166,7 @@ POPE = dataclasses.replace(
     score=_score_strict,
     aggregate=_aggregate_pope,
     headline="f1",
-    unit=lambda record: record["example_id"],
+    unit=lambda record: record.example_id,
 )
 MME = dataclasses.replace(
     YES_NO,
@@ -174,7 +176,7 @@ MME = dataclasses.replace(
     headline="score",
     cells=("image_path",),
     points=_CATEGORY_POINTS * len(MME_PERCEPTION + MME_REASONING),
-    unit=_picture,
+    unit=_name_picture,
 )
 HALLUSION = dataclasses.replace(
     YES_NO,
@@ -183,5 +185,5 @@ HALLUSION = dataclasses.replace(
     aggregate=_aggregate_hallusion,
     headline="score",
     cells=("l2-category", "split"),
-    unit=_hallusion_set,
+    unit=_name_set,
 )

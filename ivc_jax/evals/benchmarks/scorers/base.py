@@ -1,7 +1,6 @@
 """What a kind of task is: how an answer is parsed, scored and aggregated.
 
-The kinds are in `grounding.py`, `choice.py`, `yes_no.py` and `open_ended.py`; benchmarks of the
-same kind differ in file, prompt and group only, which is what `tasks.py` lists.
+Benchmarks of the same kind differ in file, prompt and group only, which is what `tasks.py` lists.
 """
 
 import dataclasses
@@ -9,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
+from ivc_jax.evals.schema import Record
 
 Cells = Mapping[str, str]
-Record = Mapping[str, Any]
 Records = Sequence[Record]
 
 
@@ -25,9 +24,9 @@ class Scoring:
         score: (parsed, cells, family) -> the score of the row, from 0 to 1.
         aggregate: records -> metrics by name; rows may be missing. A metric of a part of the rows
             is named "measure/part", a part of another level "measure/level/part" (see
-            `summary.categories`).
+            `summary.collect_categories`).
         headline: the metric that is the score of the task, from 0 to 1.
-        cells: TSV columns that `aggregate` reads from `record["cells"]`; they may be missing.
+        cells: TSV columns that `aggregate` reads from `Record.cells`; they may be missing.
         points: what a headline of 1 is called in publications: percent, or the benchmark's points.
         unit: (record) -> a name shared by records that belong together, where the headline is no
             mean of the scores of rows; None where it is.
@@ -43,12 +42,12 @@ class Scoring:
     unit: Callable[[Record], Hashable] | None = None
 
 
-def cell(record: Record, name: str) -> str:
+def read_cell(record: Record, name: str) -> str:
     """Return a further cell of the row of a record, stripped; "" if it has none."""
-    return record.get("cells", {}).get(name, "").strip()
+    return record.cells.get(name, "").strip()
 
 
-def grouped(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
+def group(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
     """Collect values by key, keys in order; an empty key is none."""
     groups: dict[Any, list[Any]] = {}
     for key, value in pairs:
@@ -57,18 +56,18 @@ def grouped(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
     return dict(sorted(groups.items()))
 
 
-def accuracies(records: Records) -> dict[str, float]:
+def average_scores(records: Records) -> dict[str, float]:
     """Return mean scores: `accuracy`, and those of each category, l2-category and split.
 
     They are named "accuracy/X", "accuracy/l2/X" and "accuracy/split/X".
     """
     levels: dict[str, Callable[[Record], str]] = {
-        "": lambda record: record["category"].strip(),
-        "l2/": lambda record: cell(record, "l2-category"),
-        "split/": lambda record: cell(record, "split"),
+        "": lambda record: record.category.strip(),
+        "l2/": lambda record: read_cell(record, "l2-category"),
+        "split/": lambda record: read_cell(record, "split"),
     }
-    result = {"accuracy": metrics.mean([record["score"] for record in records])}
-    for level, name in levels.items():
-        parts = grouped((name(record), record["score"]) for record in records)
+    result = {"accuracy": metrics.mean([record.score for record in records])}
+    for level, read_name in levels.items():
+        parts = group((read_name(record), record.score) for record in records)
         result |= {f"accuracy/{level}{part}": metrics.mean(hits) for part, hits in parts.items()}
     return result

@@ -8,7 +8,8 @@ import dataclasses
 import string
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scoring import Cells, Record, Records, Scoring, accuracies
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, average_scores
+from ivc_jax.evals.schema import Record
 
 REFUSED = "Z"
 _REFUSALS = (
@@ -18,10 +19,14 @@ _REFUSALS = (
     "Cannot determine the answer",
 )
 _BLANKED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-_ROTATION = 10**6  # rotations of one question have indices that differ by multiples of this
+# Rotations of the options of one question have indices that differ by multiples of this:
+#
+#   question    7 as it is   7 rotated once   7 rotated twice
+#   index       7            1000007          2000007
+_ROTATION = 10**6
 
 
-def options(cells: Cells) -> dict[str, str]:
+def read_options(cells: Cells) -> dict[str, str]:
     """Return the option texts of a row by letter; an empty cell is no option."""
     return {
         letter: cells[letter]
@@ -30,7 +35,17 @@ def options(cells: Cells) -> dict[str, str]:
     }
 
 
-def chosen_letter(text: str, letters: str) -> str | None:
+def _parse(text: str, cells: Cells, family: str) -> str:
+    """Return the letter of the option that an answer names or repeats, else "Unknown"."""
+    options = read_options(cells)
+    if letter := _find_letter(text, "".join(options)):
+        return letter
+    lowered = text.lower()
+    repeated = [letter for letter, option in options.items() if option.lower() in lowered]
+    return repeated[0] if len(repeated) == 1 else parsers.UNKNOWN
+
+
+def _find_letter(text: str, letters: str) -> str | None:
     """Return the only one of `letters` that is a word of the answer, "Z" for a refusal, or None."""
     if any(refusal in text for refusal in _REFUSALS):
         return REFUSED
@@ -41,41 +56,13 @@ def chosen_letter(text: str, letters: str) -> str | None:
     return REFUSED if not named and REFUSED in words else None
 
 
-def repeated_option(text: str, choices: dict[str, str]) -> str | None:
-    """Return the letter of the only option whose text is part of the answer, or None."""
-    lowered = text.lower()
-    named = [letter for letter, choice in choices.items() if choice.lower() in lowered]
-    return named[0] if len(named) == 1 else None
-
-
-def _parse(text: str, cells: Cells, family: str) -> str:
-    choices = options(cells)
-    letter = chosen_letter(text, "".join(choices))
-    return letter or repeated_option(text, choices) or parsers.UNKNOWN
-
-
 def _score(parsed: str, cells: Cells, family: str = "") -> float:
     answer = cells["answer"].strip()
-    if not options(cells):
+    if not read_options(cells):
         raise ValueError("the row has no option: expected texts in the columns A, B, ...")
     if len(answer) != 1 or answer not in string.ascii_uppercase:
         raise ValueError(f"expected the letter of an option as answer, found {answer!r}")
     return float(parsed == answer)
-
-
-def _aggregate(records: Records) -> dict[str, float]:
-    unmatched = [float(record["parsed"] == parsers.UNKNOWN) for record in records]
-    return accuracies(records) | {"unmatched_share": metrics.mean(unmatched)}
-
-
-def question_of(record: Record) -> int:
-    """Return the number that the rotations of one question share."""
-    return _index(record) % _ROTATION
-
-
-def _index(record: Record) -> int:
-    # a repeated index has "#" and its row behind it
-    return int(float(record["example_id"].partition("#")[0]))
 
 
 def _score_rotation(parsed: str, cells: Cells, family: str = "") -> float:
@@ -84,7 +71,12 @@ def _score_rotation(parsed: str, cells: Cells, family: str = "") -> float:
     return _score(parsed, cells, family)
 
 
-def _aggregate_circular(records: Records) -> dict[str, float]:
+def _aggregate(records: Records) -> dict[str, float]:
+    unmatched = [float(record.parsed == parsers.UNKNOWN) for record in records]
+    return average_scores(records) | {"unmatched_share": metrics.mean(unmatched)}
+
+
+def _aggregate_rotations(records: Records) -> dict[str, float]:
     """Count a question as right if every rotation of its options that is present is right.
 
     `accuracy_one_order` asks the first order alone. Questions without their first row, which holds
@@ -92,16 +84,26 @@ def _aggregate_circular(records: Records) -> dict[str, float]:
     """
     hits: dict[int, float] = {}
     for record in records:
-        question = question_of(record)
-        hits[question] = min(record["score"], hits.get(question, 1.0))
-    first = [record for record in records if _index(record) < _ROTATION]
-    judged = [{**record, "score": hits[question_of(record)]} for record in first]
+        question = _find_question(record)
+        hits[question] = min(record.score, hits.get(question, 1.0))
+    first = [record for record in records if _read_index(record) < _ROTATION]
+    judged = [dataclasses.replace(each, score=hits[_find_question(each)]) for each in first]
     return {
         **_aggregate(records),
-        **accuracies(judged),
-        "accuracy_one_order": metrics.mean([record["score"] for record in first]),
+        **average_scores(judged),
+        "accuracy_one_order": metrics.mean([record.score for record in first]),
         "questions": float(len(first)),
     }
+
+
+def _find_question(record: Record) -> int:
+    """Return the number that the rotations of one question share."""
+    return _read_index(record) % _ROTATION
+
+
+def _read_index(record: Record) -> int:
+    # a repeated index has "#" and its row behind it
+    return int(float(record.example_id.partition("#")[0]))
 
 
 CHOICE = Scoring(
@@ -112,5 +114,5 @@ CHOICE = Scoring(
     cells=("l2-category", "split"),
 )
 CIRCULAR_CHOICE = dataclasses.replace(
-    CHOICE, score=_score_rotation, aggregate=_aggregate_circular, unit=question_of
+    CHOICE, score=_score_rotation, aggregate=_aggregate_rotations, unit=_find_question
 )
