@@ -23,11 +23,10 @@ from shapes import ROOT, write_report
 
 import digit_scenes.tsv
 import ivc_jax
-from ivc_jax.config import from_hf
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.running.tsv import Row, TsvFile
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
-from ivc_jax.presets import PRESETS
 from ivc_jax.types import Inputs
 from ivc_jax.weights import quantize
 from ivc_jax.weights.load import abstract_params
@@ -120,7 +119,7 @@ def _averaged(found: list[dict[str, Any]]) -> dict[str, float]:
 
 def count_bytes(preset: str) -> dict[str, int]:
     """Count the parameters' bytes of a published model in bfloat16 and with int8 weights."""
-    plain = abstract_params(from_hf(PRESETS[preset]), DTYPES["bfloat16"])
+    plain = abstract_params(parse_config(list_sizes()[preset]), DTYPES["bfloat16"])
     return {"bfloat16": _bytes(plain), "int8": _bytes(quantize.abstract(plain))}
 
 
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/int8_parity.json")
     chosen = parser.parse_args()
     found = compare(chosen.model, chosen.questions, chosen.batch, chosen.methods)
-    sizes = {preset: count_bytes(preset) for preset in PRESETS}
+    sizes = {preset: count_bytes(preset) for preset in list_sizes()}
     write_report(chosen.out, "int8_parity", published_parameter_bytes=sizes, **found)
 
 

@@ -31,17 +31,13 @@ def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
     import ml_dtypes
     import numpy as np
 
-    from ivc_jax.config import from_hf
+    from ivc_jax.families import QWEN2_VL, parse_config
     from ivc_jax.nn.decoder import init_params
-    from ivc_jax.presets import PRESETS
     from ivc_jax.weights import keymap
 
-    config = from_hf(PRESETS["qwen2-vl-2b"])
+    config = parse_config(QWEN2_VL.sizes["qwen2-vl-2b"])
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    leaves, sizes = keymap.flatten(shapes), {}
-    for name, target in keymap.expected_tensors(shapes):
-        shape = leaves[target.rule.path].shape[target.rule.stacked :]
-        sizes[name] = target.rule.transform.hf_shape(shape, config)
+    sizes = keymap.list_shapes(shapes, config, QWEN2_VL.rules)
     noise = np.random.default_rng(0).standard_normal(1 << 22, np.float32).astype(ml_dtypes.bfloat16)
     names, weight_map = list(sizes), {}
     for number in range(num_shards):
@@ -49,7 +45,7 @@ def write_checkpoint(folder: Path, num_shards: int = 2) -> dict[str, int]:
         part = names[number::num_shards]
         _write_shard(folder / file, {name: sizes[name] for name in part}, noise)
         weight_map |= dict.fromkeys(part, file)
-    (folder / "config.json").write_text(json.dumps(PRESETS["qwen2-vl-2b"]))
+    (folder / "config.json").write_text(json.dumps(QWEN2_VL.sizes["qwen2-vl-2b"]))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     counts = [2 * int(np.prod(shape)) for shape in sizes.values()]
     return {"model_bytes": sum(counts), "largest_tensor_bytes": max(counts)}
@@ -82,8 +78,8 @@ def load_and_measure(folder: Path) -> dict[str, Any]:
     """Load a directory in bfloat16 while a thread samples this process's anonymous memory."""
     import jax
 
-    from ivc_jax.model import load_params
-    from ivc_jax.weights.source import DTYPES, read_config
+    from ivc_jax.model import load_params, read_config
+    from ivc_jax.weights.source import DTYPES
 
     jax.block_until_ready(jax.numpy.zeros(1))
     before, peak, done = read_status("RssAnon"), 0, threading.Event()

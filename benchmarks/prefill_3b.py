@@ -19,16 +19,15 @@ import jax
 from shapes import ROOT, make_batch, random_params, write_report
 
 import ivc_jax
-from ivc_jax.config import from_hf
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
-from ivc_jax.presets import PRESETS
 
 METHODS = ("dense", "ivc:keep_ratio=0.5")
 
 
 def measure(rows: int, columns: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     """Prefill with each method in turn; return seconds, bytes and the process's peak memory."""
-    config = from_hf(PRESETS["qwen2.5-vl-3b"])
+    config = parse_config(list_sizes()["qwen2.5-vl-3b"])
     model = ivc_jax.Model(config, random_params(config))
     buckets = Buckets(text=(40,), visual=(rows * columns,))
     inputs = collate(make_batch(config, rows, columns), config, buckets)

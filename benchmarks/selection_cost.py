@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from shapes import ROOT, make_batch, random_params, write_report
 
 import ivc_jax
-from ivc_jax.config import ModelConfig, from_hf
+from ivc_jax.config import ModelConfig
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.plan import Span
 from ivc_jax.engine.tower import tap_of, tower_signals
 from ivc_jax.engine.walk import Walk
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import (
     Carry,
@@ -41,7 +42,6 @@ from ivc_jax.methods.base import (
 from ivc_jax.nn import rope
 from ivc_jax.nn.tower import Features, Projections
 from ivc_jax.nn.vision import PatchMerger, VisionBlock
-from ivc_jax.presets import PRESETS
 from ivc_jax.types import Inputs
 
 METHODS = (
@@ -144,7 +144,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def measure(tokens: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     """Time dense prefills and selections in turn; medians after one warm-up each."""
-    config = from_hf(PRESETS["qwen2-vl-2b"])
+    config = parse_config(list_sizes()["qwen2-vl-2b"])
     model = ivc_jax.Model(config, random_params(config))
     buckets = Buckets(text=(40,), visual=(tokens,))
     inputs = collate(make_batch(config, 32, tokens // 32), config, buckets)

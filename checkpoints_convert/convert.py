@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jax
 
-from ivc_jax.model import load_params
+from ivc_jax.model import load_params, read_config
 from ivc_jax.weights import checkpoint
 from ivc_jax.weights.load import abstract_params
-from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles, read_config
+from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles
 
 # Small files that belong to a model; the weights and their index are what is converted.
 _COMPANIONS = ("*.json", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*")

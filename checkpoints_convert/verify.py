@@ -9,8 +9,8 @@ import numpy as np
 
 import ivc_jax
 from ivc_jax.config import ModelConfig
-from ivc_jax.model import load_params
-from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
+from ivc_jax.model import load_params, read_config
+from ivc_jax.weights.source import DTYPES, CheckpointError
 
 _GRID = (1, 8, 12)  # frames, rows and columns of patches of the random image
 _TEXT = 24  # tokens of the text-only prompt

@@ -13,6 +13,7 @@ from digit_scenes import tokenizer
 from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, model_config
 from digit_scenes.setting import Setting
 from ivc_jax.config import ModelConfig
+from ivc_jax.families import QWEN2_VL
 from ivc_jax.weights.keymap import to_hf_names
 
 BUNDLED = pathlib.Path(__file__).with_name("checkpoint")
@@ -111,7 +112,8 @@ def write(
     fresh.chmod(0o755)
     try:
         wanted = {"vision": params["vision"], "decoder": params["decoder"]}
-        tensors = {k: v.astype(np.float32) for k, v in to_hf_names(wanted, config)}
+        named = to_hf_names(wanted, config, QWEN2_VL.rules)
+        tensors = {name: array.astype(np.float32) for name, array in named}
         save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         (fresh / "model.safetensors").chmod(0o644)
         tokenizer.save(words, fresh)

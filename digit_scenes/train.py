@@ -25,8 +25,8 @@ from digit_scenes.loop import Params
 from digit_scenes.model import model_config
 from digit_scenes.setting import SETTINGS, SMALL, Setting
 from ivc_jax.config import ModelConfig
+from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
-from ivc_jax.weights.source import read_config
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ivc_jax import cloud
+from ivc_jax import cloud, families
 from ivc_jax.config import ModelConfig
+from ivc_jax.families import Family
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.nn.decoder import Params
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
 from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
+from ivc_jax.weights.source import DTYPES, CheckpointError, read_json
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,9 +71,40 @@ def load(
     folder = find_folder(path)
     config = read_config(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
-    processor = Processor.from_pretrained(folder, config)
+    processor = load_processor(folder, config, find_family(folder))
     config = _with_pixels(config, processor)
     return Model(config, load_params(folder, config, chosen, mesh, weights), mesh), processor
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read the model sizes from `folder/config.json`.
+
+    Raises:
+        CheckpointError: no readable config.json.
+        ConfigError: an architecture or a setting that is not supported.
+    """
+    return families.parse_config(read_json(folder / "config.json"))
+
+
+def find_family(folder: Path) -> Family:
+    """Return the family that `folder/config.json` names; raises as `read_config`."""
+    return families.find_family(read_json(folder / "config.json").get("model_type"))
+
+
+def load_processor(folder: Path, config: ModelConfig, family: Family) -> Processor:
+    """Load the processor of a directory.
+
+    Raises:
+        InputError: missing or damaged files, or settings that do not fit the model.
+    """
+    return Processor.from_pretrained(
+        folder,
+        config,
+        read_pictures=family.read_pictures,
+        write_visual=family.write_visual,
+        word_pattern=family.word_pattern,
+        chat_template=family.chat_template,
+    )
 
 
 def load_params(
@@ -92,7 +124,10 @@ def load_params(
     """
     if checkpoint.is_converted(folder):
         return checkpoint.restore_params(folder, config, dtype, mesh, weights)
-    return load_safetensors(folder, config, dtype, mesh, weights)
+    family = find_family(folder)
+    return load_safetensors(
+        *(folder, config, dtype, mesh, weights), rules=family.rules, excused=family.excused
+    )
 
 
 def find_folder(path: str | Path) -> Path:

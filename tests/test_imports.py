@@ -21,7 +21,8 @@ ALLOWED = {
     "inputs": {"types", "config", "inputs"},
     "methods": {"types", "config", "ivc", "methods", "nearest"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
-    "model": {"types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
+    "families": {"config", "inputs", "weights.keymap", "families"},
+    "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
     "engine": {
         *("types", "config", "nn", "inputs", "methods.base", "model", "parallel"),
         "engine",
@@ -32,7 +33,7 @@ ALLOWED = {
     },
     "reports": {"ivc", "evals", "inputs", "methods", "reports"},
     "studies": {
-        *("types", "config", "ivc", "presets", "nn", "inputs", "methods", "engine", "weights"),
+        *("types", "config", "ivc", "families", "nn", "inputs", "methods", "engine", "weights"),
         *("model", "parallel", "evals", "reports", "studies", "nearest"),
     },
     "commands": None,

@@ -147,8 +147,7 @@ def _settings(arguments: Arguments) -> RunConfig:
 def _grid(arguments: Arguments) -> Grid:
     """Name every setting; only the sizes of the model are read for it."""
     import ivc_jax
-    from ivc_jax.model import find_folder
-    from ivc_jax.weights.source import read_config
+    from ivc_jax.model import find_folder, read_config
 
     path = arguments.model or str(_ROOT / "digit_scenes" / "checkpoint")
     depth = read_config(find_folder(path)).decoder.num_layers

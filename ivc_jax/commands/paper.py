@@ -52,8 +52,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
 
     def choose(settings: RunConfig) -> RunConfig:
         # Imported late, so that a wrong option or --help does not wait for JAX.
-        from ivc_jax.model import find_folder
-        from ivc_jax.weights.source import read_config
+        from ivc_jax.model import find_folder, read_config
 
         family = read_config(find_folder(settings.model)).family
         sets = sets_with_a_file(settings, arguments.tables, family)

@@ -1,19 +1,19 @@
 """Prompts and pictures to a `Batch`, with the files of one checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.inputs.batch import Batch, InputError, Visual
+from ivc_jax.inputs.batch import Batch, InputError
 from ivc_jax.inputs.bucket import Size, size_of
-from ivc_jax.inputs.footprint import find_footprint
+from ivc_jax.inputs.footprint import Footprint, find_footprint
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
-from ivc_jax.inputs.resize import PictureRule, SmartResize, process_image, process_video
+from ivc_jax.inputs.resize import PictureRule, process_image, process_video
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json, stop_ids
 
 Video = Sequence[Picture] | np.ndarray
@@ -38,18 +38,37 @@ class Processor:
     stop_ids: tuple[int, ...]
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, config: ModelConfig) -> "Processor":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        config: ModelConfig,
+        *,
+        read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule],
+        write_visual: Callable[[Footprint, str], str],
+        word_pattern: str | None = None,
+        chat_template: str | None = None,
+    ) -> "Processor":
         """Read tokenizer, chat template and image settings from a checkpoint directory.
 
         Image settings come from `processor_config.json` if it holds them, else from
         `preprocessor_config.json`; those of videos fall back to those of images.
 
+        Args:
+            path: the directory.
+            config: of the model.
+            read_pictures: turns image settings into a rule; this and the rest are a family's.
+            write_visual: the text that takes the place of a visual's placeholder.
+            word_pattern: see `Tokenizer.from_pretrained`.
+            chat_template: for a directory without one.
+
         Raises:
             InputError: missing or damaged files, or settings that do not fit the model.
         """
         path = Path(path)
-        tokenizer = Tokenizer.from_pretrained(path)
+        tokenizer = Tokenizer.from_pretrained(path, word_pattern)
         template = ChatTemplate.from_pretrained(path, tokenizer.special_tokens)
+        if template is None and chat_template is not None:
+            template = ChatTemplate(chat_template, tokenizer.special_tokens)
         nested = read_json(path / "processor_config.json")
         images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
         if not images:
@@ -58,9 +77,9 @@ class Processor:
         videos = videos or read_json(path / "video_preprocessor_config.json") or images
         return cls(
             config=config,
-            writer=PromptWriter(tokenizer, template, config),
-            images=_checked(SmartResize.from_hf(images), config, path),
-            videos=_checked(SmartResize.from_hf(videos), config, path),
+            writer=PromptWriter(tokenizer, template, config, write_visual),
+            images=_checked(read_pictures(images, config), config, path),
+            videos=_checked(read_pictures(videos, config), config, path),
             stop_ids=stop_ids(path, tokenizer),
         )
 
@@ -105,8 +124,11 @@ class Processor:
                 )
                 for index, frames in enumerate(video_lists[sample])
             ]
-            counts = {"image": self._token_counts(pictures), "video": self._token_counts(clips)}
-            tokens.append(self.writer.write(prompt, counts, sample, chat))
+            footprints = {
+                "image": [find_footprint(each.grid, self.config) for each in pictures],
+                "video": [find_footprint(each.grid, self.config, each.seconds) for each in clips],
+            }
+            tokens.append(self.writer.write(prompt, footprints, sample, chat))
             flat_images += pictures
             flat_videos += clips
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
@@ -126,8 +148,7 @@ class Processor:
             except InputError as error:
                 raise InputError(f"image {index}: {error}") from None
             footprints.append(find_footprint(grid, self.config))
-        counts = {"image": [each.count for each in footprints], "video": []}
-        length = len(self.writer.write(prompt, counts, 0, chat))
+        length = len(self.writer.write(prompt, {"image": footprints, "video": []}, 0, chat))
         # Text advances positions by one a token, an image by its span.
         reached = length + sum(each.span - each.count for each in footprints)
         return size_of(length, footprints, reached, self.config)
@@ -141,10 +162,6 @@ class Processor:
         """
         rows = zip(np.asarray(tokens), np.asarray(lengths), strict=True)
         return [self.writer.tokenizer.decode(row[: int(length)]) for row, length in rows]
-
-    def _token_counts(self, visuals: Sequence[Visual]) -> list[int]:
-        area = self.config.vision.merge_area
-        return [len(visual.patches) // area for visual in visuals]
 
 
 def _checked(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:

@@ -2,17 +2,18 @@
 
     prompt    Is this <image> the same as <image>?
     rendered  ... Is this <|vision_start|><|image_pad|><|vision_end|> the same as ...
-    ids       ... 7 8 151652 151655 151653 9 ...
-    expanded  ... 7 8 151652 151655 151655 151655 151655 151653 9 ...    4 visual tokens
+    written   ... Is this <|vision_start|><|image_pad|><|image_pad|><|image_pad|> ...
+    ids       ... 7 8 151652 151655 151655 151655 151655 151653 9 ...    4 visual tokens
 
 `<image>` and `<video>` mark where visuals go; the placeholder itself (`<|image_pad|>`), already in
 the prompt, counts as a mark too. A kind without any mark comes first: images, then videos.
 """
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json
 
 MARKS = {"image": "<image>", "video": "<video>"}
@@ -99,53 +101,80 @@ class ChatTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class PromptWriter:
-    """Turns a prompt and the visual token counts of its visuals into ids."""
+    """Turns a prompt and what its visuals take up into ids.
+
+    Attributes:
+        tokenizer: of the checkpoint.
+        template: its chat template, if it has one.
+        config: of the model.
+        write_visual: the text that takes the place of a visual's placeholder (`families.base`).
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     config: ModelConfig
+    write_visual: Callable[[Footprint, str], str]
 
     def write(
-        self, prompt: str, counts: Mapping[str, Sequence[int]], sample: int, chat: bool = True
+        self,
+        prompt: str,
+        footprints: Mapping[str, Sequence[Footprint]],
+        sample: int,
+        chat: bool = True,
     ) -> np.ndarray:
         """Return the ids [n] int32 of one sample, placeholders repeated.
 
         Args:
             prompt: may hold marks.
-            counts: visual tokens of each "image" and each "video", in order.
+            footprints: of each "image" and each "video", in order.
             sample: its number, for errors.
             chat: wrap the prompt as a user message in the chat template.
 
         Raises:
             InputError: marks and visuals differ in number, or there is no chat template.
         """
-        ids = self._placeholder_ids()
-        pieces = self._place(prompt, counts, sample)
+        pieces = self._place(prompt, footprints, sample)
         text = self._render(pieces) if chat else "".join(self._raw(piece) for piece in pieces)
+        lengths = {}
+        for kind, number in self._placeholder_ids().items():
+            placeholder = self.tokenizer.token(number)
+            found, expected = text.count(placeholder), len(footprints[kind])
+            if found != expected:
+                raise InputError(
+                    f"sample {sample}: the rendered prompt has {found} {kind} placeholders for"
+                    f" {expected} {kind}s; check the chat template"
+                )
+            written = [self.write_visual(each, placeholder) for each in footprints[kind]]
+            parts = text.split(placeholder)
+            text = "".join(itertools.chain(*zip(parts, [*written, ""], strict=True)))
+            # Tokenizing a thousand placeholders takes milliseconds: each run is tokenized as one.
+            runs = re.compile(f"(?:{re.escape(placeholder)})+")
+            lengths[number] = [len(run) // len(placeholder) for run in runs.findall(text)]
+            text = runs.sub(lambda _, one=placeholder: one, text)
         # Templates write their own special tokens; a raw prompt gets the tokenizer's.
         tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not chat), np.int32)
         repeats = np.ones(len(tokens), np.int64)
-        for kind, number in ids.items():
+        for number, counts in lengths.items():
             slots = np.flatnonzero(tokens == number)
-            if len(slots) != len(counts[kind]):
+            if len(slots) != len(counts):
                 raise InputError(
-                    f"sample {sample}: the rendered prompt has {len(slots)} {kind} placeholders"
-                    f" for {len(counts[kind])} {kind}s; check the chat template"
+                    f"the tokenizer does not read {self.tokenizer.token(number)} as one token; use"
+                    " the tokenizer that belongs to the checkpoint"
                 )
-            repeats[slots] = counts[kind]
+            repeats[slots] = counts
         return np.repeat(tokens, repeats)
 
     def _placeholder_ids(self) -> dict[str, int]:
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
 
     def _place(
-        self, prompt: str, counts: Mapping[str, Sequence[int]], sample: int
+        self, prompt: str, footprints: Mapping[str, Sequence[Footprint]], sample: int
     ) -> list[tuple[str, str]]:
         """Cut the prompt into ("text" | "image" | "video", text), unmarked kinds first."""
         first = []
         for kind, mark in MARKS.items():
             placeholder = self.tokenizer.token(self._placeholder_ids()[kind])
-            found, expected = prompt.count(mark) + prompt.count(placeholder), len(counts[kind])
+            found, expected = prompt.count(mark) + prompt.count(placeholder), len(footprints[kind])
             if not found:
                 first += [(kind, "")] * expected
             elif found != expected:

@@ -18,11 +18,6 @@ _NAMED = (
 )
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# How Qwen2 cuts text before merging: contractions, words, single digits, punctuation, blanks.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,14 +59,19 @@ class Tokenizer:
         self._add_tokens(config)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Tokenizer":
+    def from_pretrained(cls, path: str | Path, word_pattern: str | None = None) -> "Tokenizer":
         """Read the tokenizer files of a checkpoint directory.
+
+        Args:
+            path: the directory.
+            word_pattern: regex by which vocab.json and merges.txt want text cut beforehand;
+                without it tokenizer.json alone is read.
 
         Raises:
             InputError: no tokenizer files, or damaged ones.
         """
         path = Path(path)
-        return cls(_read_backend(path), read_json(path / "tokenizer_config.json"))
+        return cls(_read_backend(path, word_pattern), read_json(path / "tokenizer_config.json"))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`; special tokens written in it are recognised."""
@@ -132,15 +132,15 @@ def _special(config: Mapping[str, Any]) -> list[str]:
     return [_content(token) for token in tokens]
 
 
-def _read_backend(path: Path) -> Any:
+def _read_backend(path: Path, word_pattern: str | None) -> Any:
     from tokenizers import Tokenizer as Backend
 
     single, vocab, merges = (path / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
         if single.is_file():
             return Backend.from_file(str(single))
-        if vocab.is_file() and merges.is_file():
-            return _qwen2_backend(vocab, merges)
+        if word_pattern and vocab.is_file() and merges.is_file():
+            return _build_backend(vocab, merges, word_pattern)
     except Exception as error:  # The library raises bare Exception.
         raise InputError(f"{path}: damaged tokenizer ({error}); fetch it again") from None
     raise InputError(
@@ -149,8 +149,8 @@ def _read_backend(path: Path) -> Any:
     )
 
 
-def _qwen2_backend(vocab: Path, merges: Path) -> Any:
-    """Build Qwen2's byte-level BPE from its two older files."""
+def _build_backend(vocab: Path, merges: Path, word_pattern: str) -> Any:
+    """Build a byte-level BPE from its two older files."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
@@ -159,7 +159,7 @@ def _qwen2_backend(vocab: Path, merges: Path) -> Any:
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(word_pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,26 +1,31 @@
-"""Which Hugging Face tensor becomes which parameter, as a table that reads in both directions.
+"""Which Hugging Face tensor becomes which parameter: rules that read in both directions.
 
-A row names the tensor as the published Qwen2-VL and Qwen2.5-VL checkpoints do; what a family lacks
-(biases of RMS norms, fc1 or gate_proj) has no parameter, and its row is not used. The regex also
-accepts the later generation of names:
+A family lists its rules. A rule's `name` is the published name of a tensor, with
 
-    model.layers.3.mlp.up_proj.weight          model.language_model.layers.3.mlp.up_proj.weight
-    visual.blocks.3.norm1.weight               model.visual.blocks.3.norm1.weight
+    {layer}, {expert}    the first axes of a stacked parameter count these
+    [model.]             a part that only other generations of the name have
+    (model.)             a part that some generations lack
 
-A name with `{layer}` is one slice of a stack whose first axis counts layers.
+and a rule may take some rows of a fused tensor only. Two key heads with two query heads each:
+
+    wqkv   q0 q1 k0 v0  q2 q3 k1 v1      rules of that name, with `rows` in units of head_dim:
+                                         q_proj 0 1 4 5    k_proj 2 6    v_proj 3 7
 """
 
 import dataclasses
 import enum
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ivc_jax.config import ModelConfig
+
+_COUNTED = re.compile(r"\{(layer|expert)\}")
+_OPTIONAL = re.compile(r"\[([^]]*)\]|\(([^)]*)\)")
 
 
 class Transform(enum.Enum):
@@ -55,99 +60,97 @@ class Transform(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One row of the table: `name` is a template, `path` a slash-separated parameter path."""
+    """One row of a family's table.
+
+    Attributes:
+        name: template of the tensor's name.
+        path: slash-separated path of the parameter.
+        transform: between the two layouts.
+        rows: the rows of the Hugging Face tensor that this parameter takes, in its own order; the
+            rules that share a name share out its tensor. None is all of them.
+        layers: the first layer of the names that lies in this stack, and the one behind its last
+            (None: to the end), for models with one stack after the other.
+    """
 
     name: str
     path: str
     transform: Transform = Transform.SAME
+    rows: Callable[[ModelConfig], np.ndarray] | None = None
+    layers: tuple[int, int | None] = (0, None)
 
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameter has a leading layer axis."""
-        return "{layer}" in self.name
+    @functools.cached_property
+    def published(self) -> str:
+        """The name as it is written, still with `{layer}` and `{expert}`."""
+        return _OPTIONAL.sub(lambda part: part[2] or "", self.name)
+
+    @functools.cached_property
+    def axes(self) -> int:
+        """Leading axes of the parameter that the name counts."""
+        return len(_COUNTED.findall(self.name))
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Regex of the tensor's name in both generations; group `layer` holds the layer."""
-        head, _, rest = self.name.partition(".")
-        heads = {"model": r"model\.(?:language_model\.)?", "visual": r"(?:model\.)?visual\."}
-        rest = re.escape(rest).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)")
-        return re.compile(heads.get(head, re.escape(head) + r"\.") + rest)
+        """Regex of the name in all generations, with groups `layer` and `expert`."""
+        regex = _OPTIONAL.sub(lambda part: f"<{part[1] or part[2]}>", self.name)
+        regex = re.escape(regex).replace("<", "(?:").replace(">", ")?")
+        return re.compile(re.sub(r"\\\{(layer|expert)\\\}", r"(?P<\1>0|[1-9]\\d*)", regex))
+
+    def match(self, name: str) -> "Target | None":
+        """Return where the tensor of this name goes by this rule, None if it is not its."""
+        found = self.pattern.fullmatch(name)
+        if found is None:
+            return None
+        index = [int(found[axis]) for axis in _COUNTED.findall(self.name)]
+        if index:
+            first, stop = self.layers
+            if index[0] < first or (stop is not None and index[0] >= stop):
+                return None
+            index[0] -= first
+        return Target(self, tuple(index))
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where one tensor goes: a parameter and, for a stack, the layer inside it."""
+    """Where one tensor goes: a parameter and, in a stack, the place of its layer (and expert)."""
 
     rule: Rule
-    layer: int | None
+    index: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The published name of the tensor."""
+        index = list(self.index)
+        if index:
+            index[0] += self.rule.layers[0]
+        axes = _COUNTED.findall(self.rule.name)
+        return self.rule.published.format(**dict(zip(axes, index, strict=True)))
 
 
-def _linear(name: str, path: str, bias: bool) -> list[Rule]:
+def map_linear(name: str, path: str, bias: bool = True) -> list[Rule]:
+    """Return the rules of a linear layer."""
     kernel = Rule(f"{name}.weight", f"{path}/kernel", Transform.TRANSPOSE)
     return [kernel, Rule(f"{name}.bias", f"{path}/bias")] if bias else [kernel]
 
 
-def _layer_norm(name: str, path: str) -> list[Rule]:
+def map_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a norm with a bias."""
     return [Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias")]
 
 
-_LAYER, _OURS = "model.layers.{layer}", "decoder/layers"
-_BLOCK, _TOWER = "visual.blocks.{layer}", "vision/blocks"
-
-RULES: tuple[Rule, ...] = (
-    Rule("visual.patch_embed.proj.weight", "vision/patch_embed/kernel", Transform.CONVOLUTION),
-    *_layer_norm(f"{_BLOCK}.norm1", f"{_TOWER}/norm1"),
-    *_layer_norm(f"{_BLOCK}.norm2", f"{_TOWER}/norm2"),
-    *_linear(f"{_BLOCK}.attn.qkv", f"{_TOWER}/attn/qkv", bias=True),
-    *_linear(f"{_BLOCK}.attn.proj", f"{_TOWER}/attn/proj", bias=True),
-    *_linear(f"{_BLOCK}.mlp.fc1", f"{_TOWER}/mlp/fc1", bias=True),
-    *_linear(f"{_BLOCK}.mlp.fc2", f"{_TOWER}/mlp/fc2", bias=True),
-    *_linear(f"{_BLOCK}.mlp.gate_proj", f"{_TOWER}/mlp/gate_proj", bias=True),
-    *_linear(f"{_BLOCK}.mlp.up_proj", f"{_TOWER}/mlp/up_proj", bias=True),
-    *_linear(f"{_BLOCK}.mlp.down_proj", f"{_TOWER}/mlp/down_proj", bias=True),
-    *_layer_norm("visual.merger.ln_q", "vision/merger/ln_q"),
-    *_linear("visual.merger.mlp.0", "vision/merger/mlp/fc1", bias=True),
-    *_linear("visual.merger.mlp.2", "vision/merger/mlp/fc2", bias=True),
-    Rule("model.embed_tokens.weight", "decoder/embed_tokens/embedding"),
-    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
-    *_linear(f"{_LAYER}.self_attn.q_proj", f"{_OURS}/q_proj", bias=True),
-    *_linear(f"{_LAYER}.self_attn.k_proj", f"{_OURS}/k_proj", bias=True),
-    *_linear(f"{_LAYER}.self_attn.v_proj", f"{_OURS}/v_proj", bias=True),
-    *_linear(f"{_LAYER}.self_attn.o_proj", f"{_OURS}/o_proj", bias=False),
-    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}/post_attention_layernorm/scale"),
-    *_linear(f"{_LAYER}.mlp.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),
-    *_linear(f"{_LAYER}.mlp.up_proj", f"{_OURS}/mlp/up_proj", bias=False),
-    *_linear(f"{_LAYER}.mlp.down_proj", f"{_OURS}/mlp/down_proj", bias=False),
-    Rule("model.norm.weight", "decoder/norm/scale"),
-    *_linear("lm_head", "decoder/lm_head", bias=False),
-)
-
-# Buffers that can be recomputed; some versions of the library saved them.
-_EXCUSED = re.compile(r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq")
-
-
-def is_excused(name: str, config: ModelConfig) -> bool:
-    """Tell whether a checkpoint may hold this tensor without anybody reading it."""
-    # A tied checkpoint sometimes repeats the embedding under the name of the output head.
-    tied_head = config.decoder.tie_embeddings and name == "lm_head.weight"
-    return tied_head or _EXCUSED.fullmatch(name) is not None
-
-
-def find_target(name: str, rules: tuple[Rule, ...] = RULES) -> Target | None:
-    """Look a Hugging Face tensor name up in the table; None if no row matches.
+def find_targets(name: str, rules: Iterable[Rule]) -> tuple[Target, ...]:
+    """Look a Hugging Face tensor name up: one target, or several that share its rows; or none.
 
     Raises:
-        ValueError: two rows match.
+        ValueError: several rules want the whole tensor, or one parameter wants it twice.
     """
-    matches = [(rule, match) for rule in rules if (match := rule.pattern.fullmatch(name))]
-    if len(matches) > 1:
-        paths = ", ".join(rule.path for rule, _ in matches)
-        raise ValueError(f"tensor name {name!r} matches several rows of the key table: {paths}")
-    if not matches:
-        return None
-    rule, match = matches[0]
-    return Target(rule, int(match["layer"]) if rule.stacked else None)
+    targets = tuple(target for rule in rules if (target := rule.match(name)))
+    paths = [target.rule.path for target in targets]
+    whole = any(target.rule.rows is None for target in targets)
+    if len(targets) > 1 and (whole or len(set(paths)) < len(paths)):
+        raise ValueError(
+            f"tensor name {name!r} matches several rows of the key table: {', '.join(paths)}"
+        )
+    return targets
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -156,39 +159,76 @@ def flatten(params: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def expected_tensors(params: Any) -> Iterator[tuple[str, Target]]:
-    """Yield the published name and the target of every tensor behind a parameter tree.
+def expected_tensors(params: Any, rules: Sequence[Rule]) -> dict[str, list[Target]]:
+    """Return the targets of every tensor behind a parameter tree, by its published name.
 
     Args:
         params: the tree, or its shapes from `jax.eval_shape`.
+        rules: of the family.
 
     Raises:
         ValueError: a parameter has no row in the table.
     """
     leaves = flatten(params)
-    if unknown := sorted(set(leaves) - {rule.path for rule in RULES}):
+    if unknown := sorted(set(leaves) - {rule.path for rule in rules}):
         raise ValueError(f"parameters without a row in the key table: {', '.join(unknown)}")
-    for rule in RULES:
-        if rule.path not in leaves:
-            continue
-        if not rule.stacked:
-            yield rule.name, Target(rule, None)
-            continue
-        for layer in range(leaves[rule.path].shape[0]):
-            yield rule.name.format(layer=layer), Target(rule, layer)
+    tensors: dict[str, list[Target]] = {}
+    for rule in rules:
+        if rule.path in leaves:
+            for index in np.ndindex(leaves[rule.path].shape[: rule.axes]):
+                target = Target(rule, index)
+                tensors.setdefault(target.name, []).append(target)
+    return tensors
 
 
-def to_hf_names(params: Any, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+def hf_shape(
+    targets: Sequence[Target], leaves: dict[str, Any], config: ModelConfig
+) -> tuple[int, ...]:
+    """Return the shape of the Hugging Face tensor that goes to these targets.
+
+    Args:
+        targets: all of one tensor.
+        leaves: the parameters by path, or their shapes.
+        config: of the model.
+    """
+    shapes = [
+        target.rule.transform.hf_shape(leaves[target.rule.path].shape[target.rule.axes :], config)
+        for target in targets
+    ]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def list_shapes(
+    params: Any, config: ModelConfig, rules: Sequence[Rule]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a published checkpoint by name; see `to_hf_names`."""
+    leaves = flatten(params)
+    expected = expected_tensors(params, rules)
+    return {name: hf_shape(targets, leaves, config) for name, targets in expected.items()}
+
+
+def to_hf_names(
+    params: Any, config: ModelConfig, rules: Sequence[Rule]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, array) of every tensor of a published checkpoint, from our parameters.
 
     Arrays are contiguous NumPy in the parameters' dtype and in PyTorch's layout; one exists at a
-    time. A model with tied embeddings yields no `lm_head.weight`.
+    time. A model with tied embeddings yields no output head.
 
     Raises:
         ValueError: a parameter has no row in the table.
     """
     leaves = flatten(params)
-    for name, target in expected_tensors(params):
-        leaf = leaves[target.rule.path]
-        array = np.asarray(leaf if target.layer is None else leaf[target.layer])
-        yield name, np.ascontiguousarray(target.rule.transform.to_hf(array, config))
+    for name, targets in expected_tensors(params, rules).items():
+        parts = []
+        for target in targets:
+            leaf = leaves[target.rule.path]
+            array = np.asarray(leaf[target.index] if target.index else leaf)
+            parts.append(np.ascontiguousarray(target.rule.transform.to_hf(array, config)))
+        if targets[0].rule.rows is None:
+            yield name, parts[0]
+            continue
+        tensor = np.empty(hf_shape(targets, leaves, config), parts[0].dtype)
+        for target, part in zip(targets, parts, strict=True):
+            tensor[target.rule.rows(config)] = part
+        yield name, tensor

@@ -2,13 +2,15 @@
 
 A stacked parameter is allocated on its devices once and filled layer by layer:
 
-    stack [L, in, out]   0 0 0 0      write_layer(stack, tensor, 1), stack donated
+    stack [L, in, out]   0 0 0 0      _write((1,), stack, tensor), stack donated
                          0 1 0 0      -> the same buffer, no second stack anywhere
 """
 
 import functools
 import logging
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from ivc_jax.nn.decoder import Params, init_params
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.parallel.mesh import shard_param
 from ivc_jax.weights import keymap, quantize
+from ivc_jax.weights.keymap import Rule, Target
 from ivc_jax.weights.source import CheckpointError, TensorFiles
 
 _log = logging.getLogger(__name__)
+_HEAD = "decoder/lm_head/kernel"
 
 
 def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None) -> Params:
@@ -50,13 +54,20 @@ def load_safetensors(
     dtype: np.dtype,
     mesh: Mesh | None = None,
     weights: str | None = None,
+    *,
+    rules: Sequence[Rule],
+    excused: str = "",
 ) -> Params:
     """Load a Hugging Face directory into a parameter tree on devices.
 
     Args:
+        folder: the directory.
+        config: of the model.
         dtype: of every parameter, whatever the files hold.
         mesh: devices to shard over, by the table of `ivc_jax.parallel.mesh`.
         weights: "int8" quantises the kernels of `ivc_jax.weights.quantize` as each one arrives.
+        rules: tensors and the parameters that they become.
+        excused: regex of tensors that may be there without anybody reading them.
 
     Raises:
         CheckpointError: unreadable files, or tensors that are missing, unused, misshaped, given
@@ -65,14 +76,14 @@ def load_safetensors(
     start = time.perf_counter()
     files = TensorFiles(folder)
     abstract = abstract_params(config, dtype, mesh)
-    targets = _match(files, abstract, config, folder)
+    targets = _match(files, abstract, config, folder, rules, re.compile(excused))
     leaves: dict[str, Any] = {
         path: quantize.abstract_kernel(leaf) if weights and quantize.is_kernel(path) else leaf
         for path, leaf in keymap.flatten(abstract).items()
     }
-    for name, target in targets.items():
+    for target, name in targets.items():
         path = target.rule.path
-        leaves[path] = _place(files, name, target, leaves[path])
+        leaves[path] = _place(files, name, target, leaves[path], config)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
     seconds = time.perf_counter() - start
     _log.info("loaded %d tensors, %.2f GB, in %.1f s", len(targets), size / 1e9, seconds)
@@ -80,80 +91,88 @@ def load_safetensors(
 
 
 def _match(
-    files: TensorFiles, abstract: Params, config: ModelConfig, folder: Path
-) -> dict[str, keymap.Target]:
-    """Pair tensors with parameters; collect everything that does not fit into one error."""
+    files: TensorFiles,
+    abstract: Params,
+    config: ModelConfig,
+    folder: Path,
+    rules: Sequence[Rule],
+    excused: re.Pattern[str],
+) -> dict[Target, str]:
+    """Pair parameters with tensors; collect everything that does not fit into one error."""
     leaves = keymap.flatten(abstract)
-    wanted = {target: name for name, target in keymap.expected_tensors(abstract)}
-    found: dict[keymap.Target, str] = {}
+    expected = keymap.expected_tensors(abstract, rules)
+    wanted = {target: name for name, targets in expected.items() for target in targets}
+    found: dict[Target, str] = {}
     problems = []
     for name, header in files.headers.items():
-        target = keymap.find_target(name)
-        if target not in wanted:
-            if not keymap.is_excused(name, config):
+        all_targets = keymap.find_targets(name, rules)
+        targets = [target for target in all_targets if target in wanted]
+        if not targets:
+            # A tied checkpoint sometimes repeats the embedding under the name of the output head.
+            is_head = any(target.rule.path == _HEAD for target in all_targets)
+            tied_head = is_head and config.decoder.tie_embeddings
+            if not tied_head and not excused.fullmatch(name):
                 problems.append(f"unused: {name} {header.shape}")
             continue
-        if target in found:
-            problems.append(f"given twice: {name} and {found[target]}")
-        found[target] = name
-        shape = leaves[target.rule.path].shape[target.rule.stacked :]
-        shape = target.rule.transform.hf_shape(shape, config)
+        if targets[0] in found:
+            problems.append(f"given twice: {name} and {found[targets[0]]}")
+        found |= dict.fromkeys(targets, name)
+        shape = keymap.hf_shape(targets, leaves, config)
         if header.shape != shape:
             problems.append(f"misshaped: {name} is {header.shape}, the config asks for {shape}")
         if files.dtype_name(name) is None:
             problems.append(f"unsupported dtype: {name} is {header.dtype}")
-    problems += [f"missing: {name}" for target, name in wanted.items() if target not in found]
+    missing = {name for target, name in wanted.items() if target not in found}
+    problems += [f"missing: {name}" for name in missing]
     if problems:
         raise CheckpointError(
             f"{folder} does not fit its config.json, {len(problems)} problem(s):\n  "
             + "\n  ".join(sorted(problems))
         )
-    return {name: target for target, name in found.items()}
+    return found
 
 
-def _place(files: TensorFiles, name: str, target: keymap.Target, leaf: Any) -> Any:
-    """Read one tensor to its devices; return the parameter that it belongs to.
+def _place(files: TensorFiles, name: str, target: Target, leaf: Any, config: ModelConfig) -> Any:
+    """Read one tensor, or its rows, to its devices; return the parameter that it belongs to.
 
     `leaf` is abstract until the first tensor of its stack arrives.
     """
-    stacked, quantized = target.layer is not None, is_quantized(leaf)
+    rule, quantized = target.rule, is_quantized(leaf)
     sharding = (leaf.qvalue if quantized else leaf).sharding
     # What is quantised keeps the precision of the file until then.
     dtype = None if quantized else leaf.dtype
+    rows = rule.rows and rule.rows(config)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        values = files.read(name, target.rule.transform, index)
+        values = files.read(name, rule.transform, index, rows)
         return np.ascontiguousarray(values, dtype=dtype)
 
-    sharding = _layer_sharding(sharding) if stacked else sharding
-    array = jax.make_array_from_callback(leaf.shape[stacked:], sharding, read)
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[rule.axes :]))
+    array = jax.make_array_from_callback(leaf.shape[rule.axes :], sharding, read)
     array = quantize.quantize(array) if quantized else array
-    if stacked:
-        array = jax.tree.map(functools.partial(_write, target.layer), leaf, array)
+    if rule.axes:
+        array = jax.tree.map(functools.partial(_write, target.index), leaf, array)
     # One tensor in flight: transfers that queue up would each hold a host copy.
     return jax.block_until_ready(array)
 
 
-def _write(index: int, stack: Any, layer: jax.Array) -> jax.Array:
+def _write(index: tuple[int, ...], stack: Any, layer: jax.Array) -> jax.Array:
     """Write one layer into its stack, which is allocated if it is abstract yet."""
     if isinstance(stack, jax.ShapeDtypeStruct):
         stack = jnp.zeros(stack.shape, stack.dtype, device=stack.sharding)
     return _layer_writer(stack.sharding)(stack, layer, index)
 
 
-def _layer_sharding(sharding: Sharding) -> Sharding:
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return sharding
-
-
 @functools.cache
 def _layer_writer(sharding: Sharding) -> Any:
-    def write(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    def write(stack: jax.Array, layer: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
         # As integers: XLA's CPU back end rewrites the whole stack to update it in half precision.
         kind = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
         stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, kind) for x in (stack, layer))
-        written = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, 0)
+        layer_bits = jnp.expand_dims(layer_bits, tuple(range(len(index))))  # [1, (1,) ...]
+        start = (*index, *[0] * layer.ndim)
+        written = jax.lax.dynamic_update_slice(stack_bits, layer_bits, start)
         return jax.lax.bitcast_convert_type(written, stack.dtype)
 
     return jax.jit(write, donate_argnums=0, out_shardings=sharding)

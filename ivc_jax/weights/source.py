@@ -13,7 +13,6 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ivc_jax import config as ivc_config
 from ivc_jax.weights.keymap import Transform
 
 DTYPES: dict[str, np.dtype] = {
@@ -55,16 +54,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: Path) -> ivc_config.ModelConfig:
-    """Read the model sizes from `folder/config.json`.
-
-    Raises:
-        CheckpointError: no readable config.json.
-        ConfigError: an architecture or a setting that is not supported.
-    """
-    return ivc_config.from_hf(read_json(folder / "config.json"))
-
-
 class TensorFiles:
     """The tensors of a Hugging Face directory, by name, in one file or in indexed shards."""
 
@@ -99,8 +88,23 @@ class TensorFiles:
                 counts[dtype] += math.prod(header.shape)
         return max(counts, key=counts.__getitem__)
 
-    def read(self, name: str, transform: Transform, index: tuple[slice, ...]) -> np.ndarray:
-        """Read our layout's `index` out of a tensor, in the stored dtype.
+    def read(
+        self,
+        name: str,
+        transform: Transform,
+        index: tuple[slice, ...],
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Read our layout's `index` out of a tensor, or out of some rows of it.
+
+        Args:
+            name: of the tensor.
+            transform: from its layout to ours.
+            index: one slice an axis of ours.
+            rows: those of the stored tensor (its first axis) that are ours, in our order.
+
+        Returns:
+            The values in the stored dtype.
 
         Raises:
             CheckpointError: the file broke after its header was read.
@@ -109,11 +113,17 @@ class TensorFiles:
         # Turn the wanted slice into one of the stored tensor, so that only that much is read.
         stored = index
         if transform is not Transform.SAME:
-            rows = slice(None) if transform is Transform.CONVOLUTION else index[0]
-            stored = (index[1], rows)
+            rest = slice(None) if transform is Transform.CONVOLUTION else index[0]
+            stored = (index[1], rest)
+        picked = slice(None)
+        if rows is not None:
+            wanted = rows[stored[0]]
+            first = int(wanted.min())
+            stored = (slice(first, int(wanted.max()) + 1), *stored[1:])
+            picked = wanted - first
         try:
             view = self._handles[header.file].get_slice(name)
-            values = transform.to_ours(view[stored])
+            values = transform.to_ours(view[stored][picked])
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
         return values[index[0]] if transform is Transform.CONVOLUTION else values

@@ -10,7 +10,7 @@ import numpy as np
 from families import qwen
 from safetensors.numpy import save_file
 
-from ivc_jax import config as ivc_config
+from ivc_jax.families import find_family, parse_config
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.weights import keymap
 
@@ -34,20 +34,19 @@ def tiny_config(
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Draw float32 tensors under the published names, none of them near its usual start value."""
-    sizes = ivc_config.from_hf(config)
+    sizes = parse_config(config)
     shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
-    leaves, draw = keymap.flatten(shapes), np.random.default_rng(seed)
+    rules = find_family(config["model_type"]).rules
+    expected, draw = keymap.expected_tensors(shapes, rules), np.random.default_rng(seed)
     tensors = {}
-    for name, target in keymap.expected_tensors(shapes):
-        rule = target.rule
-        shape = leaves[rule.path].shape[rule.stacked :]
-        shape = rule.transform.hf_shape(shape, sizes)
+    for name, shape in keymap.list_shapes(shapes, sizes, rules).items():
+        path = expected[name][0].rule.path
         values = draw.standard_normal(shape, dtype=np.float32)
-        if rule.path.endswith("scale"):
+        if path.endswith("scale"):
             values = 1 + 0.3 * values  # norms: neither one nor near zero
-        elif rule.path.endswith("bias"):
+        elif path.endswith("bias"):
             values = 0.3 * values
-        elif not rule.path.endswith("embedding"):
+        elif not path.endswith("embedding"):
             values *= np.float32(np.prod(shape[1:])) ** -0.5
         tensors[name] = values
     return tensors

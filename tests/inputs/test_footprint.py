@@ -8,11 +8,11 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivc_jax import config as ivc_config
+from ivc_jax.families import parse_config
 from ivc_jax.inputs.footprint import find_footprint
 
-PLAIN = ivc_config.from_hf(tiny_config())
-WINDOWED = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))  # 2 x 2 cells, 4 ids a second
+PLAIN = parse_config(tiny_config())
+WINDOWED = parse_config(tiny_config(family="qwen2_5_vl"))  # 2 x 2 cells, 4 ids a second
 
 
 def test_an_image_as_drawn():

@@ -9,12 +9,12 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivc_jax import config as ivc_config
+from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Buckets, collate, ladder
 
-CONFIG = ivc_config.from_hf(tiny_config())
-WINDOWED = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))  # windows of 2 x 2 merged cells
+CONFIG = parse_config(tiny_config())
+WINDOWED = parse_config(tiny_config(family="qwen2_5_vl"))  # windows of 2 x 2 merged cells
 I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
 AREA, VALUES = CONFIG.vision.merge_area, CONFIG.vision.patch_values
 TIGHT = Buckets(text=(4,), visual=(6,), patches=(20,), rows=(2,), images=(2,))

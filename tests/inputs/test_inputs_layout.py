@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
-from ivc_jax import config as ivc_config
+from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.layout import arrange, rope_positions, take_rows
 
-CONFIG = ivc_config.from_hf(tiny_config())
-TIMED = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))  # 4 time positions a second
+CONFIG = parse_config(tiny_config())
+TIMED = parse_config(tiny_config(family="qwen2_5_vl"))  # 4 time positions a second
 I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
 
 

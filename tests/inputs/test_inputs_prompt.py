@@ -9,13 +9,14 @@ from families.qwen import write_processor_files
 from helpers.tiny import tiny_config
 from PIL import Image
 
-from ivc_jax import config as ivc_config
+from ivc_jax.families import QWEN2_VL, parse_config
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.inputs.prompt import ChatTemplate
 from ivc_jax.inputs.tokenizer import Tokenizer, stop_ids
+from ivc_jax.model import load_processor
 
-CONFIG = ivc_config.from_hf(tiny_config())
+CONFIG = parse_config(tiny_config())
 IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
 START, END = CONFIG.vision_start_id, CONFIG.vision_end_id
 TEXTS = [
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def processor(folder: Path) -> Processor:
-    return Processor.from_pretrained(folder, CONFIG)
+    return load_processor(folder, CONFIG, QWEN2_VL)
 
 
 def change(path: Path, **fields) -> None:
@@ -168,7 +169,7 @@ def test_both_tokenizer_forms_equal_hf(folder, text):
     write_trained_tokenizer(folder / "bpe")
     for path in (folder, folder / "bpe"):
         reference = transformers.AutoTokenizer.from_pretrained(path)
-        tokenizer = Tokenizer.from_pretrained(path)
+        tokenizer = Tokenizer.from_pretrained(path, QWEN2_VL.word_pattern)
         ids = tokenizer.encode(text)
         assert ids == reference(text)["input_ids"]
         for skip in (True, False):
@@ -179,7 +180,7 @@ def test_both_tokenizer_forms_equal_hf(folder, text):
 
 def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
     write_trained_tokenizer(tmp_path / "bpe")
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "bpe")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "bpe", QWEN2_VL.word_pattern)
     assert len(tokenizer.encode("the red the red")) < len("the red the red") // 2
     assert tokenizer.decode(tokenizer.encode("it's <tool> 漢<|im_end|>")) == "it's <tool> 漢"
     assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
@@ -188,7 +189,7 @@ def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
         added_tokens_decoder={"9999": {"content": "<far>", "special": True}},
     )
     with pytest.raises(InputError, match="gives '<far>' the id 9999, the vocabulary"):
-        Tokenizer.from_pretrained(tmp_path / "bpe")
+        Tokenizer.from_pretrained(tmp_path / "bpe", QWEN2_VL.word_pattern)
 
 
 def test_placeholders_repeat_for_each_visual_token(processor):
@@ -245,14 +246,14 @@ def test_settings_are_read_from_every_file(folder):
     (folder / "video_preprocessor_config.json").write_text(
         json.dumps({"patch_size": 4, "size": {"shortest_edge": 300, "longest_edge": 600}})
     )
-    read = Processor.from_pretrained(folder, CONFIG)
+    read = load_processor(folder, CONFIG, QWEN2_VL)
     assert (read.images.min_pixels, read.images.max_pixels) == (256, 4096)
     assert (read.videos.min_pixels, read.videos.max_pixels) == (300, 600)
     nested = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 128}}
     (folder / "processor_config.json").write_text(
         json.dumps({"image_processor": nested, "video_processor": {**nested, "min_pixels": 100}})
     )
-    read = Processor.from_pretrained(folder, CONFIG)
+    read = load_processor(folder, CONFIG, QWEN2_VL)
     assert (read.images.min_pixels, read.images.max_pixels) == (64, 128)
     assert (read.videos.min_pixels, read.videos.max_pixels) == (100, 128)
 
@@ -297,7 +298,7 @@ def test_bad_calls_are_named(processor, arguments, message):
 def test_templates_that_fail_are_named(folder):
     def load(source):
         change(folder / "tokenizer_config.json", chat_template=source)
-        return Processor.from_pretrained(folder, CONFIG)
+        return load_processor(folder, CONFIG, QWEN2_VL)
 
     with pytest.raises(InputError, match="no chat template; add one or use chat=False"):
         load(None)(["a"])
@@ -314,7 +315,7 @@ def test_templates_that_fail_are_named(folder):
 
 
 def test_missing_and_foreign_files_are_named(folder):
-    load = lambda: Processor.from_pretrained(folder, CONFIG)  # noqa: E731
+    load = lambda: load_processor(folder, CONFIG, QWEN2_VL)  # noqa: E731
     change(folder / "preprocessor_config.json", patch_size=14)
     with pytest.raises(InputError, match=r"patch_size 14 of the preprocessor differs .* model's 4"):
         load()

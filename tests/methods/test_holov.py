@@ -12,7 +12,7 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivc_jax.config import from_hf
+from ivc_jax.families import parse_config
 from ivc_jax.methods.base import Hidden, MethodError, TokenVectors, TowerAttention, TowerFeatures
 from ivc_jax.methods.budget import layer_mean
 from ivc_jax.methods.holov import HoloV, crop_number, holistic_scores
@@ -291,7 +291,7 @@ def test_capacity_is_never_exceeded(sizes, ratio):
 
 @pytest.mark.parametrize("kind", [HoloV, Scope])
 def test_the_budget_is_the_keep_ratio(kind):
-    model = from_hf(tiny_config())
+    model = parse_config(tiny_config())
     for share in (0.1, 0.2, 1 / 3, 0.5, 0.7, 1.0):
         method = kind(budget=share).resolve(model)
         assert (method.keep_ratio, method.budget) == (share, None)
@@ -305,7 +305,7 @@ def test_the_budget_is_the_keep_ratio(kind):
 
 @pytest.mark.parametrize("kind", [HoloV, Scope])
 def test_positions_are_numbered_anew_with_one_axis_only(kind):
-    model = from_hf(tiny_config())
+    model = parse_config(tiny_config())
     assert kind().resolve(model).positions == "original"
     assert kind(positions="reindex").resolve(model).stages[0].renumber
     rope = dataclasses.replace(model.decoder.rope, sections=None)

@@ -10,7 +10,7 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivc_jax.config import from_hf
+from ivc_jax.families import parse_config
 from ivc_jax.methods import MethodError, budget, scoring
 from ivc_jax.methods.base import Carry, PixelEntropy, TowerAttention
 from ivc_jax.methods.parts.grid_cells import cells_of_grids, number_cells, recycled
@@ -25,7 +25,7 @@ SMALL = VFlowOpt(layers=(0, 1, 2), ratios=(0.6, 0.42, 0.21), threshold=1.1, cell
 
 
 def config(num_layers):
-    return from_hf(tiny_config(num_hidden_layers=num_layers))
+    return parse_config(tiny_config(num_hidden_layers=num_layers))
 
 
 def draw(layout, seed=0, spoil=np.nan):

@@ -11,7 +11,8 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivc_jax.config import RopeConfig, from_hf
+from ivc_jax.config import RopeConfig
+from ivc_jax.families import parse_config
 from ivc_jax.methods import MethodError, budget
 from ivc_jax.methods.base import AttentionReceived, Keys, TokenVectors, TowerAttention, TowerKeys
 from ivc_jax.methods.parts.contextual import reduce
@@ -25,7 +26,7 @@ LATE = VisionDrop(layers=(0, 1), ratios=(0.7, 0.5), positions="original")
 
 
 def config(num_layers):
-    return from_hf(tiny_config(num_hidden_layers=num_layers))
+    return parse_config(tiny_config(num_hidden_layers=num_layers))
 
 
 def draw(layout, seed=0, spoil=np.nan):

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivc_jax.model import load_params, read_config
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.layers import GatedMLP
-from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import read_config
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -46,7 +45,7 @@ class Case:
 def case(request, tiny_hf, load_torch):
     path = tiny_hf(tied=request.param)
     config = read_config(path)
-    params = load_safetensors(path, config, np.dtype(np.float32))["decoder"]
+    params = load_params(path, config, np.dtype(np.float32))["decoder"]
     draw = np.random.default_rng(1)
     tokens = draw.integers(0, 256, (len(LENGTHS), SLOTS)).astype(np.int32)
     # Unlike each other and not ascending: every axis has to turn its own planes.

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivc_jax.model import load_params, read_config
 from ivc_jax.nn import attention, layers, rope
 from ivc_jax.nn.tower import VisionTower
 from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock
-from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import read_config
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -22,7 +21,7 @@ def tower(tiny_hf):
     """Configuration and parameters of a tiny random tower, and its directory."""
     path = tiny_hf()
     config = read_config(path)
-    return config.vision, load_safetensors(path, config, np.dtype(np.float32))["vision"], path
+    return config.vision, load_params(path, config, np.dtype(np.float32))["vision"], path
 
 
 def patch_positions(grid, merge=2):

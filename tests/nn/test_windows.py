@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
-from ivc_jax import config as ivc_config
+from ivc_jax import families, model
+from ivc_jax.config import ConfigError, RopeConfig
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.nn.tower import VisionTower
-from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import read_config
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-CONFIG = ivc_config.from_hf(tiny_config(family="qwen2_5_vl"))
+CONFIG = families.parse_config(tiny_config(family="qwen2_5_vl"))
 MODULE = 1e-5
 BUCKETS = Buckets()
 # In patches; a window is 4 x 4 of them.
@@ -37,7 +36,7 @@ GRIDS = {
 @pytest.fixture(scope="module")
 def params(tiny_hf):
     path = tiny_hf(family="qwen2_5_vl")
-    return load_safetensors(path, read_config(path), np.dtype(np.float32))["vision"]
+    return model.load_params(path, model.read_config(path), np.dtype(np.float32))["vision"]
 
 
 def visual(grid, seed=0):
@@ -138,8 +137,8 @@ def test_work_follows_the_windows(params):
 def test_impossible_windows_are_an_error(size):
     config = tiny_config(family="qwen2_5_vl")
     config["vision_config"]["window_size"] = size
-    with pytest.raises(ivc_config.ConfigError, match=f"window_size {size} holds no merged cell"):
-        ivc_config.from_hf(config)
+    with pytest.raises(ConfigError, match=f"window_size {size} holds no merged cell"):
+        families.parse_config(config)
 
 
 # Decoder width, layers, heads, key heads, feed-forward width, vocabulary; the tower's feed-forward
@@ -169,8 +168,8 @@ def test_published_sizes_are_read(name):
         **{"depth": 32, "hidden_size": 1280, "intermediate_size": tower_hidden, "num_heads": 16},
         **{"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
     }
-    sizes = ivc_config.from_hf(config)
-    assert sizes.decoder.rope == ivc_config.RopeConfig(128, 1e6, (16, 24, 24))
+    sizes = families.parse_config(config)
+    assert sizes.decoder.rope == RopeConfig(128, 1e6, (16, 24, 24))
     assert (sizes.vision.window_cells, sizes.vision.row_unit) == (4, 64)
     shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count

@@ -56,14 +56,14 @@ from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.parallel.batch import assemble
 from ivc_jax.parallel.mesh import make_mesh, shard_param
 from ivc_jax.weights import checkpoint, keymap
-from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import DTYPES, read_config
+from ivc_jax.model import load_params, read_config
+from ivc_jax.weights.source import DTYPES
 
 folder, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 config, float32 = read_config(folder), DTYPES["float32"]
-alone = load_safetensors(folder, config, float32)
+alone = load_params(folder, config, float32)
 mesh = make_mesh(data=2, model=2)
-sharded = load_safetensors(folder, config, float32, mesh)
+sharded = load_params(folder, config, float32, mesh)
 checkpoint.save_params(scratch, sharded)
 restored = checkpoint.restore_params(scratch, config, float32, mesh)
 for params in (sharded, restored):

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from helpers.tiny import tiny_config
+from helpers.tiny import FILES, tiny_config
 
-from ivc_jax.config import FAMILIES, from_hf
+from ivc_jax.families import parse_config
 from ivc_jax.parallel.mesh import PARAM_RULES, find_spec, make_mesh, parse_mesh
 from ivc_jax.weights import keymap
 from ivc_jax.weights.load import abstract_params
@@ -15,10 +15,10 @@ FLOAT32 = DTYPES["float32"]
 
 
 def leaves(family):
-    return keymap.flatten(abstract_params(from_hf(tiny_config(family=family)), FLOAT32))
+    return keymap.flatten(abstract_params(parse_config(tiny_config(family=family)), FLOAT32))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FILES)
 def test_specs_are_as_deep_as_their_parameters(family):
     for path, leaf in leaves(family).items():
         spec = find_spec(path)
@@ -27,14 +27,14 @@ def test_specs_are_as_deep_as_their_parameters(family):
         assert not (stacked and len(spec)) or spec[0] is None, path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FILES)
 def test_every_rule_names_a_parameter(family):
     paths = leaves(family)
     patterns = [pattern for pattern, _ in PARAM_RULES]
     assert [p for p in patterns if not any(re.search(p, path) for path in paths)] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FILES)
 def test_every_matrix_of_the_blocks_is_split(family):
     kernels = [path for path in leaves(family) if re.search(r"(layers|blocks)/.*/kernel$", path)]
     assert [path for path in kernels if "model" not in find_spec(path)] == []

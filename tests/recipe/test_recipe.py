@@ -16,10 +16,10 @@ from digit_scenes import tokenizer as words
 from digit_scenes.model import STEP, model_config
 from digit_scenes.scenes import FRAME, Digit, Scene
 from digit_scenes.setting import LARGE, SETTINGS, SMALL, SMALL_BLIND, Setting
-from ivc_jax.config import from_hf
+from ivc_jax import families
+from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
 from ivc_jax.weights import keymap
-from ivc_jax.weights.source import read_config
 
 CHECKPOINT = Path(__file__).parents[2] / "digit_scenes" / "checkpoint"
 
@@ -52,12 +52,8 @@ def start(setting, config):
 def test_small_is_the_bundled_model(configs, tmp_path):
     config, params = configs["small"], start(SMALL, configs["small"])
     assert read_config(CHECKPOINT) == config
-    leaves = keymap.flatten({k: params[k] for k in ("vision", "decoder")})
-    wanted = {}
-    for name, target in keymap.expected_tensors({k: params[k] for k in ("vision", "decoder")}):
-        rule = target.rule
-        shape = leaves[rule.path].shape[rule.stacked :]
-        wanted[name] = tuple(rule.transform.hf_shape(shape, config))
+    parts = {name: params[name] for name in ("vision", "decoder")}
+    wanted = keymap.list_shapes(parts, config, families.QWEN2_VL.rules)
     with safe_open(CHECKPOINT / "model.safetensors", "numpy") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert wanted == stored
@@ -182,7 +178,7 @@ def test_exported_sizes_are_read_back(configs, tokenizer):
     ids = words.special_ids(tokenizer)
     for name, setting in SETTINGS.items():
         written = export.hf_config(configs[name], ids)
-        assert from_hf(written) == configs[name]
+        assert families.parse_config(written) == configs[name]
         images = export.preprocessor_config(setting)
         assert images["min_pixels"] <= setting.canvas**2 <= images["max_pixels"]
         assert setting.canvas % (images["patch_size"] * images["merge_size"]) == 0

@@ -13,14 +13,13 @@ from rich.console import Console
 from ivc_jax import methods
 from ivc_jax.commands import console, run, settings
 from ivc_jax.commands import paper as command
-from ivc_jax.config import from_hf
-from ivc_jax.presets import PRESETS
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.reports.results import Results
 from ivc_jax.studies.paper import report, tables
 from ivc_jax.studies.paper.published import PUBLISHED, ROWS, TABLES, Number, find
 
 LARGE, SMALL, OLD = (
-    from_hf(PRESETS[name]) for name in ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2-vl-7b")
+    parse_config(list_sizes()[name]) for name in ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2-vl-7b")
 )
 IVC = "ivc:keep_ratio=0.5"
 FASTV = "fastv:keep_ratio=0.5"

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import pytest
 from helpers.tiny import tiny_config
 
-from ivc_jax.config import from_hf
 from ivc_jax.engine.cost import block_flops
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import parse
-from ivc_jax.presets import PRESETS
 from ivc_jax.studies.planning import cost, hlo, plan, report, sizes, slices
 from ivc_jax.studies.planning.compile import Workload, formula_flops
 from ivc_jax.studies.planning.search import largest_batch
@@ -218,7 +217,7 @@ def test_the_largest_batch_is_found_with_few_compilations(peak, limit, answer):
 
 
 def test_the_formula_follows_the_cuts_of_a_method():
-    config = from_hf(PRESETS["qwen2-vl-7b"])
+    config = parse_config(list_sizes()["qwen2-vl-7b"])
     workload = Workload(batch=8, visual=4096, text=64, new_tokens=1)
     before, behind = (block_flops(config.decoder, n) for n in (4160, 2112))
     assert formula_flops(config, parse("dense"), workload) == 8 * 28 * before
@@ -243,7 +242,7 @@ def test_a_topology_that_is_none_is_an_error(name):
 def test_a_mesh_that_does_not_fit_is_an_error(mesh, message):
     place = SimpleNamespace(name="v5e:2x4", devices=[None] * 8)
     with pytest.raises(ValueError, match=message):
-        plan.choose_mesh(mesh, from_hf(tiny_config()), place)
+        plan.choose_mesh(mesh, parse_config(tiny_config()), place)
 
 
 def test_sizes_are_found_without_weights(tmp_path):
@@ -255,9 +254,9 @@ def test_sizes_are_found_without_weights(tmp_path):
         sizes.find_config("qwen3")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", list_sizes())
 def test_presets_are_whole(name):
-    config = from_hf(PRESETS[name])
+    config = parse_config(list_sizes()[name])
     assert config.decoder.rope.head_dim == 128
     assert config.vision.out_dim == config.decoder.hidden_size
 
@@ -287,7 +286,7 @@ def planned(tmp_path_factory):
 def test_a_plan_says_what_the_programs_hold(planned):
     results, printed = planned
     dense, pruned = results["methods"]
-    config = from_hf(tiny_config())
+    config = parse_config(tiny_config())
     assert results["meta"]["mesh"] == {"data": 2, "model": 2}
     assert dense["fits"]
     assert pruned["fits"]
@@ -303,7 +302,7 @@ def test_a_plan_says_what_the_programs_hold(planned):
 
 def test_a_plan_moves_no_weights_and_no_image(planned):
     dense = planned[0]["methods"][0]
-    layers = from_hf(tiny_config()).decoder.num_layers
+    layers = parse_config(tiny_config()).decoder.num_layers
     for name in ("prefill", "decode"):
         reduced = [
             each["count"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ivc_jax import ivc
 from ivc_jax.commands import sets as command
-from ivc_jax.config import from_hf
+from ivc_jax.families import parse_config
 from ivc_jax.studies.sets import figures, measures
 
 QWEN, LLAVA, BUNDLED = (
@@ -51,7 +51,7 @@ def test_the_literal_start_of_llava_moves_its_set():
 
 def test_the_bundled_preset_is_the_checkpoint():
     config = json.loads((ROOT / "digit_scenes" / "checkpoint" / "config.json").read_text())
-    assert from_hf(config).decoder.rope == BUNDLED.rope
+    assert parse_config(config).decoder.rope == BUNDLED.rope
 
 
 @pytest.mark.parametrize("preset", [QWEN, LLAVA], ids=["M-RoPE", "1-D"])

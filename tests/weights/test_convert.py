@@ -14,7 +14,7 @@ from checkpoints_convert import convert as conversion
 from checkpoints_convert import verify as verification
 from ivc_jax import model as ivc_model
 from ivc_jax.weights import checkpoint
-from ivc_jax.weights.source import DTYPES, CheckpointError, read_config
+from ivc_jax.weights.source import DTYPES, CheckpointError
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
@@ -60,7 +60,7 @@ def test_companion_files_come_along(source, converted):
 def test_dtype_is_stored_and_cast_back(source, converted, tmp_path, dtype):
     written = conversion.convert(source, tmp_path / "target", dtype)
     assert checkpoint.stored_dtype(written.folder) == dtype
-    config = read_config(source)
+    config = ivc_model.read_config(source)
     restored = ivc_model.load_params(written.folder, config, DTYPES["float32"])
     original = ivc_model.load_params(converted, config, DTYPES["float32"])
     rounded = jax.tree.map(lambda p: p.astype(dtype).astype("float32"), original)

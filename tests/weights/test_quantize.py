@@ -14,12 +14,13 @@ from helpers.tiny import tiny_config
 from safetensors.numpy import load_file
 
 import ivc_jax
-from ivc_jax.config import from_hf
+from ivc_jax.families import parse_config
+from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
 from ivc_jax.nn.layers import dequantized
 from ivc_jax.weights import checkpoint, keymap, quantize
 from ivc_jax.weights.load import abstract_params
-from ivc_jax.weights.source import DTYPES, read_config
+from ivc_jax.weights.source import DTYPES
 
 FLOAT32, BFLOAT16 = DTYPES["float32"], DTYPES["bfloat16"]
 PROMPTS = [(3, ("image", (1, 8, 8)), 5), (2, ("image", (1, 4, 6)), 4)]
@@ -184,7 +185,7 @@ def test_abstract_trees_are_those_that_load(tiny_hf, models):
 def test_the_stack_is_never_turned_back_as_a_whole():
     """Temporaries of many layers must not hold all of their kernels."""
     sizes = {"num_attention_heads": 8, "intermediate_size": 512, "num_hidden_layers": 32}
-    config = from_hf(tiny_config(hidden_size=128, **sizes))
+    config = parse_config(tiny_config(hidden_size=128, **sizes))
     params = quantize.abstract(abstract_params(config, FLOAT32))["decoder"]["layers"]
     hidden = jax.ShapeDtypeStruct((1, 8, 128), FLOAT32)
     angles = jax.ShapeDtypeStruct((1, 8, config.decoder.rope.head_dim // 2), FLOAT32)

@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
+from helpers.tiny import FILES, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from ivc_jax import config as ivc_config
+from ivc_jax import families
 from ivc_jax import model as ivc_model
+from ivc_jax.model import load_params, read_config
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.weights import keymap
-from ivc_jax.weights.load import abstract_params, load_safetensors
-from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles, read_config
+from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles
 
 FLOAT32 = DTYPES["float32"]
+RULES = families.QWEN2_VL.rules
 BOTH = pytest.mark.parametrize("generation", ["old", "new"])
 
 
 def load(path, dtype=FLOAT32, mesh=None):
-    return load_safetensors(path, read_config(path), dtype, mesh)
+    return load_params(path, read_config(path), dtype, mesh)
 
 
 @pytest.fixture
@@ -44,18 +47,18 @@ def resave(folder, tensors):
 
 
 def test_the_table_names_every_parameter_once():
-    paths = [rule.path for rule in keymap.RULES]
+    paths = [rule.path for rule in RULES]
     assert len(set(paths)) == len(paths)
-    configs = [ivc_config.from_hf(tiny_config(family=family)) for family in ivc_config.FAMILIES]
+    configs = [families.parse_config(tiny_config(family=family)) for family in FILES]
     leaves = [keymap.flatten(abstract_params(config, FLOAT32)) for config in configs]
     assert set(paths) == set().union(*leaves)
 
 
 @BOTH
-@pytest.mark.parametrize("family", ivc_config.FAMILIES)
+@pytest.mark.parametrize("family", FILES)
 def test_names_go_to_hugging_face_and_back(tiny_hf, generation, family):
     path = tiny_hf(generation=generation, family=family)
-    ours = dict(keymap.to_hf_names(load(path), read_config(path)))
+    ours = dict(keymap.to_hf_names(load(path), read_config(path), RULES))
     stored = load_file(path / "model.safetensors")
     renamed = {name.replace("model.language_model.", "model."): t for name, t in stored.items()}
     renamed = {name.replace("model.visual.", "visual."): t for name, t in renamed.items()}
@@ -84,11 +87,11 @@ def test_patch_embedding_follows_the_order_of_patch_values(tiny_hf):
 
 
 def test_two_matches_are_an_error():
-    rule = keymap.find_target("model.norm.weight").rule
-    twice = (*keymap.RULES, keymap.Rule("model.norm.weight", "decoder/other/scale"))
+    (target,) = keymap.find_targets("model.norm.weight", RULES)
+    twice = (*RULES, keymap.Rule("model.norm.weight", "decoder/other/scale"))
     with pytest.raises(ValueError, match=r"model\.norm\.weight.*decoder/norm/scale.*decoder/other"):
-        keymap.find_target("model.norm.weight", twice)
-    assert rule.path == "decoder/norm/scale"
+        keymap.find_targets("model.norm.weight", twice)
+    assert target.rule.path == "decoder/norm/scale"
 
 
 @pytest.mark.parametrize(
@@ -96,13 +99,13 @@ def test_two_matches_are_an_error():
     ["model.visual.norm.weight", "model.layers.01.mlp.up_proj.weight", "xmodel.norm.weight"],
 )
 def test_near_misses_match_nothing(name):
-    assert keymap.find_target(name) is None
+    assert keymap.find_targets(name, RULES) == ()
 
 
 def test_a_parameter_without_a_row_is_an_error(tiny_hf):
     params = {"decoder": {"bonus": np.zeros(2)}}
     with pytest.raises(ValueError, match="decoder/bonus"):
-        list(keymap.to_hf_names(params, read_config(tiny_hf())))
+        list(keymap.to_hf_names(params, read_config(tiny_hf()), RULES))
 
 
 # Loading

@@ -3,29 +3,31 @@
 import json
 import pathlib
 
-from ivc_jax.config import ModelConfig, from_hf
-from ivc_jax.presets import PRESETS
-from ivc_jax.weights.source import CheckpointError, read_config, read_json
+from ivc_jax import model
+from ivc_jax.config import ModelConfig
+from ivc_jax.families import list_sizes, parse_config
+from ivc_jax.weights.source import CheckpointError, read_json
 
 
 def find_config(name: str) -> ModelConfig:
-    """Read sizes by the name of a preset, from a config.json, a checkpoint folder or the hub.
+    """Read sizes by a published name, from a config.json, a checkpoint folder or the hub.
 
     Raises:
         CheckpointError: nothing of that name.
         ConfigError: an architecture that is not supported.
     """
-    if name.lower() in PRESETS:
-        return from_hf(PRESETS[name.lower()])
+    known = list_sizes()
+    if name.lower() in known:
+        return parse_config(known[name.lower()])
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        return read_config(path)
+        return model.read_config(path)
     if path.is_file():
-        return from_hf(read_json(path))
+        return parse_config(read_json(path))
     if name.count("/") != 1 or path.suffix == ".json":
-        known = ", ".join(PRESETS)
         raise CheckpointError(
-            f"{name} is no file, no folder and no hub id (owner/name); known sizes: {known}"
+            f"{name} is no file, no folder and no hub id (owner/name); known sizes:"
+            f" {', '.join(known)}"
         )
     try:
         from huggingface_hub import hf_hub_download
@@ -34,7 +36,9 @@ def find_config(name: str) -> ModelConfig:
             f"{name} is no local folder; to fetch it from the hub, pip install huggingface_hub"
         ) from None
     try:
-        return from_hf(json.loads(pathlib.Path(hf_hub_download(name, "config.json")).read_text()))
+        return parse_config(
+            json.loads(pathlib.Path(hf_hub_download(name, "config.json")).read_text())
+        )
     except OSError as error:  # network, access and naming errors
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"fetching config.json of {name} failed: {reason}") from error

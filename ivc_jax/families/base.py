@@ -1,0 +1,48 @@
+"""What a family of models is: how one kind of checkpoint writes down what this package computes.
+
+A family knows names, the config knows mathematics: it turns a `config.json` into sizes and traits,
+tensors into parameters, settings into a picture rule, and a visual into the text of a prompt.
+Engine, methods and layers never hear of it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.footprint import Footprint
+from ivc_jax.inputs.resize import PictureRule
+from ivc_jax.weights.keymap import Rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """One kind of checkpoint.
+
+    Attributes:
+        name: `ModelConfig.family`, the key of benchmark prompts and box readers.
+        model_types: what `config.json` calls it.
+        read_config: turns a parsed `config.json` into sizes; a field that it lacks may be a
+            KeyError.
+        rules: tensors and the parameters that they become, in both directions.
+        excused: regex of tensors that a checkpoint may hold without anybody reading them.
+        read_pictures: turns a parsed `preprocessor_config.json` into a picture rule.
+        write_visual: the text that takes the place of a visual's placeholder, from its footprint
+            and the placeholder: at least the placeholder once for each visual token.
+        word_pattern: regex by which text is cut before byte pairs are merged, for checkpoints whose
+            tokenizer is vocab.json and merges.txt; None if it has no such checkpoints.
+        chat_template: for checkpoints that bring none.
+        sizes: `config.json` of published models, by lower-case name; for plans and measurements
+            without a checkpoint.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    rules: tuple[Rule, ...]
+    excused: str
+    read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule]
+    write_visual: Callable[[Footprint, str], str]
+    word_pattern: str | None = None
+    chat_template: str | None = None
+    sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,262 @@
+"""Qwen2-VL and Qwen2.5-VL: their files, tensor names, pictures and published sizes.
+
+Both generations of `config.json` are read: the flat one (decoder sizes at the top level,
+`rope_theta` and `rope_scaling`) and the nested one (`text_config`, `rope_parameters`).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, RopeConfig, VisionConfig
+from ivc_jax.families.base import Family
+from ivc_jax.inputs.footprint import Footprint
+from ivc_jax.inputs.resize import SmartResize
+from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
+
+# How text is cut before merging: contractions, words, single digits, punctuation, blanks.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Buffers that can be recomputed; some versions of the library saved them.
+_EXCUSED = r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq"
+
+# Published names; the parts in brackets are in those of the later generation only:
+#     model.layers.3.mlp.up_proj.weight      model.language_model.layers.3.mlp.up_proj.weight
+#     visual.blocks.3.norm1.weight           model.visual.blocks.3.norm1.weight
+_TEXT, _TOWER = "model.[language_model.]", "[model.]visual."
+_LAYER, _OURS = f"{_TEXT}layers.{{layer}}", "decoder/layers"
+_BLOCK, _BLOCKS = f"{_TOWER}blocks.{{layer}}", "vision/blocks"
+
+# What one of the two lacks (biases of RMS norms, fc1 or gate_proj) has no parameter there, and its
+# row is not used.
+_RULES: tuple[Rule, ...] = (
+    Rule(f"{_TOWER}patch_embed.proj.weight", "vision/patch_embed/kernel", Transform.CONVOLUTION),
+    *map_norm(f"{_BLOCK}.norm1", f"{_BLOCKS}/norm1"),
+    *map_norm(f"{_BLOCK}.norm2", f"{_BLOCKS}/norm2"),
+    *map_linear(f"{_BLOCK}.attn.qkv", f"{_BLOCKS}/attn/qkv"),
+    *map_linear(f"{_BLOCK}.attn.proj", f"{_BLOCKS}/attn/proj"),
+    *map_linear(f"{_BLOCK}.mlp.fc1", f"{_BLOCKS}/mlp/fc1"),
+    *map_linear(f"{_BLOCK}.mlp.fc2", f"{_BLOCKS}/mlp/fc2"),
+    *map_linear(f"{_BLOCK}.mlp.gate_proj", f"{_BLOCKS}/mlp/gate_proj"),
+    *map_linear(f"{_BLOCK}.mlp.up_proj", f"{_BLOCKS}/mlp/up_proj"),
+    *map_linear(f"{_BLOCK}.mlp.down_proj", f"{_BLOCKS}/mlp/down_proj"),
+    *map_norm(f"{_TOWER}merger.ln_q", "vision/merger/ln_q"),
+    *map_linear(f"{_TOWER}merger.mlp.0", "vision/merger/mlp/fc1"),
+    *map_linear(f"{_TOWER}merger.mlp.2", "vision/merger/mlp/fc2"),
+    Rule(f"{_TEXT}embed_tokens.weight", "decoder/embed_tokens/embedding"),
+    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
+    *map_linear(f"{_LAYER}.self_attn.q_proj", f"{_OURS}/q_proj"),
+    *map_linear(f"{_LAYER}.self_attn.k_proj", f"{_OURS}/k_proj"),
+    *map_linear(f"{_LAYER}.self_attn.v_proj", f"{_OURS}/v_proj"),
+    *map_linear(f"{_LAYER}.self_attn.o_proj", f"{_OURS}/o_proj", bias=False),
+    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}/post_attention_layernorm/scale"),
+    *map_linear(f"{_LAYER}.mlp.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),
+    *map_linear(f"{_LAYER}.mlp.up_proj", f"{_OURS}/mlp/up_proj", bias=False),
+    *map_linear(f"{_LAYER}.mlp.down_proj", f"{_OURS}/mlp/down_proj", bias=False),
+    Rule(f"{_TEXT}norm.weight", "decoder/norm/scale"),
+    *map_linear("lm_head", "decoder/lm_head", bias=False),
+)
+
+
+def _read_config(
+    name: str, read_tower: Callable[[Mapping[str, Any]], dict[str, Any]], config: Mapping[str, Any]
+) -> ModelConfig:
+    text = {**config, **config.get("text_config", {})}
+    vision = config["vision_config"]
+    rope = vision.get("rope_parameters") or {}
+    return ModelConfig(
+        family=name,
+        vision=VisionConfig(
+            depth=int(vision["depth"]),
+            num_heads=int(vision["num_heads"]),
+            patch_size=int(vision["patch_size"]),
+            temporal_patch_size=int(vision["temporal_patch_size"]),
+            spatial_merge_size=int(vision["spatial_merge_size"]),
+            in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
+            rope_theta=float(rope.get("rope_theta", 10000.0)),
+            **read_tower(vision),
+        ),
+        # Some files state it at the top, some in text_config; either suffices.
+        decoder=_read_decoder(
+            text, tied=any(bool(each.get("tie_word_embeddings")) for each in (config, text))
+        ),
+        image_token_id=int(config["image_token_id"]),
+        video_token_id=int(config["video_token_id"]),
+        vision_start_id=int(config["vision_start_token_id"]),
+        vision_end_id=int(config["vision_end_token_id"]),
+    )
+
+
+def _read_tower_2(vision: Mapping[str, Any]) -> dict[str, Any]:
+    # The tower's width is embed_dim here; hidden_size is the decoder's.
+    return {
+        "embed_dim": int(vision["embed_dim"]),
+        "mlp_dim": int(vision["embed_dim"] * vision["mlp_ratio"]),
+        "out_dim": int(vision["hidden_size"]),
+        "activation": vision.get("hidden_act", "quick_gelu"),
+    }
+
+
+def _read_tower_2_5(vision: Mapping[str, Any]) -> dict[str, Any]:
+    # The tower's width is hidden_size here; the decoder's is out_hidden_size.
+    return {
+        "embed_dim": int(vision["hidden_size"]),
+        "mlp_dim": int(vision["intermediate_size"]),
+        "out_dim": int(vision["out_hidden_size"]),
+        "activation": vision.get("hidden_act", "silu"),
+        "norm": "rmsnorm",
+        "gated_mlp": True,
+        "window_size": int(vision["window_size"]),
+        "full_attention_blocks": tuple(int(block) for block in vision["fullatt_block_indexes"]),
+        "tokens_per_second": float(vision["tokens_per_second"]),
+    }
+
+
+def _read_decoder(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
+    if text.get("use_sliding_window"):
+        raise ConfigError("use_sliding_window=true is not supported; set it to false")
+    if text.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"decoder hidden_act {text['hidden_act']!r} is not supported, only silu")
+    num_heads = int(text["num_attention_heads"])
+    head_dim = int(text.get("head_dim") or text["hidden_size"] // num_heads)
+    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
+    sections = rope.get("mrope_section")
+    return DecoderConfig(
+        num_layers=int(text["num_hidden_layers"]),
+        hidden_size=int(text["hidden_size"]),
+        intermediate_size=int(text["intermediate_size"]),
+        num_heads=num_heads,
+        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
+        vocab_size=int(text["vocab_size"]),
+        rope=RopeConfig(
+            head_dim=head_dim,
+            theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
+            sections=tuple(int(s) for s in sections) if sections else None,
+        ),
+        norm_eps=float(text.get("rms_norm_eps", 1e-5)),
+        tie_embeddings=tied,
+        max_positions=int(text.get("max_position_embeddings", 32768)),
+    )
+
+
+def _read_pictures(settings: Mapping[str, Any], config: ModelConfig) -> SmartResize:
+    del config  # the settings say it all
+    return SmartResize.from_hf(settings)
+
+
+def _write_visual(footprint: Footprint, placeholder: str) -> str:
+    return placeholder * footprint.count
+
+
+# Sizes of published models, as their files state them.
+_SHARED: dict[str, Any] = {
+    "num_hidden_layers": 28,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+}
+_DECODER_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+_TOWER_2: dict[str, Any] = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "num_heads": 16,
+    "mlp_ratio": 4,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+}
+_TOWER_2_5: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
+    "hidden_act": "silu",
+}
+
+_SIZES_2: dict[str, dict[str, Any]] = {
+    "qwen2-vl-2b": {
+        **_SHARED,
+        "model_type": "qwen2_vl",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "vision_config": {**_TOWER_2, "hidden_size": 1536},
+    },
+    "qwen2-vl-7b": {
+        **_SHARED,
+        **_DECODER_7B,
+        "model_type": "qwen2_vl",
+        "vision_config": {**_TOWER_2, "hidden_size": 3584},
+    },
+}
+_SIZES_2_5: dict[str, dict[str, Any]] = {
+    "qwen2.5-vl-3b": {
+        **_SHARED,
+        "model_type": "qwen2_5_vl",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 128000,
+        "vision_config": {**_TOWER_2_5, "out_hidden_size": 2048},
+    },
+    "qwen2.5-vl-7b": {
+        **_SHARED,
+        **_DECODER_7B,
+        "model_type": "qwen2_5_vl",
+        "max_position_embeddings": 128000,
+        "vision_config": {**_TOWER_2_5, "out_hidden_size": 3584},
+    },
+}
+
+_SHARED_PARTS: dict[str, Any] = {
+    "rules": _RULES,
+    "excused": _EXCUSED,
+    "read_pictures": _read_pictures,
+    "write_visual": _write_visual,
+    "word_pattern": _WORDS,
+}
+QWEN2_VL = Family(
+    name="qwen2_vl",
+    model_types=("qwen2_vl",),
+    read_config=partial(_read_config, "qwen2_vl", _read_tower_2),
+    sizes=_SIZES_2,
+    **_SHARED_PARTS,
+)
+QWEN2_5_VL = Family(
+    name="qwen2_5_vl",
+    model_types=("qwen2_5_vl",),
+    read_config=partial(_read_config, "qwen2_5_vl", _read_tower_2_5),
+    sizes=_SIZES_2_5,
+    **_SHARED_PARTS,
+)
