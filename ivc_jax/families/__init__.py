@@ -20,13 +20,32 @@ _ENTRY_POINTS = "ivc_jax.families"
 FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL)
 
 
+@functools.cache
+def list_families() -> dict[str, Family]:
+    """Return the families by model type, first ours, then those of installed packages."""
+    table = {kind: family for family in FAMILIES for kind in family.model_types}
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        try:
+            family = entry.load()
+            if not isinstance(family, Family):
+                raise TypeError(f"{entry.value} is a {type(family).__name__}, not a Family")
+        except Exception as error:  # any: it is somebody else's code
+            _log.warning("family %r of %s does not load: %s", entry.name, entry.value, error)
+            continue
+        for kind in family.model_types:
+            if kind in table:
+                _log.warning("%s: the model type %r is taken; left out", entry.value, kind)
+            table.setdefault(kind, family)
+    return table
+
+
 def find_family(model_type: Any) -> Family:
     """Return the family of a `config.json` that says this `model_type`.
 
     Raises:
         ConfigError: no family has it; the message lists those known.
     """
-    table = _table()
+    table = list_families()
     if not isinstance(model_type, str) or model_type not in table:
         raise ConfigError(
             f"unknown architecture model_type={model_type!r}; supported: {', '.join(table)}"
@@ -49,24 +68,5 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def list_sizes() -> dict[str, Mapping[str, Any]]:
     """Return the `config.json` of published models by lower-case name, such as "qwen2-vl-7b"."""
-    families = dict.fromkeys(_table().values())
+    families = dict.fromkeys(list_families().values())
     return {name: sizes for family in families for name, sizes in family.sizes.items()}
-
-
-@functools.cache
-def _table() -> dict[str, Family]:
-    """Return the families by model type, first ours, then those of installed packages."""
-    table = {kind: family for family in FAMILIES for kind in family.model_types}
-    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
-        try:
-            family = entry.load()
-            if not isinstance(family, Family):
-                raise TypeError(f"{entry.value} is a {type(family).__name__}, not a Family")
-        except Exception as error:  # any: it is somebody else's code
-            _log.warning("family %r of %s does not load: %s", entry.name, entry.value, error)
-            continue
-        for kind in family.model_types:
-            if kind in table:
-                _log.warning("%s: the model type %r is taken; left out", entry.value, kind)
-            table.setdefault(kind, family)
-    return table

@@ -1,5 +1,6 @@
 """Ids equal those of Hugging Face's tokenizer, chat template and processor."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -202,6 +203,26 @@ def test_placeholders_repeat_for_each_visual_token(processor):
         *(letters["b"], START, *[IMAGE] * 6, END, letters["c"]),
     ]
     assert batch.videos[0].grid == (2, 4, 4)
+
+
+def test_a_family_may_write_a_visual_and_its_own_template(folder):
+    """As InternVL does: images between marks of their own, files without a template."""
+    family = dataclasses.replace(
+        QWEN2_VL,
+        write_visual=lambda taken, mark: f"<{taken.rows}|{mark * taken.count}>",
+        chat_template="A{% for part in messages[0].content %}{% if part.text %}{{ part.text }}"
+        "{% else %}<|image_pad|>{% endif %}{% endfor %}",
+    )
+    change(folder / "tokenizer_config.json", chat_template=None)
+    written = load_processor(folder, CONFIG, family)
+    batch = written(["b"], [[noise(16, 24)]])
+    plain = written.writer.tokenizer.encode
+    assert batch.tokens[0].tolist() == [*plain("A<1|"), *[IMAGE] * 6, *plain(">b")]
+    change(folder / "tokenizer_config.json", chat_template="{{ 'B' }}<|image_pad|>")
+    assert (
+        load_processor(folder, CONFIG, family)(["b"], [[noise(16, 24)]]).tokens[0][0]
+        == plain("B")[0]
+    )
 
 
 def test_visuals_without_marks_come_first(processor):

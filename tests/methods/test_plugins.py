@@ -1,15 +1,13 @@
 """A method of another package: installed by pip, named in `--methods`, shown in the report."""
 
-import base64
-import hashlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import zipfile
 
 import pytest
+from helpers.packages import install
 
 from ivc_jax import methods
 
@@ -49,25 +47,7 @@ broken = left_half:Missing
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder into which pip has installed the package from a wheel."""
-    folder = tmp_path_factory.mktemp("plugin")
-    info = "left_half-1.0.dist-info"
-    files = {
-        "left_half.py": MODULE,
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: left-half\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": ENTRY_POINTS,
-    }
-    wheel = folder / "left_half-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        record = [f"{info}/RECORD,,"]
-        for name, text in files.items():
-            digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
-            record.append(f"{name},sha256={digest.decode()},{len(text)}")
-            archive.writestr(name, text)
-        archive.writestr(f"{info}/RECORD", "\n".join(record) + "\n")
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet"]
-    subprocess.run([*pip, "--target", folder / "site", wheel], check=True)
-    return folder / "site"
+    return install(tmp_path_factory.mktemp("plugin"), "left_half", MODULE, ENTRY_POINTS)
 
 
 def test_an_installed_method_runs_and_is_reported(site, tiny_hf, tmp_path):
