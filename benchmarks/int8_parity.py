@@ -68,7 +68,7 @@ def _batches(
     task: tasks.Task, folder: Path, questions: int, size: int, processor: Any
 ) -> Iterator[tuple[list[Row], Inputs]]:
     file = TsvFile(folder / task.file_name, task.scoring.columns)
-    count = len(file.ids(questions))
+    count = len(file.list_ids(questions))
     if count < questions:
         raise SystemExit(f"{task.name} holds {count} questions; ask for fewer than {questions}")
     for start in range(0, count, size):

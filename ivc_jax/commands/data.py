@@ -71,7 +71,7 @@ def open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path, log: Log
             f" it comes from {task.source}"
         )
     file = TsvFile(path, task.scoring.columns)
-    if settings.limit is None and (remark := task.remark_on_rows(len(file.ids()))):
+    if settings.limit is None and (remark := task.remark_on_rows(len(file.list_ids()))):
         log(remark)
     return TaskEntry(task, file)
 

@@ -86,7 +86,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
             process_count=jax.process_count(),
         )
         if resume:
-            mirror.pull([f"{plan.record_name(task)}.jsonl" for task in chosen])
+            mirror.pull([f"{plan.name_records(task)}.jsonl" for task in chosen])
         else:
             _set_aside(folder, log)
         folder.claim(
@@ -113,7 +113,7 @@ def _set_aside(folder: RunFolder, log: Log) -> None:
 def evaluate(session: Session, progress: runner.Progress) -> Meta:
     """Run what is missing and return the `meta` of the results."""
     plan, model = session.plan, session.answerer.model
-    own = [f"{RECORDS}/{plan.record_name(entry.task)}.jsonl" for entry in plan.tasks]
+    own = [f"{RECORDS}/{plan.name_records(entry.task)}.jsonl" for entry in plan.tasks]
     own += [MANIFEST] if plan.process_index == 0 else []
 
     def advance(task: str, done: int, total: int) -> None:
@@ -235,7 +235,7 @@ def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
 def _image_start(session: Session) -> int | None:
     """Return the position id at which the first image of the first readable example starts."""
     entry = session.plan.tasks[0]
-    for position in range(len(entry.file.ids(session.plan.limit))):
+    for position in range(len(entry.file.list_ids(session.plan.limit))):
         try:
             row = entry.file.read(position)
             prompt = entry.task.prompt(row.cells, session.answerer.family)

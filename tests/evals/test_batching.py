@@ -7,7 +7,7 @@ from hypothesis import strategies
 from PIL import Image
 
 import ivc_jax
-from ivc_jax.evals.running.batching import Example, choose_ranges, common_shape, plan_batches
+from ivc_jax.evals.running.batching import Example, choose_ranges, cover_sizes, plan_batches
 from ivc_jax.inputs.batch import Batch, InputError
 from ivc_jax.inputs.bucket import Size, pad, size_of
 from ivc_jax.inputs.layout import arrange
@@ -29,7 +29,7 @@ def test_like_sizes_share_batches_large_ones_first():
 
 
 def test_shapes_hold_all_their_rows_and_text_is_rounded():
-    shape = common_shape([Size(17, 30, 120, 1, 1, 40), Size(3, 50, 260, 3, 2, 60)], rows=4)
+    shape = cover_sizes([Size(17, 30, 120, 1, 1, 40), Size(3, 50, 260, 3, 2, 60)], rows=4)
     assert (shape.text, shape.visual, shape.patches) == (32, 50, 260)
     assert (shape.rows, shape.images, shape.positions) == (12, 2, 82)
 
@@ -95,7 +95,7 @@ def test_measured_sizes_are_those_of_the_real_sample(tiny_hf):
             footprints = [segment.footprint for segment in sample.segments]
             real = size_of(len(sample.tokens), footprints, sample.next_position, config)
             assert processor.measure("What?", sides) == real
-            shape = common_shape([real], 1)
+            shape = cover_sizes([real], 1)
             if sides:
                 assert pad([sample], config, shape).visual_source.shape == (1, real.visual)
 

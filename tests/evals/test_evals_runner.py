@@ -105,10 +105,10 @@ def test_a_batch_that_does_not_fit_the_shards_is_an_error(tmp_path):
 
 
 def test_bounds_on_answers_by_task(tmp_path):
-    assert make_plan(tmp_path).bound(COLOUR) == COLOUR.max_new_tokens
+    assert make_plan(tmp_path).bound_answers(COLOUR) == COLOUR.max_new_tokens
     bounds = {"": 7, "DigitScenes_colour": 5}
-    assert make_plan(tmp_path, max_new_tokens=bounds).bound(COLOUR) == 5
-    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound(COLOUR) == 7
+    assert make_plan(tmp_path, max_new_tokens=bounds).bound_answers(COLOUR) == 5
+    assert make_plan(tmp_path, max_new_tokens={"": 7}).bound_answers(COLOUR) == 7
 
 
 def test_broken_rows_are_recorded_and_the_run_goes_on(tmp_path):
@@ -152,7 +152,7 @@ def test_a_broken_reference_fails_before_the_model_runs(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.claim({"model": "a", "seed": 0}, {"t": "1"})
-    folder.records("t").close()
+    folder.open_records("t").close()
     folder.claim({"model": "a", "seed": 0}, {"u": "2"})  # another task may join
     with pytest.raises(RecordsError, match=r"seed was 0, now 1\).*--no-resume"):
         folder.claim({"model": "a", "seed": 1}, {})
@@ -191,7 +191,7 @@ def test_a_damaged_line_is_named(tmp_path):
     path.mkdir(parents=True)
     (path / "t.jsonl").write_text(json.dumps(vars(make_record())) + "\n???\n")
     with pytest.raises(RecordsError, match="line 2 is not a record"):
-        RunFolder(tmp_path / "out").records("t")
+        RunFolder(tmp_path / "out").open_records("t")
 
 
 def test_a_full_disk_loses_no_finished_record(tmp_path):

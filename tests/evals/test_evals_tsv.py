@@ -25,12 +25,12 @@ def test_rows_references_and_lists(tmp_path):
         ["14", f"['{IMAGE}', '{blue}']", "Both?", "no"],
     ]
     file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows), HEADER[2:])
-    assert file.ids(2) == ["10", "11"]
+    assert file.list_ids(2) == ["10", "11"]
     assert file.read(2).images[0].getpixel((0, 0)) == (0, 0, 255)
     assert file.read(1).images[0].getpixel((0, 0)) == (255, 0, 0)
     assert file.read(3).cells["question"] == 'Two\nlines, a "quote" and\ta tab?'
     assert [image.getpixel((0, 0)) for image in file.read(4).images] == [(255, 0, 0), (0, 0, 255)]
-    assert file.ids() == ["10", "11", "12", "13", "14"]
+    assert file.list_ids() == ["10", "11", "12", "13", "14"]
     with pytest.raises(IndexError):
         file.read(5)
 
@@ -40,7 +40,7 @@ def test_image_path_column_windows_lines_and_byte_order_mark(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"\xef\xbb\xbfindex\timage_path\tquestion\r\n1\ta.png\tWhat?\r\n\r\n")
     file = tsv.TsvFile(path, ["question"])
-    assert file.ids() == ["1"]
+    assert file.list_ids() == ["1"]
     row = file.read(0)
     assert row.cells["question"] == "What?"
     assert row.images[0].size == (6, 4)
@@ -49,7 +49,7 @@ def test_image_path_column_windows_lines_and_byte_order_mark(tmp_path):
 def test_doubled_and_missing_indices_get_unique_ids(tmp_path):
     rows = [["1", IMAGE, "a", "b"], ["1", IMAGE, "a", "b"], ["", IMAGE, "a", "b"]]
     file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows))
-    assert file.ids() == ["1", "1#2", "row3"]
+    assert file.list_ids() == ["1", "1#2", "row3"]
 
 
 def test_missing_column_names_file_and_column(tmp_path):

@@ -28,7 +28,7 @@ LATE_KEYS = ["command", "wall_seconds", "failed_rows", "failures", "commits"]
 def test_records_come_back_as_they_were_written(tmp_path):
     written = make_record(kept=[0, 3], cells={"split": "dev"}, prediction="é\n")
     folder = RunFolder(tmp_path)
-    file = folder.records("t")
+    file = folder.open_records("t")
     file.append(written)
     file.close()
     assert read_all(tmp_path) == [written]

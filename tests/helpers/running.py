@@ -25,7 +25,7 @@ class FakeAnswerer:
         self.batch_size, self.broken, self.calls = batch_size, broken, []
         self.num_shards, self.local_shards, self.owners = shards, local, owners
 
-    def owner(self, shard):
+    def find_owner(self, shard):
         return self.owners[shard]
 
     def measure(self, prompt, images):

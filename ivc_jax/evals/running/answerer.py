@@ -49,7 +49,7 @@ class ModelAnswerer:
         self.local_shards = processes.local_shards(model.mesh)
         self._warm: set[tuple] = set()
 
-    def owner(self, shard: int) -> int:
+    def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
         return processes.owner(self.model.mesh, shard)
 
@@ -99,17 +99,20 @@ class ModelAnswerer:
     def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
         """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
         prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
-        tokens, lengths, layout = fetch((output.tokens, output.lengths, _places(device)))
-        prompt = on_host(prompt)
+        names = ("visual_valid", "visual_index", "grid", "image_id")
+        places = {name: getattr(device.layout, name) for name in names}
+        # tokens [B, T], lengths [B]; of the layout what says where visual tokens are
+        tokens, lengths, layout = fetch((output.tokens, output.lengths, places))
+        prompt = fetch_counts(prompt)
         texts = self.processor.decode(tokens, lengths)
-        shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)
+        shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)  # [B]
         size = len(texts)
         return [
             Answer(
                 text=text,
                 visual_tokens=int(layout["visual_valid"][sample].sum()),
-                kept=_kept_visual(prompt.kept[sample], layout, sample),
-                grids=_grids(layout, sample),
+                kept=_find_kept(prompt.kept[sample], layout, sample),
+                grids=_measure_grids(layout, sample),
                 kv_bytes=prompt.kv_bytes / size,
                 prefill_ms=prefill_seconds * 1000 / size,
                 decode_ms=decode_seconds * 1000 / size,
@@ -133,7 +136,7 @@ class ModelAnswerer:
         return prompt, output, middle - start, time.perf_counter() - middle
 
 
-def on_host(prompt: Prefill) -> Prefill:
+def fetch_counts(prompt: Prefill) -> Prefill:
     """Fetch all of a prefill but its logits, keys and values, which stay where they are."""
     small = ("origin", "lengths", "text_count", "visual_count", "visual_computed")
     fetched = fetch({name: getattr(prompt, name) for name in small})
@@ -168,22 +171,19 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _places(device: Inputs) -> dict[str, Any]:
-    layout = device.layout
-    return {
-        name: getattr(layout, name) for name in ("visual_valid", "visual_index", "grid", "image_id")
-    }
+def _find_kept(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) -> list[int]:
+    """Translate surviving prompt positions into visual tokens counted from 0.
 
-
-def _kept_visual(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) -> list[int]:
-    """Translate surviving prompt positions into visual tokens counted from 0."""
+    prompt positions   0 1 2 3 4 5 6 7       slots of visual tokens   2 3 4 5
+    kept               0 1 . 3 . 5 6 7       -> visual tokens         . 1 . 3
+    """
     count = int(layout["visual_valid"][sample].sum())
     slots = layout["visual_index"][sample, :count]
     return np.flatnonzero(np.isin(slots, kept)).tolist()
 
 
-def _grids(layout: Mapping[str, np.ndarray], sample: int) -> list[list[int]]:
+def _measure_grids(layout: Mapping[str, np.ndarray], sample: int) -> list[list[int]]:
     """List (frames, rows, columns) of each image of a sample, in tokens."""
-    valid = layout["visual_valid"][sample]
-    cells, images = layout["grid"][sample][valid], layout["image_id"][sample][valid]
+    valid = layout["visual_valid"][sample]  # [V]
+    cells, images = layout["grid"][sample][valid], layout["image_id"][sample][valid]  # [n, 3], [n]
     return [(cells[images == image].max(axis=0) + 1).tolist() for image in np.unique(images)]

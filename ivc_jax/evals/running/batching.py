@@ -63,7 +63,7 @@ def plan_batches(
     plans = []
     for number, group in enumerate(groups):
         members = [examples[index] for index in group]
-        shape = common_shape([example.size for example in members], rows)
+        shape = cover_sizes([example.size for example in members], rows)
         for task in {example.task for example in members}:
             found = sorted(e.position for e in members if e.task == task)
             for start in range(0, len(found), batch_size):
@@ -74,7 +74,7 @@ def plan_batches(
     return [plan for *_, plan in sorted(plans, key=lambda entry: entry[:3])]
 
 
-def common_shape(sizes: Iterable[Size], rows: int) -> Shape:
+def cover_sizes(sizes: Iterable[Size], rows: int) -> Shape:
     """Return the smallest shape that `rows` of these samples always fit into."""
     sizes = list(sizes)
     text = -(-max(size.text for size in sizes) // _TEXT_STEP) * _TEXT_STEP
@@ -94,19 +94,20 @@ def choose_ranges(sizes: Sequence[Size], batch_size: int, most: int) -> list[lis
 
     The fewest ranges are taken whose slots are within five percent of what `most` ranges need.
     """
-    order = sorted(range(len(sizes)), key=lambda index: (sizes[index].visual, index))
-    levels = _levels(order, sizes)
+    levels = _group_levels(sizes)
     if not levels:
         return []
+    # all [levels]
     counts = np.array([len(level) for level in levels])
     text = np.array([max(sizes[index].text for index in level) for level in levels])
     visual = np.array([max(sizes[index].visual for index in level) for level in levels])
-    cuts = _cheapest_cuts(_costs(counts, text, visual, batch_size), most)
+    cuts = _choose_cuts(_count_slots(counts, text, visual, batch_size), most)
     return [[i for level in levels[a:b] for i in level] for a, b in cuts]
 
 
-def _levels(order: Sequence[int], sizes: Sequence[Size]) -> list[list[int]]:
-    """Put neighbours in `order` together: equal sizes always, others if there are too many."""
+def _group_levels(sizes: Sequence[Size]) -> list[list[int]]:
+    """Sort and put neighbours together: equal sizes always, others if there are too many."""
+    order = sorted(range(len(sizes)), key=lambda index: (sizes[index].visual, index))
     levels: list[list[int]] = []
     smallest = len(order) / _LEVELS
     distinct = len({sizes[index].visual for index in order})
@@ -119,21 +120,33 @@ def _levels(order: Sequence[int], sizes: Sequence[Size]) -> list[list[int]]:
     return levels
 
 
-def _costs(counts: np.ndarray, text: np.ndarray, visual: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return slots of whole batches if levels a..b-1 are one range: [levels, levels + 1]."""
+def _count_slots(
+    counts: np.ndarray, text: np.ndarray, visual: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Return slots of whole batches if levels a..b-1 are one range: [levels, levels + 1].
+
+    Args:
+        counts: samples of each level.
+        text: of the longest text of each level.
+        visual: of the most visual tokens of each level, ascending.
+    """
     levels = len(counts)
-    cost = np.full((levels, levels + 1), np.inf)
+    cost = np.full((levels, levels + 1), np.inf)  # a range has an end behind its start
     for a in range(levels):
-        rows = -(-np.cumsum(counts[a:]) // batch_size) * batch_size
+        rows = -(-np.cumsum(counts[a:]) // batch_size) * batch_size  # of a..a, a..a+1, ...
         cost[a, a + 1 :] = rows * (np.maximum.accumulate(text[a:]) + visual[a:])
     return cost
 
 
-def _cheapest_cuts(cost: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Cut levels into ranges by dynamic programming over the number of ranges."""
+def _choose_cuts(cost: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Cut levels into ranges by dynamic programming over the number of ranges.
+
+    best[n][e] is the least cost of the levels before e in n ranges, the last of which starts at
+    origin[n - 1][e].
+    """
     levels = len(cost)
     best = [np.full(levels + 1, np.inf)]
-    best[0][0] = 0.0
+    best[0][0] = 0.0  # no levels need no range
     origin = []
     for _ in range(min(most, levels)):
         total = best[-1][:levels, None] + cost  # [start of the last range, its end]
@@ -141,6 +154,7 @@ def _cheapest_cuts(cost: np.ndarray, most: int) -> list[tuple[int, int]]:
         best.append(total.min(axis=0))
     ends = [column[levels] for column in best]
     number = next(n for n, value in enumerate(ends) if value <= _GOOD_ENOUGH * min(ends))
+    # walk back from the last range to the first
     cuts, end = [], levels
     for step in range(number, 0, -1):
         start = int(origin[step - 1][end])

@@ -51,6 +51,8 @@ class BatchLoader:
 
     def __call__(self, plan: BatchPlan) -> LoadedBatch:
         """Read, decode, cut and pad the local shards of one batch."""
+        # slots   0 1 2 3 | 4 5 6 7    two shards of four; from `count` on rows are repetitions,
+        # shards     0    |    1       which fill the shape and are recorded nowhere
         size = len(plan.positions) // self._answerer.num_shards
         parts, rows, failures = {}, {}, {}
         for shard in self._answerer.local_shards:
@@ -77,7 +79,7 @@ class BatchLoader:
             prompt = entry.task.prompt(row.cells, self._answerer.family)
             sample = self._answerer.process(prompt, row.images)
         except ValueError as error:
-            return None, Failure(plan.task, position, f"{entry.place(row)}: {error}")
+            return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
         # the images' cells are long, and nobody reads them again
         cells = {name: cell for name, cell in row.cells.items() if name != "image"}
         return sample, LoadedRow(row.number, row.example_id, cells, row.picture)

@@ -47,7 +47,7 @@ class RunIdentity:
     commit: str
 
 
-def scored(
+def record_answer(
     run: RunIdentity, task: Task, method: MethodEntry, row: LoadedRow, answer: Answer, family: str
 ) -> Record:
     """Parse and score an answer, and make its record."""
@@ -84,7 +84,7 @@ def scored(
     )
 
 
-def failed(
+def record_failure(
     run: RunIdentity, task: Task, method: MethodEntry, name: str, failure: Failure
 ) -> Record:
     """Make the record of a row that cannot be used."""

@@ -100,7 +100,7 @@ class RunFolder:
             wanted["tasks"] = found["tasks"] | wanted["tasks"]
         write_atomically(path, json.dumps(wanted, indent=1) + "\n")
 
-    def records(self, name: str) -> "RecordFile":
+    def open_records(self, name: str) -> "RecordFile":
         """Open the record file of one task (and process)."""
         return RecordFile(self.path / RECORDS / f"{name}.jsonl")
 

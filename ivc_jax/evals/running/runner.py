@@ -17,10 +17,16 @@ import PIL.Image
 from ivc_jax.evals.benchmarks.tasks import READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
 from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
-from ivc_jax.evals.running.recording import Answer, MethodEntry, RunIdentity, failed, scored
+from ivc_jax.evals.running.recording import (
+    Answer,
+    MethodEntry,
+    RunIdentity,
+    record_answer,
+    record_failure,
+)
 from ivc_jax.evals.running.records import RecordFile, RunFolder
 from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
-from ivc_jax.evals.schema import Record, Statistics
+from ivc_jax.evals.schema import Statistics
 from ivc_jax.inputs.bucket import Shape, Size
 from ivc_jax.parallel.processes import any_process
 
@@ -35,7 +41,7 @@ class Answerer(Protocol):
     num_shards: int
     local_shards: Sequence[int]
 
-    def owner(self, shard: int) -> int:
+    def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
 
     def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
@@ -79,12 +85,12 @@ class RunPlan:
     process_index: int = 0
     process_count: int = 1
 
-    def record_name(self, task: Task) -> str:
-        """Name of the record file of a task."""
+    def name_records(self, task: Task) -> str:
+        """Name the record file of a task."""
         suffix = f".{self.process_index}" if self.process_count > 1 else ""
         return f"{task.name}{suffix}"
 
-    def bound(self, task: Task) -> int:
+    def bound_answers(self, task: Task) -> int:
         """Return the bound on the answers of a task."""
         usual = self.max_new_tokens.get("", task.max_new_tokens)
         return self.max_new_tokens.get(task.name, usual)
@@ -111,7 +117,7 @@ def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress
         )
     for entry in plan.tasks:
         entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.family)
-    files = [folder.records(plan.record_name(entry.task)) for entry in plan.tasks]
+    files = [folder.open_records(plan.name_records(entry.task)) for entry in plan.tasks]
     try:
         return _Run(plan, answerer, files, progress).go()
     finally:
@@ -132,30 +138,28 @@ class _Run:
 
     def go(self) -> Statistics:
         """Survey, then run what is missing."""
-        plan, start = self.plan, time.perf_counter()
-        rows = sum(len(entry.file.ids(plan.limit)) for entry in plan.tasks)
+        plan, methods, start = self.plan, self.plan.methods, time.perf_counter()
+        rows = sum(len(entry.file.list_ids(plan.limit)) for entry in plan.tasks)
         examples, failures = survey(
             plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
             lambda done: self.progress(READING, done, rows),
         )  # fmt: skip
         shards = self.answerer.num_shards
         batches = plan_batches(examples, plan.batch_size, shards, plan.buckets)
+        # no device is needed for these, so the processes deal them out
         own = [failures[n] for n in range(plan.process_index, len(failures), plan.process_count)]
         self._count(batches, own)
         self.statistics.survey = time.perf_counter() - start
         self.statistics.buckets = len({batch.shape for batch in batches})
         self._record_failures(own)
-        needed = self._needed(batches)
+        # [batches, methods]: some process lacks a record, so that all of them must run it
+        lacking = [[bool(self._list_missing(batch, m)) for m in methods] for batch in batches]
+        needed = any_process(np.array(lacking, bool).reshape(len(batches), len(methods)))
         self._run_batches([(b, row) for b, row in zip(batches, needed, strict=True) if row.any()])
         return self.statistics
 
-    def _needed(self, batches: Sequence[BatchPlan]) -> np.ndarray:
-        """Say which methods must run on which batches: some process lacks a record."""
-        methods = self.plan.methods
-        own = [[bool(self._missing(batch, method)) for method in methods] for batch in batches]
-        return any_process(np.array(own, bool).reshape(len(batches), len(methods)))
-
     def _run_batches(self, wanted: Sequence[tuple[BatchPlan, np.ndarray]]) -> None:
+        """Run batches, each under the methods that its mask [methods] names."""
         start = waited = time.perf_counter()
         loader = BatchLoader(self.plan.tasks, self.answerer)
         loaded = load_ahead(loader, [batch for batch, _ in wanted])
@@ -179,65 +183,69 @@ class _Run:
             start = time.perf_counter()
         # else the tower, if it is shared, was compiled
         self.placed.add(batch.plan.shape)
-        answerer.warm_up(placed, [method.method for method in methods], plan.bound(task))
+        answerer.warm_up(placed, [method.method for method in methods], plan.bound_answers(task))
         self.statistics.compile += time.perf_counter() - start
-        owned = self._owned(batch.plan)
+        owned = self._list_own(batch.plan)
         for method in methods:
             start = time.perf_counter()
-            answers = answerer.answer(placed, method.method, plan.bound(task))
+            answers = answerer.answer(placed, method.method, plan.bound_answers(task))
             self.statistics.device += time.perf_counter() - start
             for slot in owned:
-                name = self._name(batch.plan, slot)
+                name = self._find_id(batch.plan, slot)
                 if (name, method.spec) in file.done:
                     continue
                 if slot in batch.failures:
-                    record = failed(plan.identity, task, method, name, batch.failures[slot])
+                    record = record_failure(plan.identity, task, method, name, batch.failures[slot])
                 else:
-                    record = scored(
+                    record = record_answer(
                         plan.identity, task, method, batch.rows[slot], answers[slot],
                         answerer.family,
                     )  # fmt: skip
-                self._append(file, record)
+                file.append(record)
+                self.present += 1
             file.sync()
 
     def _record_failures(self, failures: Sequence[Failure]) -> None:
         for failure in failures:
             file, entry = self.files[failure.task], self.plan.tasks[failure.task]
-            name = entry.file.id(failure.position)
+            name = entry.file.find_id(failure.position)
             for method in self.plan.methods:
                 if (name, method.spec) not in file.done:
-                    record = failed(self.plan.identity, entry.task, method, name, failure)
-                    self._append(file, record)
+                    identity = self.plan.identity
+                    file.append(record_failure(identity, entry.task, method, name, failure))
+                    self.present += 1
         if failures:
             for file in self.files:
                 file.sync()
 
-    def _append(self, file: RecordFile, record: Record) -> None:
-        file.append(record)
-        self.present += 1
-
-    def _missing(self, batch: BatchPlan, method: MethodEntry) -> list[str]:
+    def _list_missing(self, batch: BatchPlan, method: MethodEntry) -> list[str]:
         """List the ids of own rows of a batch that have no record under a method."""
-        names = [self._name(batch, slot) for slot in self._owned(batch)]
+        names = [self._find_id(batch, slot) for slot in self._list_own(batch)]
         return [n for n in names if (n, method.spec) not in self.files[batch.task].done]
 
-    def _owned(self, batch: BatchPlan) -> list[int]:
-        """List the slots of a batch that this process records."""
+    def _list_own(self, batch: BatchPlan) -> list[int]:
+        """List the slots of a batch that this process records.
+
+        A shard may lie on devices of several processes (a model split over hosts): all of them load
+        it, and one owns its records. Slots from `count` on are repetitions.
+        """
         size, answerer = len(batch.positions) // self.answerer.num_shards, self.answerer
-        shards = [s for s in answerer.local_shards if answerer.owner(s) == self.plan.process_index]
+        shards = [
+            s for s in answerer.local_shards if answerer.find_owner(s) == self.plan.process_index
+        ]
         slots = [slot for s in shards for slot in range(s * size, (s + 1) * size)]
         return [slot for slot in slots if slot < batch.count]
 
-    def _name(self, batch: BatchPlan, slot: int) -> str:
-        return self.plan.tasks[batch.task].file.id(batch.positions[slot])
+    def _find_id(self, batch: BatchPlan, slot: int) -> str:
+        return self.plan.tasks[batch.task].file.find_id(batch.positions[slot])
 
     def _count(self, batches: Sequence[BatchPlan], failures: Sequence[Failure]) -> None:
         """Count the records that this process has and those that it wants."""
-        wanted = sum(len(self._owned(batch)) for batch in batches) + len(failures)
+        wanted = sum(len(self._list_own(batch)) for batch in batches) + len(failures)
         self.total = wanted * len(self.plan.methods)
-        missing = sum(len(self._missing(b, m)) for b in batches for m in self.plan.methods)
+        missing = sum(len(self._list_missing(b, m)) for b in batches for m in self.plan.methods)
         for failure in failures:
-            name = self.plan.tasks[failure.task].file.id(failure.position)
+            name = self.plan.tasks[failure.task].file.find_id(failure.position)
             done = self.files[failure.task].done
             missing += sum((name, method.spec) not in done for method in self.plan.methods)
         self.present = self.total - missing

@@ -21,7 +21,7 @@ class TaskEntry:
     task: Task
     file: TsvFile
 
-    def place(self, row: Row) -> str:
+    def locate(self, row: Row) -> str:
         """Name a row in messages."""
         return f"{self.file.path.name} row {row.number} (index {row.example_id})"
 
@@ -57,7 +57,7 @@ def survey(
     rows = [
         (number, position)
         for number, entry in enumerate(entries)
-        for position in range(len(entry.file.ids(limit)))
+        for position in range(len(entry.file.list_ids(limit)))
     ]
 
     def look(place: tuple[int, int]) -> Example | Failure:
@@ -71,7 +71,7 @@ def survey(
             entry.task.check_cells(row.cells, family)
             size = measure(entry.task.prompt(row.cells, family), row.images)
         except ValueError as error:
-            return Failure(number, position, f"{entry.place(row)}: {error}")
+            return Failure(number, position, f"{entry.locate(row)}: {error}")
         return Example(number, position, size)
 
     found = []

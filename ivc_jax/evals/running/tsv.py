@@ -72,13 +72,20 @@ class TsvFile:
             self._file: BinaryIO = self.path.open("rb")
         except OSError as error:
             raise TsvError(f"cannot open {self.path}: {error.strerror}") from None
-        first = next(self._records(0), None)
+        first = next(self._scan_rows(0), None)
         if first is None:
             raise TsvError(f"{self.path} is empty: expected a header line")
         self.header = [name.strip().removeprefix("\ufeff") for name in first[1]]
         self._columns = tuple(columns)
-        self._check_columns()
-        self._scan = itertools.islice(self._records(0), 1, None)
+        missing = [name for name in self._columns if name not in self.header]
+        if not {"image", "image_path"} & set(self.header):
+            missing.append("image")
+        if missing:
+            raise TsvError(
+                f"{self.path} lacks the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, self.header))}"
+            )
+        self._scan = itertools.islice(self._scan_rows(0), 1, None)
         self._offsets: list[int] = []
         self._ids: list[str] = []
         self._position: dict[str, int] = {}
@@ -87,15 +94,15 @@ class TsvFile:
         """Close the file."""
         self._file.close()
 
-    def ids(self, limit: int | None = None) -> list[str]:
+    def list_ids(self, limit: int | None = None) -> list[str]:
         """Return the example ids of the first `limit` rows, unique and in file order."""
         with self._lock:
             while (limit is None or len(self._ids) < limit) and self._advance():
                 pass
             return self._ids[:limit]
 
-    def id(self, position: int) -> str:
-        """Return the example id of a row that `ids` has listed."""
+    def find_id(self, position: int) -> str:
+        """Return the example id of a row that `list_ids` has listed."""
         return self._ids[position]
 
     def read(self, position: int, decode: bool = True) -> Row:
@@ -115,12 +122,12 @@ class TsvFile:
                     raise IndexError(f"{self.path} has {len(self._offsets)} rows")
         try:
             with self._lock:
-                cells = self._cells(position)
+                cells = self._read_cells(position)
                 for name in self._columns:
                     if not cells[name].strip():
                         raise RowError(f"the {name} cell is empty")
-                holder = self._image_cells(cells)
-            images = self._images(holder, decode)
+                holder = self._follow(cells)
+            images = self._open_images(holder, decode)
             return Row(position + 1, self._ids[position], cells, images)
         except RowError as error:
             raise RowError(
@@ -132,17 +139,7 @@ class TsvFile:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _check_columns(self) -> None:
-        missing = [name for name in self._columns if name not in self.header]
-        if not {"image", "image_path"} & set(self.header):
-            missing.append("image")
-        if missing:
-            raise TsvError(
-                f"{self.path} lacks the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, self.header))}"
-            )
-
-    def _records(self, offset: int) -> Iterator[tuple[int, list[str]]]:
+    def _scan_rows(self, offset: int) -> Iterator[tuple[int, list[str]]]:
         """Yield (offset, cells) from `offset` on; quoted cells may span lines."""
         end = offset
 
@@ -183,13 +180,13 @@ class TsvFile:
         self._ids.append(name)
         return True
 
-    def _cells(self, position: int) -> dict[str, str]:
-        _, cells = next(self._records(self._offsets[position]))
+    def _read_cells(self, position: int) -> dict[str, str]:
+        _, cells = next(self._scan_rows(self._offsets[position]))
         if len(cells) != len(self.header):
             raise RowError(f"{len(cells)} cells where the header has {len(self.header)}")
         return dict(zip(self.header, cells, strict=True))
 
-    def _image_cells(self, cells: dict[str, str]) -> dict[str, str]:
+    def _follow(self, cells: dict[str, str]) -> dict[str, str]:
         """Follow references to the row that holds the images."""
         for _ in range(_MOST_REFERENCES):
             cell = cells.get("image", "").strip()
@@ -197,24 +194,21 @@ class TsvFile:
                 raise RowError("the image cell is empty")
             if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
                 return cells
-            cells = self._cells(self._referenced(cell))
+            while cell not in self._position:  # the row may be further down
+                if not self._advance():
+                    raise RowError(f"the image cell names the row {cell!r}, which does not exist")
+            cells = self._read_cells(self._position[cell])
         raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
 
-    def _images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
+    def _open_images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
         cell = cells.get("image", "").strip()
         if not cell:
             folder = self.path.parent
-            return tuple(_opened(folder / name, decode) for name in _items(cells["image_path"]))
-        return tuple(_opened(io.BytesIO(_bytes(item)), decode) for item in _items(cell))
-
-    def _referenced(self, index: str) -> int:
-        while index not in self._position:
-            if not self._advance():
-                raise RowError(f"the image cell names the row {index!r}, which does not exist")
-        return self._position[index]
+            return tuple(_open(folder / name, decode) for name in _split(cells["image_path"]))
+        return tuple(_open(io.BytesIO(_decode(item)), decode) for item in _split(cell))
 
 
-def _items(cell: str) -> list[str]:
+def _split(cell: str) -> list[str]:
     """Split a cell that may be a literal list."""
     if not cell.lstrip().startswith("["):
         return [cell.strip()]
@@ -227,14 +221,14 @@ def _items(cell: str) -> list[str]:
     return items
 
 
-def _bytes(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
         raise RowError(f"the image cell is not valid base64 ({error})") from None
 
 
-def _opened(source: pathlib.Path | io.BytesIO, decode: bool) -> PIL.Image.Image:
+def _open(source: pathlib.Path | io.BytesIO, decode: bool) -> PIL.Image.Image:
     try:
         image = PIL.Image.open(source)
         if not decode:
