@@ -123,3 +123,9 @@ def write_processor_files(folder: Path) -> None:
     files = {"tokenizer_config": tokenizer_config, "preprocessor_config": images}
     for name, content in {**files, "generation_config": stops}.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+def change(path: Path, **fields) -> None:
+    """Replace fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))

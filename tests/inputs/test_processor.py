@@ -1,4 +1,4 @@
-"""Ids equal those of Hugging Face's tokenizer, chat template and processor."""
+"""Ids and patches equal those of Hugging Face's chat template and processor."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families.qwen import write_processor_files
+from families.qwen import change, write_processor_files
 from helpers.tiny import tiny_config
 from PIL import Image
 
@@ -14,19 +14,11 @@ from ivc_jax.families import QWEN2_VL, parse_config
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.inputs.prompt import ChatTemplate
-from ivc_jax.inputs.tokenizer import Tokenizer, stop_ids
 from ivc_jax.model import load_processor
 
 CONFIG = parse_config(tiny_config())
 IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
 START, END = CONFIG.vision_start_id, CONFIG.vision_end_id
-TEXTS = [
-    "",
-    "Locate the red 7.",
-    "\nLocate the red 7.\n\n  Thanks, it's 100 % right!",
-    "naïve café — 漢字 🙂\t\r\n",
-    "<|im_start|>user<|im_end|> <|image_pad|>",
-]
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -43,33 +35,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def processor(folder: Path) -> Processor:
     return load_processor(folder, CONFIG, QWEN2_VL)
-
-
-def change(path: Path, **fields) -> None:
-    """Replace fields of a JSON file; None removes one."""
-    content = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-
-
-def write_trained_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE with merges as vocab.json, merges.txt and tokenizer_config.json."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([*TEXTS, "the red seven, the blue 100"] * 9, vocab_size=330)
-    folder.mkdir()
-    trained.save_model(str(folder))
-    size = trained.get_vocab_size()
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<tool>"]
-    added = {
-        str(size + index): {"content": mark, "special": mark != "<tool>", "normalized": False}
-        for index, mark in enumerate(marks)
-    }
-    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "model_max_length": 9}
-    config |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({**config, "added_tokens_decoder": added})
-    )
 
 
 def hf_processor(folder: Path):
@@ -163,36 +128,6 @@ def test_templates_are_found_where_hf_finds_them(folder):
     assert render() == "N"
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_both_tokenizer_forms_equal_hf(folder, text):
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    write_trained_tokenizer(folder / "bpe")
-    for path in (folder, folder / "bpe"):
-        reference = transformers.AutoTokenizer.from_pretrained(path)
-        tokenizer = Tokenizer.from_pretrained(path, QWEN2_VL.word_pattern)
-        ids = tokenizer.encode(text)
-        assert ids == reference(text)["input_ids"]
-        for skip in (True, False):
-            assert tokenizer.decode(ids, skip_special_tokens=skip) == reference.decode(
-                ids, skip_special_tokens=skip
-            )
-
-
-def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
-    write_trained_tokenizer(tmp_path / "bpe")
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "bpe", QWEN2_VL.word_pattern)
-    assert len(tokenizer.encode("the red the red")) < len("the red the red") // 2
-    assert tokenizer.decode(tokenizer.encode("it's <tool> 漢<|im_end|>")) == "it's <tool> 漢"
-    assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
-    change(
-        tmp_path / "bpe" / "tokenizer_config.json",
-        added_tokens_decoder={"9999": {"content": "<far>", "special": True}},
-    )
-    with pytest.raises(InputError, match="gives '<far>' the id 9999, the vocabulary"):
-        Tokenizer.from_pretrained(tmp_path / "bpe", QWEN2_VL.word_pattern)
-
-
 def test_placeholders_repeat_for_each_visual_token(processor):
     batch = processor(
         ["a<video>b<image>c"], [[noise(16, 24)]], [[np.stack([noise(16, 16)] * 4)]], chat=False
@@ -250,17 +185,6 @@ def test_decode_stops_at_the_length_and_skips_marks(processor):
     rows = np.array([[number("a"), number("<|im_end|>"), number("b")], [number("c")] * 3])
     assert processor.decode(rows, np.array([2, 1])) == ["a", "c"]
     assert processor.decode(rows, np.array([3, 0])) == ["ab", ""]
-
-
-def test_stop_ids_come_from_the_generation_config(folder, processor):
-    assert processor.stop_ids == (258, 256)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    change(folder / "generation_config.json", eos_token_id=258)
-    assert stop_ids(folder, tokenizer) == (258,)
-    (folder / "generation_config.json").unlink()
-    assert stop_ids(folder, tokenizer) == (258,)
-    change(folder / "tokenizer_config.json", eos_token=None)
-    assert stop_ids(folder, Tokenizer.from_pretrained(folder)) == ()
 
 
 def test_settings_are_read_from_every_file(folder):
@@ -355,8 +279,3 @@ def test_missing_and_foreign_files_are_named(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"neither tokenizer.json nor vocab.json and merges.txt"):
         load()
-
-
-def test_a_tokenizer_of_another_model_is_named(folder):
-    with pytest.raises(InputError, match="the tokenizer has no token 99999"):
-        Tokenizer.from_pretrained(folder).token(99999)

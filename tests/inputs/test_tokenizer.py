@@ -1,0 +1,96 @@
+"""Both forms of tokenizer files give Hugging Face's ids."""
+
+import json
+from pathlib import Path
+
+import pytest
+from families.qwen import change, write_processor_files
+
+from ivc_jax.families import QWEN2_VL
+from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.tokenizer import Tokenizer, stop_ids
+
+TEXTS = [
+    "",
+    "Locate the red 7.",
+    "\nLocate the red 7.\n\n  Thanks, it's 100 % right!",
+    "naïve café — 漢字 🙂\t\r\n",
+    "<|im_start|>user<|im_end|> <|image_pad|>",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_processor_files(tmp_path)
+    return tmp_path
+
+
+def read_old(folder: Path) -> Tokenizer:
+    return Tokenizer.from_pretrained(folder, QWEN2_VL.word_pattern)
+
+
+def write_trained_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE with merges as vocab.json, merges.txt and tokenizer_config.json."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([*TEXTS, "the red seven, the blue 100"] * 9, vocab_size=330)
+    folder.mkdir()
+    trained.save_model(str(folder))
+    size = trained.get_vocab_size()
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<tool>"]
+    added = {
+        str(size + index): {"content": mark, "special": mark != "<tool>", "normalized": False}
+        for index, mark in enumerate(marks)
+    }
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "model_max_length": 9}
+    config |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "added_tokens_decoder": added})
+    )
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_both_tokenizer_forms_equal_hf(folder, text):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_trained_tokenizer(folder / "bpe")
+    for path in (folder, folder / "bpe"):
+        reference = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = read_old(path)
+        ids = tokenizer.encode(text)
+        assert ids == reference(text)["input_ids"]
+        for skip in (True, False):
+            assert tokenizer.decode(ids, skip_special_tokens=skip) == reference.decode(
+                ids, skip_special_tokens=skip
+            )
+
+
+def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
+    write_trained_tokenizer(tmp_path / "bpe")
+    tokenizer = read_old(tmp_path / "bpe")
+    assert len(tokenizer.encode("the red the red")) < len("the red the red") // 2
+    assert tokenizer.decode(tokenizer.encode("it's <tool> 漢<|im_end|>")) == "it's <tool> 漢"
+    assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
+    change(
+        tmp_path / "bpe" / "tokenizer_config.json",
+        added_tokens_decoder={"9999": {"content": "<far>", "special": True}},
+    )
+    with pytest.raises(InputError, match="gives '<far>' the id 9999, the vocabulary"):
+        read_old(tmp_path / "bpe")
+
+
+def test_stop_ids_come_from_the_generation_config(folder):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert stop_ids(folder, tokenizer) == (258, 256)
+    change(folder / "generation_config.json", eos_token_id=258)
+    assert stop_ids(folder, tokenizer) == (258,)
+    (folder / "generation_config.json").unlink()
+    assert stop_ids(folder, tokenizer) == (258,)
+    change(folder / "tokenizer_config.json", eos_token=None)
+    assert stop_ids(folder, Tokenizer.from_pretrained(folder)) == ()
+
+
+def test_a_tokenizer_of_another_model_is_named(folder):
+    with pytest.raises(InputError, match="the tokenizer has no token 99999"):
+        Tokenizer.from_pretrained(folder).token(99999)
