@@ -27,9 +27,10 @@ def is_remote(path: str | os.PathLike | None) -> bool:
     return path is not None and "://" in os.fspath(path)
 
 
-def cache_folder(path: str, kind: str) -> pathlib.Path:
+def find_cache(path: str, kind: str) -> pathlib.Path:
     """Return the local folder that stands for a remote one."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    # buckets may hold folders of one name
     digest = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:16]
     return pathlib.Path(home) / "ivc_jax" / kind / digest
 
@@ -44,6 +45,7 @@ def pull_file(path: str, target: pathlib.Path) -> bool:
         source = epath.Path(path)
         if not source.exists():
             return False
+        # the size is all that every kind of bucket tells without reading
         if target.exists() and target.stat().st_size == source.stat().length:
             return True
         _log.info("copying %s to %s", path, target)
@@ -55,7 +57,7 @@ def pull_file(path: str, target: pathlib.Path) -> bool:
         draft.replace(target)
         return True
     except Exception as error:  # file systems raise what they like
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
 
 
 def pull_folder(path: str, target: pathlib.Path, pattern: str = "*") -> pathlib.Path:
@@ -68,11 +70,11 @@ def pull_folder(path: str, target: pathlib.Path, pattern: str = "*") -> pathlib.
         root = epath.Path(path)
         if not root.is_dir():
             raise RemoteError(f"{path} is no folder; correct the path")
-        found = [file for file in _files(root) if fnmatch.fnmatch(file.name, pattern)]
+        found = [file for file in _walk(root) if fnmatch.fnmatch(file.name, pattern)]
     except RemoteError:
         raise
     except Exception as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
     for file in found:
         pull_file(os.fspath(file), target / os.fspath(file.relative_to(root)))
     return target
@@ -90,19 +92,19 @@ def push_file(source: pathlib.Path, path: str) -> None:
         with source.open("rb") as local, target.open("wb") as remote:
             shutil.copyfileobj(local, remote, _CHUNK)
     except Exception as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
     """Walk through a folder; patterns with two stars are refused on buckets."""
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _files(entry)
+            yield from _walk(entry)
         else:
             yield entry
 
 
-def _explained(path: str, error: Exception) -> RemoteError:
+def _explain(path: str, error: Exception) -> RemoteError:
     reason = " ".join(str(error).split()) or type(error).__name__
     scheme = path.partition("://")[0]
     package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}.get(scheme)

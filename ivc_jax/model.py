@@ -138,7 +138,7 @@ def find_folder(path: str | Path) -> Path:
         RemoteError: the bucket cannot be read.
     """
     if cloud.is_remote(path):
-        return cloud.pull_folder(str(path), cloud.cache_folder(str(path), "models"))
+        return cloud.pull_folder(str(path), cloud.find_cache(str(path), "models"))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -80,7 +80,7 @@ def _data_folder(settings: RunConfig) -> pathlib.Path | None:
     """Return the local folder of the TSV files; that of a bucket fills as tasks are opened."""
     if not cloud.is_remote(settings.data_dir):
         return pathlib.Path(settings.data_dir) if settings.data_dir else None
-    folder = cloud.cache_folder(settings.data_dir, "data")
+    folder = cloud.find_cache(settings.data_dir, "data")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -93,7 +93,7 @@ class _Question:
     place: str
     generation: Generation
 
-    def pictures(self) -> list[PIL.Image.Image]:
+    def decode_pictures(self) -> list[PIL.Image.Image]:
         """Decode the images."""
         found = self.visuals()
         found = found if isinstance(found, list | tuple) else [found]
@@ -103,7 +103,7 @@ class _Question:
             for number, picture in enumerate(part for part in flat if part is not None)
         ]
 
-    def prompt(self, count: int) -> str:
+    def write_prompt(self, count: int) -> str:
         """Return the text; its `<image>` marks stay where each one has an image.
 
         Some tasks write one mark whatever they show, or quote it: images come first then.
@@ -185,6 +185,7 @@ class IvcJax(lmms):
                 " for N devices"
             )
         questions = [self._read(*request.args) for request in requests]
+        # a batch decodes up to one bound: requests of each are planned as a task of their own
         kinds = list(dict.fromkeys(question.generation.max_new_tokens for question in questions))
         examples = [
             Example(
@@ -232,15 +233,16 @@ class IvcJax(lmms):
         except HarnessError as error:
             raise HarnessError(f"{place}: {error}") from None
 
-        def visuals() -> Any:
+        # A closure: harnesses keep thousands of requests, their pictures would not fit in memory.
+        def load_visuals() -> Any:
             return to_visuals(self.task_dict[task][split][number]) if to_visuals else None
 
-        return _Question(context, options, visuals, place, generation)
+        return _Question(context, options, load_visuals, place, generation)
 
     def _measure(self, question: _Question) -> Any:
         try:
-            pictures = question.pictures()
-            return self._answerer.measure(question.prompt(len(pictures)), pictures)
+            pictures = question.decode_pictures()
+            return self._answerer.measure(question.write_prompt(len(pictures)), pictures)
         except InputError as error:
             raise HarnessError(f"{question.place}: {error}") from None
 
@@ -250,8 +252,8 @@ class IvcJax(lmms):
         """Run one batch; return its texts, those of the padding last."""
         samples = []
         for number in plan.positions:
-            pictures = questions[number].pictures()
-            prompt = questions[number].prompt(len(pictures))
+            pictures = questions[number].decode_pictures()
+            prompt = questions[number].write_prompt(len(pictures))
             samples.append(self._answerer.process(prompt, pictures))
         size = len(samples) // self._answerer.num_shards
         parts = {

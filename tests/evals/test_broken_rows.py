@@ -58,7 +58,7 @@ def found(tiny_hf, tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     rows = [[name, *cells] for name, (cells, _) in ROWS.items()]
     file = TsvFile(write_tsv(folder / _TASK.file_name, HEADER, rows), _TASK.scoring.columns)
-    model, processor = ivc_jax.load(tiny_hf(), dtype="float32")
+    model, processor = ivc_jax.load(tiny_hf(num_hidden_layers=2), dtype="float32")
     method = MethodEntry("ivc", 0.5, ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5"))
     plan = runner.RunPlan(
         [TaskEntry(_TASK, file)], [method], 2, RunIdentity("tiny", 0, ""), buckets=1,

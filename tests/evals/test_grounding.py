@@ -110,8 +110,15 @@ def write_refcoco(path):
 def test_refcoco_file_from_the_command_line(tiny_hf, tmp_path, monkeypatch, family):
     monkeypatch.setattr(figures, "draw", lambda *arguments: [])  # not asked about here
     write_refcoco(tmp_path / "RefCOCO_testA.tsv")
-    options = ["--model", tiny_hf(family=family), "--data-dir", tmp_path, "--methods", "dense"]
-    options += ["ivc:keep_ratio=0.5", "--no-compile-cache", "--out", tmp_path / "out"]
+    options = [
+        "--model",
+        tiny_hf(family=family, num_hidden_layers=2),
+        "--data-dir",
+        tmp_path,
+        "--methods",
+        "dense",
+    ]
+    options += ["ivc:layer=1,keep_ratio=0.5", "--no-compile-cache", "--out", tmp_path / "out"]
     options += ["--buckets", 1, "--max-new-tokens", 8]
     assert run.main(["grounding", *map(str, options)]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -77,7 +77,13 @@ def make(adapter, path, documents=DOCUMENTS, **settings):
 @pytest.fixture(scope="module")
 def model(adapter, tiny_hf):
     # One bucket: requests of every kind share a padded shape, and the test a program.
-    return make(adapter, tiny_hf(), method="ivc:layer=1;keep_ratio=0.5", batch_size=2, buckets=1)
+    return make(
+        adapter,
+        tiny_hf(num_hidden_layers=2),
+        method="ivc:layer=1;keep_ratio=0.5",
+        batch_size=2,
+        buckets=1,
+    )
 
 
 def test_answers_are_those_of_generate_in_order(model, tiny_hf):
@@ -87,7 +93,7 @@ def test_answers_are_those_of_generate_in_order(model, tiny_hf):
     asked = requests()
     asked[1].args[1]["max_new_tokens"] = 2
     got = model.generate_until(asked)
-    loaded, processor = ivc_jax.load(tiny_hf(), dtype="float32")
+    loaded, processor = ivc_jax.load(tiny_hf(num_hidden_layers=2), dtype="float32")
     batch = processor(prompts=PLAIN, images=[document["images"] for document in DOCUMENTS])
     method = ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5")
     output = ivc_jax.generate(loaded, batch, method, 4, processor.stop_ids)

@@ -18,6 +18,7 @@ def measure_iou(first: Box, second: Box) -> float:
     Coordinates are continuous: a box from 0 to 10 is 10 wide, not 11.
     """
     a, b = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    # [width, height], negative where the boxes are apart
     overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     intersection = np.prod(np.maximum(overlap, np.float32(0)))
     union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - intersection
@@ -38,21 +39,21 @@ def measure_yes_no(targets: Sequence[str], answers: Sequence[str]) -> dict[str, 
     positives = sum(target == "yes" for target, _ in pairs)
     claimed = sum(answer == "yes" for _, answer in pairs)
     true_positives = sum(pair == ("yes", "yes") for pair in pairs)
-    precision = _ratio(true_positives, claimed)
-    recall = _ratio(true_positives, positives)
+    precision = _divide(true_positives, claimed)
+    recall = _divide(true_positives, positives)
     return {
-        "accuracy": _ratio(hits, len(pairs)),
+        "accuracy": _divide(hits, len(pairs)),
         "precision": precision,
         "recall": recall,
-        "f1": _ratio(2 * precision * recall, precision + recall),
-        "yes_share": _ratio(claimed, len(pairs)),
-        "unknown_share": _ratio(sum(answer == "unknown" for _, answer in pairs), len(pairs)),
+        "f1": _divide(2 * precision * recall, precision + recall),
+        "yes_share": _divide(claimed, len(pairs)),
+        "unknown_share": _divide(sum(answer == "unknown" for _, answer in pairs), len(pairs)),
     }
 
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean, 0 of nothing."""
-    return _ratio(sum(values), len(values))
+    return _divide(sum(values), len(values))
 
 
 def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -93,9 +94,11 @@ def jackknife(
     if count < 2:
         return value, value
     # at random, as rows of files take turns (yes, no, yes, ...)
+    # [units] -> number of the group
     order = np.random.default_rng(seed).permutation(len(names)) % count
     dealt = dict(zip(names, order.tolist(), strict=True))
     groups = [dealt[unit] for unit in units]
+    # the statistic without each group; its variance over groups grows with what a group tells
     left = [
         statistic([item for item, group in zip(items, groups, strict=True) if group != out])
         for out in range(count)
@@ -104,5 +107,5 @@ def jackknife(
     return value - reach, value + reach
 
 
-def _ratio(numerator: float, denominator: float) -> float:
+def _divide(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0

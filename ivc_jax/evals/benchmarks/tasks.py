@@ -189,7 +189,6 @@ _TABLE = (
 TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
 BUNDLED = tuple(task.name for task in _TABLE if task.bundled)
 GENERAL_VQA = tuple(task.name for task in _GENERAL_VQA)
-FURTHER_VQA = tuple(task.name for task in _FURTHER_VQA)
 
 
 def use_official_prompt(task: Task) -> Task:

@@ -103,7 +103,7 @@ class ModelAnswerer:
         places = {name: getattr(device.layout, name) for name in names}
         # tokens [B, T], lengths [B]; of the layout what says where visual tokens are
         tokens, lengths, layout = fetch((output.tokens, output.lengths, places))
-        prompt = fetch_counts(prompt)
+        prompt = _fetch_counts(prompt)
         texts = self.processor.decode(tokens, lengths)
         shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)  # [B]
         size = len(texts)
@@ -136,7 +136,7 @@ class ModelAnswerer:
         return prompt, output, middle - start, time.perf_counter() - middle
 
 
-def fetch_counts(prompt: Prefill) -> Prefill:
+def _fetch_counts(prompt: Prefill) -> Prefill:
     """Fetch all of a prefill but its logits, keys and values, which stay where they are."""
     small = ("origin", "lengths", "text_count", "visual_count", "visual_computed")
     fetched = fetch({name: getattr(prompt, name) for name in small})

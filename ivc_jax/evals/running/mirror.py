@@ -21,7 +21,7 @@ class Mirror:
         self.remote = out.rstrip("/") if cloud.is_remote(out) else None
         self.local = pathlib.Path(out)
         if self.remote:
-            self.local = cloud.cache_folder(self.remote, "runs") / str(process)
+            self.local = cloud.find_cache(self.remote, "runs") / str(process)
         self._process = process
         self._last = time.monotonic()
 

@@ -11,7 +11,7 @@ from ivc_jax.evals.benchmarks import metrics, parsers
 from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, average_scores
 from ivc_jax.evals.schema import Record
 
-REFUSED = "Z"
+_REFUSED = "Z"
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -48,12 +48,12 @@ def _parse(text: str, cells: Cells, family: str) -> str:
 def _find_letter(text: str, letters: str) -> str | None:
     """Return the only one of `letters` that is a word of the answer, "Z" for a refusal, or None."""
     if any(refusal in text for refusal in _REFUSALS):
-        return REFUSED
+        return _REFUSED
     words = set(text.translate(_BLANKED).split())
     named = [letter for letter in letters if letter in words]
     if len(named) == 1:
         return named[0]
-    return REFUSED if not named and REFUSED in words else None
+    return _REFUSED if not named and _REFUSED in words else None
 
 
 def _score(parsed: str, cells: Cells, family: str = "") -> float:
