@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 from shapes import ROOT, write_report
 
+import digit_scenes
 import ivc_jax
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.prefill import run_prefill
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
-    model, processor = ivc_jax.load(ROOT / "digit_scenes" / "checkpoint")
+    model, processor = ivc_jax.load(digit_scenes.CHECKPOINT)
     kept = dataclasses.replace(processor.images, min_pixels=1, max_pixels=_LARGEST**2)
     processor = dataclasses.replace(processor, images=kept)
     with tempfile.TemporaryDirectory() as scratch:

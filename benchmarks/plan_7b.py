@@ -22,12 +22,32 @@ UPFRONT = "uniform:layer=0,keep_ratio=0.5"
 OTHERS = {"v4:2x2x1": "data=1,model=4", "v5p:2x2x1": "data=1,model=4", "v6e:2x2": "data=1,model=4"}
 
 
-def plan(model: str, batch_size: int, console: Console, **given: Any) -> dict[str, Any]:
+def plan(
+    model: str,
+    batch_size: int,
+    console: Console,
+    topology: str,
+    mesh: str,
+    methods: tuple[str, ...],
+    no_search: bool,
+    no_tower: bool = False,
+) -> dict[str, Any]:
     """Make one plan."""
-    from ivc_jax.commands.plan import Arguments, make_plan
+    from ivc_jax.commands.plan import (
+        Arguments,
+        DeviceOptions,
+        ModelOptions,
+        RunOptions,
+        make_plan,
+    )
 
-    arguments = Arguments(model=model, batch_size=batch_size, **given)
-    options = " ".join(f"{name}={value}" for name, value in given.items())
+    arguments = Arguments(
+        ModelOptions(model=model, no_tower=no_tower),
+        DeviceOptions(topology, mesh),
+        RunOptions(methods=methods, batch_size=batch_size, no_search=no_search),
+    )
+    options = f"topology={topology} mesh={mesh} methods={methods} no_search={no_search}"
+    options += " no_tower=True" if no_tower else ""
     console.print(f"{model}: {options}", markup=False)
     return make_plan(arguments, f"plan {model} {options}", console)
 

@@ -16,8 +16,6 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.families import QWEN2_VL
 from ivc_jax.weights.keymap import to_hf_names
 
-BUNDLED = pathlib.Path(__file__).with_name("checkpoint")
-
 
 def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any]:
     """Return `config.json`, in the flat form that all versions of the library read."""

@@ -57,7 +57,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 def main() -> int:
     """Write the file named on the command line."""
-    from ivc_jax.commands.evaluation import commit
+    from ivc_jax.commands.origin import commit
 
     if len(sys.argv) != 2:
         print("usage: coverage.py FILE", file=sys.stderr)

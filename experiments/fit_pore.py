@@ -17,17 +17,17 @@ import numpy as np
 import tyro
 from PIL import Image
 
+import digit_scenes
 import ivc_jax
 from digit_scenes import digits
 from digit_scenes.questions import TASKS, ask
 from digit_scenes.scenes import render
-from ivc_jax.commands.evaluation import commit
+from ivc_jax.commands.origin import commit
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Scored
 from ivc_jax.methods.pore import fit_trend
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _BATCH = 20
 _TRAINING = 0x90E  # no generator of the test sets starts with this number
 _BUCKETS = Buckets(visual=(144,), patches=(576,))
@@ -50,7 +50,7 @@ class Arguments:
         "pyramiddrop:budget=0.5",
         "pyramiddrop:budget=0.33",
     )
-    model: str = str(_ROOT / "digit_scenes" / "checkpoint")
+    model: str = str(digit_scenes.CHECKPOINT)
     pairs: int = 1000
     out: str | None = None
 

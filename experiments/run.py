@@ -6,7 +6,8 @@ python experiments/run.py --help
 
 import sys
 
-from ivc_jax.commands.run import main
+from ivc_jax.commands.cli import SCRIPT
+from ivc_jax.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(program=SCRIPT))

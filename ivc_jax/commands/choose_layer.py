@@ -1,7 +1,7 @@
 """Choose the layer and the fractions of IVC-Prune on calibration examples, under a budget.
 
-    python experiments/run.py choose-layer                       # bundled model and benchmark
-    python experiments/run.py choose-layer --model DIR --data-dir TSVS --tasks RefCOCO_testA \
+    ivc-jax choose-layer                       # bundled model and benchmark
+    ivc-jax choose-layer --model DIR --data-dir TSVS --tasks RefCOCO_testA \
         --layers 12 14 16 18 20 --limit 500 --out runs/choose-7b
 
 Two rounds: every layer at the usual fraction, then the best layers at all fractions. The bundled
@@ -11,17 +11,17 @@ stopped when the same command is given again.
 """
 
 import dataclasses
-import pathlib
 import time
 from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 
-from ivc_jax.commands import console as display
-from ivc_jax.commands.cli import option, run_command
+import digit_scenes
+from ivc_jax.commands import terminal
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.settings import RunConfig, SettingsError
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROBE = 0.1  # fraction of the first round: what the paper uses
 _BEST_LAYERS = 2  # that the second round looks at
 _SCENES = 80  # drawn at a time: a slightly larger limit finds the same file
@@ -30,51 +30,93 @@ Grid = dict[str, tuple[int, float]]  # specification -> (layer, fraction)
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Weights.
+
+    Attributes:
+        model: checkpoint folder or hub name.
+        dtype: of the weights.
+    """
+
+    model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
+    dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Questions and pictures.
+
+    Attributes:
+        tasks: such as RefCOCO_testA.
+        data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
+        limit: rows of each task.
+    """
+
+    tasks: Annotated[
+        tuple[str, ...] | None, option("NAME ...", "grounding, with the bundled model")
+    ] = None
+    data_dir: Annotated[str | None, option("DIR", "none")] = None
+    limit: Annotated[int, option("N")] = 90
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceOptions:
+    """What there is to choose from, and how.
+
+    Attributes:
+        budget: mean over layers of the share of visual tokens in the cache.
+        layers: to choose from.
+        fractions: shares of IVC tokens by cosine and by sine each, to choose from.
+        tolerance: points of retention to give up for a cheaper setting.
+    """
+
+    budget: Annotated[float, option("SHARE")] = 0.5
+    layers: Annotated[tuple[int, ...] | None, option("LAYER ...", "all of the model")] = None
+    fractions: Annotated[tuple[float, ...], option("SHARE ...")] = (0.05, 0.1, 0.15)
+    tolerance: Annotated[float, option("POINTS")] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How it runs, and where its results go.
+
+    Attributes:
+        out: result folder.
+        batch_size: examples that run together.
+        no_resume: set earlier records in the result folder aside and start over.
+        no_compile_cache: do not keep compiled programs for later runs.
+    """
+
+    out: Annotated[str, option("DIR")] = "runs/choose-layer"
+    batch_size: Annotated[int, option("B")] = 16
+    no_resume: bool = False
+    no_compile_cache: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Arguments:
     """Choose the layer and the fractions of IVC-Prune on calibration examples.
 
     Attributes:
-        model: checkpoint folder or hub name; default: the bundled checkpoint.
-        budget: mean over layers of the share of visual tokens in the cache.
-        layers: to choose from; default: all that the model has.
-        fractions: shares of IVC tokens by cosine and by sine each, to choose from.
-        tasks: such as RefCOCO_testA; default: grounding, with the bundled model.
-        data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
-        limit: rows of each task.
-        tolerance: points of retention to give up for a cheaper setting.
-        out: result folder.
-        batch_size: examples that run together.
-        dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
-        no_resume: set earlier records in the result folder aside and start over.
-        no_compile_cache: do not keep compiled programs for later runs.
         traceback: show where an error came from.
     """
 
-    model: Annotated[str | None, option("PATH")] = None
-    budget: Annotated[float, option("SHARE")] = 0.5
-    layers: Annotated[tuple[int, ...] | None, option("LAYER ...")] = None
-    fractions: Annotated[tuple[float, ...], option("SHARE ...")] = (0.05, 0.1, 0.15)
-    tasks: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
-    data_dir: Annotated[str | None, option("DIR")] = None
-    limit: Annotated[int, option("N")] = 90
-    tolerance: Annotated[float, option("POINTS")] = 0.0
-    out: Annotated[str, option("DIR")] = "runs/choose-layer"
-    batch_size: Annotated[int, option("B")] = 16
-    dtype: Annotated[str | None, option("TYPE")] = None
-    no_resume: bool = False
-    no_compile_cache: bool = False
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions()
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = DataOptions()
+    choice: tyro.conf.OmitArgPrefixes[ChoiceOptions] = ChoiceOptions()
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} choose-layer") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "choose-layer", resumes=True)
+    return run_command(Arguments, _run, arguments, program, resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Check, measure both rounds, choose, print and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    from ivc_jax.commands import evaluation
+    from ivc_jax.commands import session as sessions
     from ivc_jax.commands.devices import use_compile_cache
     from ivc_jax.studies.calibration import pareto, report
 
@@ -82,21 +124,21 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     settings = _settings(arguments)
     grid = _grid(arguments)
     settings = dataclasses.replace(settings, methods=("dense", *grid))
-    use_compile_cache(not arguments.no_compile_cache)
-    session = evaluation.open_session(settings, resume=not arguments.no_resume, log=console.print)
+    use_compile_cache(not arguments.run.no_compile_cache)
+    session = sessions.open_session(settings, resume=not arguments.run.no_resume, log=console.print)
     try:
         meta, calibration = _measure(session, grid, _probe(arguments), console)
     finally:
         session.close()
-    chosen = pareto.choose(calibration.rows, arguments.tolerance)
+    chosen = pareto.choose(calibration.rows, arguments.choice.tolerance)
     meta |= {
         "command": command,
         "wall_seconds": round(time.monotonic() - start, 1),
-        "budget": arguments.budget,
+        "budget": arguments.choice.budget,
         "layers": sorted({layer for layer, _ in grid.values()}),
         "fractions": sorted({fraction for _, fraction in grid.values()}),
         "probe_fraction": _probe(arguments),
-        "tolerance": arguments.tolerance,
+        "tolerance": arguments.choice.tolerance,
     }
     result = report.collect(meta, calibration, chosen)
     report.show(console, result)
@@ -110,34 +152,34 @@ def _settings(arguments: Arguments) -> RunConfig:
     from ivc_jax.methods.base import check_keep_ratio
     from ivc_jax.methods.coordinates import budget_scale
 
-    names = arguments.tasks or (() if arguments.model else ("grounding",))
+    names = arguments.data.tasks or (() if arguments.model.model else ("grounding",))
     if not names:
         raise SettingsError("tasks: name at least one for a model that is not the bundled one")
     tasks.find(names)
-    check_keep_ratio(arguments.budget, "budget")
-    largest = arguments.budget / (2 * budget_scale(arguments.budget))
-    for fraction in arguments.fractions:
+    check_keep_ratio(arguments.choice.budget, "budget")
+    largest = arguments.choice.budget / (2 * budget_scale(arguments.choice.budget))
+    for fraction in arguments.choice.fractions:
         if not 0 <= fraction <= largest:
             raise SettingsError(
                 f"fractions must be in [0, {largest:g}], got {fraction:g}: cosine and sine take "
-                f"one each, and the budget is {arguments.budget:g}"
+                f"one each, and the budget is {arguments.choice.budget:g}"
             )
     for name in ("layers", "fractions"):
-        if getattr(arguments, name) == ():
+        if getattr(arguments.choice, name) == ():
             raise SettingsError(f"{name} is empty: name at least one")
-    if not arguments.tolerance >= 0:
-        raise SettingsError(f"tolerance must not be negative, got {arguments.tolerance:g}")
+    if not arguments.choice.tolerance >= 0:
+        raise SettingsError(f"tolerance must not be negative, got {arguments.choice.tolerance:g}")
     return RunConfig(
         methods=("dense",),
         tasks=names,
-        model=arguments.model,
-        data_dir=arguments.data_dir,
-        limit=arguments.limit,
-        batch_size=arguments.batch_size,
-        out=arguments.out,
-        dtype=arguments.dtype,
+        model=arguments.model.model,
+        data_dir=arguments.data.data_dir,
+        limit=arguments.data.limit,
+        batch_size=arguments.run.batch_size,
+        out=arguments.run.out,
+        dtype=arguments.model.dtype,
         # every scene has a question of every task, or nearly
-        num_scenes=_SCENES * max(1, -(-arguments.limit // _SCENES)),
+        num_scenes=_SCENES * max(1, -(-arguments.data.limit // _SCENES)),
         data_seeds=(0,),
         data_split="calibration",
         share_tower=True,
@@ -149,11 +191,11 @@ def _grid(arguments: Arguments) -> Grid:
     import ivc_jax
     from ivc_jax.model import find_folder, read_config
 
-    path = arguments.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    path = arguments.model.model or str(digit_scenes.CHECKPOINT)
     depth = read_config(find_folder(path)).decoder.num_layers
     if depth < 2:
         raise SettingsError(f"{path} has a single block: there is no layer to choose")
-    layers = sorted(set(arguments.layers or range(1, depth)))
+    layers = sorted(set(arguments.choice.layers or range(1, depth)))
     for layer in layers:
         if not 1 <= layer < depth:
             raise SettingsError(
@@ -161,12 +203,12 @@ def _grid(arguments: Arguments) -> Grid:
             )
     grid = {}
     for layer in layers:
-        for fraction in sorted(set(arguments.fractions)):
+        for fraction in sorted(set(arguments.choice.fractions)):
             method = ivc_jax.methods.IVCPrune(
                 layer=layer,
                 cos_fraction=fraction,
                 sin_fraction=fraction,
-                budget=arguments.budget,
+                budget=arguments.choice.budget,
             )
             grid[ivc_jax.methods.describe(method)] = (layer, fraction)
     return grid
@@ -174,7 +216,7 @@ def _grid(arguments: Arguments) -> Grid:
 
 def _probe(arguments: Arguments) -> float:
     """Return the fraction of the first round: of those to choose from, the nearest to the usual."""
-    return min(arguments.fractions, key=lambda fraction: (abs(fraction - _PROBE), fraction))
+    return min(arguments.choice.fractions, key=lambda fraction: (abs(fraction - _PROBE), fraction))
 
 
 def _measure(session: Any, grid: Grid, probe: float, console: Console) -> tuple[dict, Any]:
@@ -199,7 +241,7 @@ def _measure(session: Any, grid: Grid, probe: float, console: Console) -> tuple[
 
 def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
     """Run what is missing of dense and these settings."""
-    from ivc_jax.commands import evaluation
+    from ivc_jax.commands import session as sessions
     from ivc_jax.evals.running import summary
     from ivc_jax.evals.running.records import read_all
     from ivc_jax.studies.calibration import pareto
@@ -207,8 +249,8 @@ def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
     specs = {pareto.DENSE, *chosen}
     methods = [entry for entry in session.plan.methods if entry.spec in specs]
     part = dataclasses.replace(session, plan=dataclasses.replace(session.plan, methods=methods))
-    with display.progress_bar(console) as progress:
-        meta = evaluation.evaluate(part, progress).to_dict()
+    with terminal.progress_bar(console) as progress:
+        meta = sessions.evaluate(part, progress).to_dict()
     # The folder may hold records of other settings, tasks and rows.
     records = [
         record

@@ -1,29 +1,45 @@
 """What the commands share: how options are described, and how a command ends."""
 
 import functools
+import inspect
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
+from ivc_jax.commands.settings import write_config
+
+SCRIPT = "run.py"  # in experiments/, for a checkout
 _FAILURE = 2
 _INTERRUPTED = 130
+_WIDTH = 100  # of what help says above the options
 _Arguments = TypeVar("_Arguments")
 
 
-def option(metavar: str) -> Any:
-    """Describe an option by a word for its value, without tyro's remark on the default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+def option(metavar: str, default: str = "") -> Any:
+    """Describe an option by a word for its value.
+
+    Args:
+        default: what help says of a default of None; "" leaves that to the option's own text.
+    """
+
+    def hint(shown: str) -> str:
+        named = default if shown == "None" else shown
+        return f"(default: {named})" if named else ""
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 def run_command(
     kind: type[_Arguments],
     action: Callable[[_Arguments, str, Console], None],
     arguments: list[str] | None,
-    name: str = "",
+    program: str,
+    config: str = "",
     width: int = 120,
     resumes: bool = False,
 ) -> int:
@@ -33,18 +49,29 @@ def run_command(
         kind: dataclass of the options, with a field `traceback`.
         action: (options, the command as given, where to print).
         arguments: of the command line; None takes those of the process.
-        name: of the command below `run.py`, "" for that itself.
+        program: what the command is called by, such as "ivc-jax paper".
+        config: configuration whose settings are the defaults; help says what they are.
         width: of what is printed into files: they would wrap tables at 80 columns.
         resumes: see `exit_code`.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    words = ["run.py", name] if name else ["run.py"]
+    about = inspect.cleandoc(kind.__doc__.partition("Attributes:")[0])
+    if config and {"-h", "--help"} & {*given}:
+        settings = f"The config {config}: {write_config(config)}."
+        about += "\n\n" + textwrap.fill(settings, _WIDTH, break_on_hyphens=False)
     chosen = tyro.cli(
-        Annotated[kind, tyro.conf.FlagCreatePairsOff], args=given, prog=" ".join(words)
+        Annotated[kind, tyro.conf.FlagCreatePairsOff], args=given, prog=program, description=about
     )
     console = Console() if sys.stdout.isatty() else Console(width=width)
-    run = functools.partial(action, chosen, shlex.join([*words, *given]), console)
+    command = " ".join([program, shlex.join(given)]).strip()
+    run = functools.partial(action, chosen, command, console)
     return exit_code(run, traceback=chosen.traceback, resumes=resumes)
+
+
+def complain(error: Exception | str) -> int:
+    """Print one line that says what is wrong; return the exit code."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return _FAILURE
 
 
 def exit_code(action: Callable[[], None], *, traceback: bool, resumes: bool = False) -> int:
@@ -66,7 +93,5 @@ def exit_code(action: Callable[[], None], *, traceback: bool, resumes: bool = Fa
         if traceback:
             raise
         hint = "; finished records are kept, give the same command again to go on"
-        message = f"{error}{hint if resumes and isinstance(error, OSError) else ''}"
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return _FAILURE
+        return complain(f"{error}{hint if resumes and isinstance(error, OSError) else ''}")
     return 0

@@ -1,26 +1,55 @@
 """One image, one prompt: the dense answer beside the pruned ones, and which tokens each keeps.
 
-    python ivc_jax/commands/inspect.py                          # bundled model and a drawn scene
-    python ivc_jax/commands/inspect.py photo.jpg --model DIR --prompt "What is on the table?" \
+    ivc-jax inspect                          # bundled model and a drawn scene
+    ivc-jax inspect photo.jpg --model DIR --prompt "What is on the table?" \
         --methods dense ivc:keep_ratio=0.5 fastv --out kept.png
-
-`python experiments/run.py inspect ...` is the same.
 """
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ivc_jax.commands.cli import option, run_command
+import digit_scenes
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCENE_SEED = 7
 _SCENE_DIGITS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Weights.
+
+    Attributes:
+        model: checkpoint folder or hub name.
+        dtype: of the weights.
+    """
+
+    model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
+    dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What is asked, of which methods, and where the picture goes.
+
+    Attributes:
+        prompt: question.
+        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
+        max_new_tokens: bound on the answers.
+        out: PNG file to write.
+    """
+
+    prompt: Annotated[
+        str | None, option("TEXT", "the place of a digit, or what is in the picture")
+    ] = None
+    methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
+    max_new_tokens: Annotated[int, option("N")] = 64
+    out: Annotated[str, option("PNG")] = "runs/inspect.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,29 +57,21 @@ class Arguments:
     """Compare pruning methods on one image and draw the tokens that they keep.
 
     Attributes:
-        image: picture file; default: a scene of handwritten digits.
-        model: checkpoint folder or hub name; default: the bundled checkpoint.
-        prompt: question; default: the place of a digit, or what is in the picture.
-        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
-        out: PNG file to write.
-        max_new_tokens: bound on the answers.
-        dtype: of the weights; default: float32 on CPU, bfloat16 elsewhere.
+        image: picture file.
         traceback: show where an error came from.
     """
 
-    image: Annotated[tyro.conf.Positional[str | None], option("IMAGE")] = None
-    model: Annotated[str | None, option("PATH")] = None
-    prompt: Annotated[str | None, option("TEXT")] = None
-    methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
-    out: Annotated[str, option("PNG")] = "runs/inspect.png"
-    max_new_tokens: Annotated[int, option("N")] = 64
-    dtype: Annotated[str | None, option("TYPE")] = None
+    image: Annotated[
+        tyro.conf.Positional[str | None], option("IMAGE", "a scene of handwritten digits")
+    ] = None
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions()
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} inspect") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "inspect")
+    return run_command(Arguments, _run, arguments, program)
 
 
 def _run(arguments: Arguments, _command: str, console: Console) -> None:
@@ -62,17 +83,17 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.inputs.bucket import collate
     from ivc_jax.reports import kept
 
-    methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.methods)))
+    methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.run.methods)))
     if not methods:
         raise ValueError("methods is empty: name at least one")
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {arguments.max_new_tokens}")
+    if arguments.run.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {arguments.run.max_new_tokens}")
     picture, question = _subject(arguments)
-    out = pathlib.Path(arguments.out)
+    out = pathlib.Path(arguments.run.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = arguments.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    path = arguments.model.model or str(digit_scenes.CHECKPOINT)
     console.print(f"loading {path}", markup=False)
-    model, processor = ivc_jax.load(path, dtype=arguments.dtype)
+    model, processor = ivc_jax.load(path, dtype=arguments.model.dtype)
     for method in methods:
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))
     answerer = ModelAnswerer(model, processor)
@@ -82,8 +103,8 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     for method in methods:
         spec = ivc_jax.methods.describe(method)
         with console.status(spec):
-            answerer.answer(prepared, method, arguments.max_new_tokens)  # compiles
-            (answers[spec],) = answerer.answer(prepared, method, arguments.max_new_tokens)
+            answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
+            (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
     console.print(_table(question, answers))
     kept.save_prompt(out, picture, question, answers, answerer.family)
     console.print(f"kept tokens: {out}", markup=False)
@@ -94,7 +115,7 @@ def _subject(arguments: Arguments) -> tuple[Any, str]:
     if arguments.image is not None:
         from ivc_jax.inputs.picture import load_picture
 
-        return load_picture(arguments.image), arguments.prompt or "What is in this picture?"
+        return load_picture(arguments.image), arguments.run.prompt or "What is in this picture?"
     import numpy as np
     from PIL import Image
 
@@ -102,7 +123,7 @@ def _subject(arguments: Arguments) -> tuple[Any, str]:
 
     draw = np.random.default_rng(_SCENE_SEED)
     scene = scenes.render(draw, digits.load("test"), _SCENE_DIGITS)
-    question = arguments.prompt or f"Locate the {questions.named(scene)[0].name}."
+    question = arguments.run.prompt or f"Locate the {questions.named(scene)[0].name}."
     return Image.fromarray(scene.pixels), question
 
 
@@ -125,7 +146,3 @@ def _table(question: str, answers: dict[str, Any]) -> Table:
             f"{answer.decode_ms / max(answer.decode_steps, 1):.2f} ms",
         )
     return table
-
-
-if __name__ == "__main__":
-    sys.exit(main())

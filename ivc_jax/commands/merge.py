@@ -1,6 +1,6 @@
 """Merge the records of several processes or machines and write one report.
 
-    python experiments/run.py merge runs/host0 runs/host1 --out runs/all
+    ivc-jax merge runs/host0 runs/host1 --out runs/all
 
 The folders must belong to one run: equal settings and task files. A record that several of them
 hold counts once. Processes that write into one folder need no merging: the first one writes the
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.report import report_on
 from ivc_jax.evals.running import records
 from ivc_jax.evals.running.mirror import Mirror
@@ -46,9 +46,9 @@ class Arguments:
     traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} merge") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "merge", width=160)
+    return run_command(Arguments, _run, arguments, program, width=160)
 
 
 def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> None:
@@ -69,7 +69,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> N
     if meta.processes > 1 and elsewhere:
         console.print(
             f"{folder.path} lacks {', '.join(elsewhere)}: the processes have disks of their own;"
-            " collect their result folders and use `run.py merge`",
+            " collect their result folders and use the command `merge`",
             markup=False,
         )
         return

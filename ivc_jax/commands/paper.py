@@ -1,7 +1,7 @@
 """Measure the paper's grounding and VQA tables and print them beside the published numbers.
 
-    python experiments/run.py paper --model Qwen/Qwen2.5-VL-7B-Instruct --data-dir TSVS
-    python experiments/run.py paper --model DIR --data-dir TSVS --tables grounding \
+    ivc-jax paper --model Qwen/Qwen2.5-VL-7B-Instruct --data-dir TSVS
+    ivc-jax paper --model DIR --data-dir TSVS --tables grounding \
         --methods dense fastv:keep_ratio=0.5 ivc:keep_ratio=0.5 --limit 200 --out runs/paper-200
 
 Rows, columns and published numbers are in ivc_jax/studies/paper. Sets whose file the data
@@ -17,59 +17,75 @@ import tyro
 from rich.console import Console
 
 from ivc_jax.commands import run
-from ivc_jax.commands.cli import option, run_command
-from ivc_jax.commands.settings import RunConfig, SettingsError
+from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import (
+    HostOptions,
+    ModelOptions,
+    RunOptions,
+    SeveralHosts,
+    override,
+)
+from ivc_jax.commands.settings import RunConfig, SettingsError, load_config
 
-_Hidden = tyro.conf.Suppress
+_CONFIG = "paper"
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(run.Arguments):
+class DataOptions:
+    """Questions and pictures.
+
+    Attributes:
+        tables: grounding (RefCOCO, RefCOCO+, RefCOCOg) and vqa (nine sets).
+        data_dir: folder of the TSV files; sets without a file are left out.
+        limit: rows of each set.
+    """
+
+    tables: tuple[Literal["grounding", "vqa"], ...] = ("grounding", "vqa")
+    data_dir: Annotated[str | None, option("DIR", "none, and it is needed")] = None
+    limit: Annotated[int | None, option("N", "all")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
     """Measure the paper's grounding and VQA tables.
 
     Attributes:
-        model: checkpoint folder or hub name; default: the paper's Qwen2.5-VL-7B, from the hub.
-        methods: default: dense and the paper's rows that there are methods for.
-        data_dir: folder of the TSV files; sets without a file are left out.
-        tables: grounding (RefCOCO, RefCOCO+, RefCOCOg) and vqa (nine sets).
+        traceback: show where an error came from.
     """
 
-    config: Annotated[str, _Hidden] = "paper"
-    tasks: Annotated[tuple[str, ...] | None, _Hidden] = None
-    model: Annotated[str | None, option("PATH")] = None
-    methods: Annotated[tuple[str, ...] | None, option("SPEC ...")] = None
-    data_dir: Annotated[str | None, option("DIR")] = None
-    tables: tuple[Literal["grounding", "vqa"], ...] = ("grounding", "vqa")
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = dataclasses.field(default_factory=DataOptions)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = dataclasses.field(default_factory=RunOptions)
+    hosts: SeveralHosts = dataclasses.field(default_factory=HostOptions)
+    traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} paper") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "paper", width=200, resumes=True)
+    return run_command(Arguments, _run, arguments, program, config=_CONFIG, width=200, resumes=True)
 
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Choose the sets, evaluate, and write the tables and the usual report."""
+    tables = arguments.data.tables
+    settings = override(load_config(_CONFIG), arguments.model, arguments.data, arguments.run)
 
     def choose(settings: RunConfig) -> RunConfig:
-        # Imported late, so that a wrong option or --help does not wait for JAX.
-        from ivc_jax.model import find_folder, read_config
-
-        family = read_config(find_folder(settings.model)).family
-        sets = sets_with_a_file(settings, arguments.tables, family)
-        return dataclasses.replace(settings, tasks=sets)
+        return dataclasses.replace(settings, tasks=find_sets(settings, tables))
 
     def shown(session: Any) -> dict[str, Any]:
         methods = {entry.spec: entry.method for entry in session.plan.methods}
-        return {"paper": describe(session.answerer.model.config, methods, arguments.tables)}
+        return {"paper": describe(session.answerer.model.config, methods, tables)}
 
-    run.evaluate(arguments, command, console, choose, shown)
+    run.evaluate(settings, arguments.run, arguments.hosts, command, console, choose, shown)
 
 
-def sets_with_a_file(settings: RunConfig, tables: Sequence[str], family: str) -> tuple[str, ...]:
+def find_sets(settings: RunConfig, tables: Sequence[str]) -> tuple[str, ...]:
     """List the tasks of the tables that the data folder has a file of.
 
     For Qwen2.5-VL, which is scored in the frame of its resized images either way, a file in that
-    frame (RefCOCO_testA_for_qwen25vl) stands in for a missing one.
+    frame (RefCOCO_testA_for_qwen25vl) stands in for a missing one. The checkpoint is looked at
+    only if that decides.
 
     Raises:
         SettingsError: no table or no folder is named, or the folder has none of the files.
@@ -86,14 +102,24 @@ def sets_with_a_file(settings: RunConfig, tables: Sequence[str], family: str) ->
     if not settings.data_dir:
         raise SettingsError(f"the paper's tables need --data-dir with any of {files}")
     folder = epath.Path(settings.data_dir)
-    found = []
-    for set_ in sets:
-        resized = family == "qwen2_5_vl" and set_ in REFCOCO
-        names = (set_, f"{set_}{RESIZED_SUFFIX}") if resized else (set_,)
-        found += [name for name in names if (folder / TASKS[name].file_name).exists()][:1]
+
+    def has_file(name: str) -> bool:
+        return (folder / TASKS[name].file_name).exists()
+
+    found = {set_: set_ for set_ in sets if has_file(set_)}
+    resized = {set_: f"{set_}{RESIZED_SUFFIX}" for set_ in sets if set_ in REFCOCO}
+    resized = {s: name for s, name in resized.items() if s not in found and has_file(name)}
+    if resized and _takes_resized_frame(settings):
+        found |= resized
     if not found:
         raise SettingsError(f"--data-dir {folder} holds none of {files}")
-    return tuple(found)
+    return tuple(found[set_] for set_ in sets if set_ in found)
+
+
+def _takes_resized_frame(settings: RunConfig) -> bool:
+    from ivc_jax.model import find_folder, read_config
+
+    return read_config(find_folder(settings.model)).family == "qwen2_5_vl"
 
 
 def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> dict[str, Any]:

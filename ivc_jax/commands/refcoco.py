@@ -1,7 +1,7 @@
 """RefCOCO benchmark files from the published annotations and the pictures of COCO.
 
-    python experiments/run.py refcoco --annotations JSON_DIR --images train2014 --out TSVS
-    python experiments/run.py refcoco --annotations JSON_DIR --images train2014 --out TSVS --qwen25
+    ivc-jax refcoco --annotations JSON_DIR --images train2014 --out TSVS
+    ivc-jax refcoco --annotations JSON_DIR --images train2014 --out TSVS --qwen25
 
 JSON_DIR holds finetune_refcoco_val.json, finetune_refcoco+_testA.json, finetune_refcocog_test.json
 and so on, in the format of COCO, one entry of "images" an expression. With --qwen25 the boxes are
@@ -15,13 +15,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TextIO
 
 from rich.console import Console
 
-from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 
 _HEADER = ("index", "image", "question", "height", "width", "answer")
 
@@ -40,7 +39,7 @@ class Arguments:
         images: folder of the pictures of COCO train2014.
         out: folder of the TSV files.
         qwen25: boxes in the resized images of Qwen2.5-VL instead of the original ones.
-        splits: such as RefCOCO_testA or RefCOCOg_val; default: all that have annotations.
+        splits: such as RefCOCO_testA or RefCOCOg_val.
         traceback: show where an error came from.
     """
 
@@ -48,7 +47,7 @@ class Arguments:
     images: Annotated[str, option("DIR")]
     out: Annotated[str, option("DIR")]
     qwen25: bool = False
-    splits: Annotated[tuple[str, ...], option("NAME ...")] = ()
+    splits: Annotated[tuple[str, ...] | None, option("NAME ...", "all with annotations")] = None
     traceback: bool = False
 
 
@@ -61,9 +60,9 @@ class Counts:
     without_box: int
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} refcoco") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "refcoco")
+    return run_command(Arguments, _run, arguments, program)
 
 
 def _run(arguments: Arguments, _command: str, _console: Console) -> None:
@@ -77,7 +76,7 @@ def _run(arguments: Arguments, _command: str, _console: Console) -> None:
     for field, folder in (("annotations", annotations), ("images", images)):
         if not folder.is_dir():
             raise ValueError(f"--{field} {folder} is not a folder")
-    sources = _sources(annotations, arguments.splits)
+    sources = _sources(annotations, arguments.splits or ())
     out.mkdir(parents=True, exist_ok=True)
     for name, source in sources.items():
         task = TASKS[f"{name}{RESIZED_SUFFIX}" if arguments.qwen25 else name]
@@ -202,7 +201,3 @@ def _complete_or_nothing(path: pathlib.Path) -> Iterator[TextIO]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

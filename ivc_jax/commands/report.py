@@ -1,6 +1,6 @@
 """Print the results of a finished run and write its report, again if need be.
 
-python experiments/run.py report runs/default        # from the records of the run
+ivc-jax report runs/default        # from the records of the run
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ivc_jax.commands import console as display
-from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands import terminal
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.evals.schema import Meta
 
 
@@ -28,9 +28,9 @@ class Arguments:
     traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} report") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "report", width=160)
+    return run_command(Arguments, _run, arguments, program, width=160)
 
 
 def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
@@ -43,10 +43,10 @@ def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
 
     results = summarize(folder, meta)
     leading = [*paper.make_sections(results), *ablation.make_sections(results)]
-    display.print_results(console, results, leading)
-    display.print_failures(console, results.meta)
+    terminal.print_results(console, results, leading)
+    terminal.print_failures(console, results.meta)
     report.write(folder, results, leading)
-    display.print_end(console, results.meta)
+    terminal.print_end(console, results.meta)
     console.print(f"report: {folder / 'report.html'}", markup=False)
 
 

@@ -1,7 +1,7 @@
 """The IVC set on the grids of real models, and how it moves: tables and figures, no model.
 
-    python experiments/run.py sets
-    python experiments/run.py sets --presets bundled qwen2.5-vl-7b --out runs/two
+    ivc-jax sets
+    ivc-jax sets --presets bundled qwen2.5-vl-7b --out runs/two
 
 Writes sets.json, report.md and figures/*.png. Every number of the report is one of sets.json.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
-from ivc_jax.commands.cli import option, run_command
+from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.reports.rendering import environment
 from ivc_jax.studies import sets
 
@@ -25,25 +25,25 @@ class Arguments:
     """Show which cells of an image are IVC tokens, and how they move with prefix, grid and planes.
 
     Attributes:
-        presets: such as qwen2.5-vl-7b; the first one is moved and reshaped; default: all.
+        presets: such as qwen2.5-vl-7b; the first one is moved and reshaped.
         out: result folder.
         traceback: show where an error came from.
     """
 
-    presets: Annotated[tuple[str, ...] | None, option("NAME ...")] = None
+    presets: Annotated[tuple[str, ...] | None, option("NAME ...", "all")] = None
     out: Annotated[str, option("DIR")] = "runs/sets"
     traceback: bool = False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} sets") -> int:
     """Run from the command line; return the exit code."""
-    return run_command(Arguments, _run, arguments, "sets")
+    return run_command(Arguments, _run, arguments, program)
 
 
 def _run(arguments: Arguments, command: str, _console: Console) -> None:
     """Check, compute, draw and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    from ivc_jax.commands import evaluation
+    from ivc_jax.commands.origin import commit
     from ivc_jax.evals.running.records import write_atomically
     from ivc_jax.studies.sets import figures, measures
 
@@ -56,7 +56,7 @@ def _run(arguments: Arguments, command: str, _console: Console) -> None:
     figures.draw(folder, presets, tables)
     meta = {
         "command": command,
-        "commit": evaluation.commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.monotonic() - start, 1),
     }

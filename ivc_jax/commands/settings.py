@@ -1,12 +1,18 @@
 """What a run is made of, and where named configurations live."""
 
+import ast
 import dataclasses
 import importlib.util
 import pathlib
 
+from ivc_jax.nearest import suggest
 from ivc_jax.studies.study import Study, methods_of
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "configs"
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_OPTIONS = (  # fields that the command line has options of
+    *("model", "dtype", "weights", "mesh", "tasks", "data_dir", "limit", "methods", "batch_size"),
+    *("buckets", "max_new_tokens", "seed", "out"),
+)
 
 
 class SettingsError(ValueError):
@@ -102,21 +108,49 @@ def ablation(
     )
 
 
-def known_configs() -> list[str]:
-    """List the names of the configurations."""
-    return sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
+def known_configs() -> dict[str, str]:
+    """List the configurations: the question that each asks, by name."""
+    paths = sorted(_find_configs().glob("*.py"))
+    docs = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in paths}
+    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
 
 
 def load_config(name: str) -> RunConfig:
     """Load a configuration by name, or from a path that ends in .py.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: there is none of that name, or the file defines none.
     """
-    path = pathlib.Path(name) if name.endswith(".py") else _CONFIGS / f"{name}.py"
+    path = pathlib.Path(name) if name.endswith(".py") else _find_configs() / f"{name}.py"
     if not path.is_file():
-        raise SettingsError(f"unknown config {name!r}; known: {', '.join(known_configs())}")
+        known = known_configs()
+        raise SettingsError(
+            f"unknown config {name!r}; known: {', '.join(known)}{suggest(name, known)}"
+        )
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "CONFIG", None), RunConfig):
+        raise SettingsError(f"{path} defines no CONFIG = RunConfig(...); see config forkme")
     return module.CONFIG
+
+
+def write_config(name: str) -> str:
+    """Write the settings of a configuration as options of the command line."""
+    values = dataclasses.asdict(load_config(name))
+    written = [
+        f"--{field.replace('_', '-')} {_write(values[field])}"
+        for field in _OPTIONS
+        if values[field] not in (None, ())
+    ]
+    return ", ".join(written)
+
+
+def _write(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _find_configs() -> pathlib.Path:
+    """Return the folder of the configurations: a wheel carries that of a checkout."""
+    carried = _PACKAGE / "configs"
+    return carried if carried.is_dir() else _PACKAGE.parent / "experiments" / "configs"

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ivc_jax.commands import inspect as inspect_image
-from ivc_jax.commands import run
+from ivc_jax.commands import main
 
 
 def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):
@@ -13,7 +13,7 @@ def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):
     options = ["--model", tiny_hf(), "--prompt", "What is [this]?", "--out", out]
     options += ["--methods", "dense", "ivc:keep_ratio=0.5", "--max-new-tokens", 4]
     arguments = ["inspect", tmp_path / "noise.png", *options]
-    assert run.main([str(argument) for argument in arguments]) == 0
+    assert main.main([str(argument) for argument in arguments]) == 0
     printed = capsys.readouterr().out
     assert "What is [this]?" in printed
     assert "ivc:keep_ratio=0.5" in printed

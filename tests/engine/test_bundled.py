@@ -1,16 +1,13 @@
 """The bundled checkpoint is an ordinary Hugging Face one and answers the same in both libraries."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 import ivc_jax
-from digit_scenes import digits
+from digit_scenes import CHECKPOINT, digits
 from digit_scenes.scenes import render
 
-CHECKPOINT = Path(__file__).parents[2] / "digit_scenes" / "checkpoint"
 QUESTIONS = ["Locate the red 7.", "How many digits?", "What colour is the 3?", "Is there a blue 2?"]
 
 

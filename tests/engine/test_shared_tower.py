@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from PIL import Image
 
 import ivc_jax
-from ivc_jax.commands import evaluation
+from ivc_jax.commands import session as sessions
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.evals.benchmarks.tasks import TASKS
@@ -124,10 +124,10 @@ def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):
         out=str(tmp_path / "out"),
         share_tower=True,
     )
-    session = evaluation.open_session(settings, resume=True, log=lambda line: None)
+    session = sessions.open_session(settings, resume=True, log=lambda line: None)
     assert session.answerer.share_tower
     session.plan = dataclasses.replace(session.plan, methods=())  # nothing to answer
-    meta = evaluation.evaluate(session, lambda *progress: None)
+    meta = sessions.evaluate(session, lambda *progress: None)
     session.close()
     assert meta.shared_tower is True
     assert meta.image_start is not None
@@ -136,5 +136,5 @@ def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):
 def test_only_runs_that_share_the_tower_have_a_new_identity(model):
     usual = RunConfig(methods=("dense",), tasks=("colour",))
     shared = dataclasses.replace(usual, share_tower=True)
-    before, now = (evaluation._identity(each, "name", model) for each in (usual, shared))
+    before, now = (sessions._identity(each, "name", model) for each in (usual, shared))
     assert now == {**before, "shared tower": True}

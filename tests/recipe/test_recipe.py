@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from digit_scenes import answering, card, dense, digits, export, packing, tower, train
+from digit_scenes import (
+    CHECKPOINT,
+    answering,
+    card,
+    dense,
+    digits,
+    export,
+    packing,
+    tower,
+    train,
+)
 from digit_scenes import tokenizer as words
 from digit_scenes.model import STEP, model_config
 from digit_scenes.scenes import FRAME, Digit, Scene
@@ -20,8 +29,6 @@ from ivc_jax import families
 from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
 from ivc_jax.weights import keymap
-
-CHECKPOINT = Path(__file__).parents[2] / "digit_scenes" / "checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from helpers.records import make_meta, make_row
 from rich.console import Console
 
-from ivc_jax.commands import console
+from ivc_jax.commands import terminal
 from ivc_jax.evals.schema import Statistics
 from ivc_jax.reports import comparison, figures, labels, report, tables
 from ivc_jax.reports.results import Results
@@ -170,15 +170,15 @@ def test_the_figure_is_in_points_too():
 
 
 def test_the_terminal_has_points_or_what_a_section_prints(capsys):
-    console.print_results(Console(width=200), results())
+    terminal.print_results(Console(width=200), results())
     shown = capsys.readouterr().out
     assert "MME (of 2800)" in shown
     assert "2100" in shown
     table = Table(("method", "value"), (("mine", Cell("7.5")),), "Other", notes=("a note",))
-    console.print_results(Console(width=200), results(), [Section("Own", tables=(table,))])
+    terminal.print_results(Console(width=200), results(), [Section("Own", tables=(table,))])
     assert "7.5" not in capsys.readouterr().out
     section = Section("Own", tables=(table,), printed=True)
-    console.print_results(Console(width=200), results(), [section])
+    terminal.print_results(Console(width=200), results(), [section])
     shown = capsys.readouterr().out
     assert "7.5" in shown
     assert "a note" in shown

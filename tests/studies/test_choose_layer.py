@@ -140,7 +140,8 @@ def test_the_verdict_says_what_the_examples_can_tell():
 
 def test_the_first_round_takes_the_fraction_nearest_to_the_usual():
     assert command._probe(command.Arguments()) == 0.1
-    assert command._probe(command.Arguments(fractions=(0.2, 0.05))) == 0.05
+    few = command.ChoiceOptions(fractions=(0.2, 0.05))
+    assert command._probe(command.Arguments(choice=few)) == 0.05
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from helpers.tsv import encode, write_tsv
 from rich.console import Console
 
 from ivc_jax import methods
-from ivc_jax.commands import console, run, settings
+from ivc_jax.commands import main, settings, terminal
 from ivc_jax.commands import paper as command
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.reports.results import Results
@@ -148,7 +148,7 @@ def test_files_and_terminal_agree():
     assert cell["paper"] == {"value": 92.0, "source": "efficiency", "second_hand": False}
     text = section.files["paper.md"]
     stream = io.StringIO()
-    console.print_results(Console(file=stream, width=200), None, [section])
+    terminal.print_results(Console(file=stream, width=200), None, [section])
     for shown in (text, stream.getvalue()):
         assert "72.0 (92.0)" in shown
         assert "Qwen2.5-VL-7B" in shown
@@ -182,7 +182,7 @@ def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys,
     options = "--methods dense --limit 2 --batch-size 2 --max-new-tokens 1 --buckets 1"
     places = ["--model", str(tiny_hf(family="qwen2_5_vl")), "--data-dir", str(data)]
     places += ["--out", str(tmp_path), "--no-compile-cache"]
-    assert run.main(["paper", *options.split(), *places]) == 0
+    assert main.main(["paper", *options.split(), *places]) == 0
     content = json.loads((tmp_path / "paper.json").read_text())
     assert content["meta"]["paper"]["rows"] == {"dense": "vanilla"}
     ran = [table["tasks"] for table in content["tables"]]
@@ -197,18 +197,28 @@ def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys,
     assert "grounding: 1 of 8 sets" in before
     # once more, from the records
     (tmp_path / "paper.md").unlink()
-    assert run.main(["report", str(tmp_path)]) == 0
+    assert main.main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "paper.md").read_text() == before
 
 
-def test_only_qwen2_5_takes_files_in_its_frame(data):
+def test_only_qwen2_5_takes_files_in_its_frame(data, tiny_hf):
     chosen = dataclasses.replace(settings.load_config("paper"), data_dir=str(data))
+    newer = dataclasses.replace(chosen, model=str(tiny_hf(family="qwen2_5_vl")))
+    older = dataclasses.replace(chosen, model=str(tiny_hf()))
     both = ("grounding", "vqa")
-    found = command.sets_with_a_file(chosen, both, "qwen2_5_vl")
-    assert found == ("RefCOCO_testA_for_qwen25vl", "MME")
-    assert command.sets_with_a_file(chosen, both, "qwen2_vl") == ("MME",)
+    assert command.find_sets(newer, both) == ("RefCOCO_testA_for_qwen25vl", "MME")
+    assert command.find_sets(older, both) == ("MME",)
     with pytest.raises(settings.SettingsError, match=r"holds none of RefCOCO_val\.tsv"):
-        command.sets_with_a_file(chosen, ["grounding"], "qwen2_vl")
+        command.find_sets(older, ["grounding"])
+
+
+def test_folders_come_before_the_model(data, tmp_path, monkeypatch):
+    """Only a file in the resized frame, where it stands alone, asks what the model is."""
+    monkeypatch.setattr("ivc_jax.model.find_folder", lambda path: pytest.fail("asked for a model"))
+    chosen = dataclasses.replace(settings.load_config("paper"), data_dir=str(data))
+    assert command.find_sets(chosen, ["vqa"]) == ("MME",)
+    with pytest.raises(settings.SettingsError, match="holds none of"):
+        command.find_sets(dataclasses.replace(chosen, data_dir=str(tmp_path)), ["grounding"])
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 
 import numpy as np
 import pytest
 from helpers.published import D_COS, D_SIN, E_COS, E_SIN
 from PIL import Image
 
+from digit_scenes import CHECKPOINT
 from ivc_jax import ivc
 from ivc_jax.commands import sets as command
 from ivc_jax.families import parse_config
@@ -17,7 +17,6 @@ from ivc_jax.studies.sets import figures, measures
 QWEN, LLAVA, BUNDLED = (
     measures.PRESETS[name] for name in ("qwen2.5-vl-7b", "llava-1.5-7b", "bundled")
 )
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_the_literal_start_of_llava_moves_its_set():
 
 
 def test_the_bundled_preset_is_the_checkpoint():
-    config = json.loads((ROOT / "digit_scenes" / "checkpoint" / "config.json").read_text())
+    config = json.loads((CHECKPOINT / "config.json").read_text())
     assert parse_config(config).decoder.rope == BUNDLED.rope
 
 

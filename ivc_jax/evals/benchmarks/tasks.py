@@ -23,6 +23,7 @@ from ivc_jax.evals.benchmarks.scorers.open_ended import (
     VQA_ACCURACY,
 )
 from ivc_jax.evals.benchmarks.scorers.yes_no import HALLUSION, MME, POPE, YES_NO
+from ivc_jax.nearest import suggest
 
 PROMPTS_VERSION = 1  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
@@ -226,7 +227,8 @@ def find(names: Iterable[str]) -> list[Task]:
     found = []
     for name in names:
         if name.lower() not in known:
-            raise TaskError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+            names = f"{', '.join(TASKS)}{suggest(name, known)}"
+            raise TaskError(f"unknown task {name!r}; known: {names}")
         if known[name.lower()] not in found:
             found.append(known[name.lower()])
     return found

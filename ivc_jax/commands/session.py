@@ -1,18 +1,17 @@
-"""Open what a run needs, complain before any long work, and evaluate."""
+"""A session: everything open for one run, and the evaluation within it."""
 
 import dataclasses
-import functools
-import pathlib
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+import digit_scenes
 import ivc_jax
 from ivc_jax.commands.data import bounds_on_answers, chosen_tasks, open_task
 from ivc_jax.commands.devices import device_name, mesh_of
+from ivc_jax.commands.origin import commit, name_model
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
@@ -27,8 +26,6 @@ from ivc_jax.evals.schema import Meta
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.parallel.processes import wait_for_all
 from ivc_jax.studies.study import Study
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 Log = Callable[[str], None]
 
@@ -64,12 +61,12 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     methods = _methods(settings)
     bounds = bounds_on_answers(settings, chosen)
     mesh = mesh_of(settings)
-    path = settings.model or str(_ROOT / "digit_scenes" / "checkpoint")
+    path = settings.model or str(digit_scenes.CHECKPOINT)
     mirror = Mirror(settings.out, jax.process_index())
     folder = RunFolder(mirror.local, jax.process_index())
     try:
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
-        log(f"loading {_shown(path)}")
+        log(f"loading {name_model(path)}")
         model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights)
         reached, unreachable = _method_entries(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
@@ -78,7 +75,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
             tasks=entries,
             methods=reached,
             batch_size=settings.batch_size,
-            identity=RunIdentity(_shown(path), settings.seed, commit()),
+            identity=RunIdentity(name_model(path), settings.seed, commit()),
             limit=settings.limit,
             buckets=settings.buckets,
             max_new_tokens=bounds,
@@ -246,23 +243,3 @@ def _image_start(session: Session) -> int | None:
         if arranged.segments:
             return int(arranged.positions[0, arranged.visual_slot[0]])
     return None
-
-
-def _shown(path: str) -> str:
-    """Name a model in records: relative to the project if it lies there."""
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        return path
-    folder = folder.resolve()
-    return str(folder.relative_to(_ROOT) if folder.is_relative_to(_ROOT) else folder)
-
-
-@functools.cache
-def commit() -> str:
-    """Return the commit of this checkout, marked "-dirty" if files differ from it."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return result.stdout.strip()

@@ -1,0 +1,96 @@
+"""List the pruning methods, or explain one: its fields, their defaults and what they mean.
+
+ivc-jax methods
+ivc-jax methods ivc
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated
+
+import docstring_parser
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ivc_jax import methods
+from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.nearest import suggest
+
+_HIDDEN = ("host",)  # of a modifier: the method that it changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """List the pruning methods, or explain one.
+
+    Attributes:
+        name: of a method such as ivc, or a modifier such as +pore.
+        traceback: show where an error came from.
+    """
+
+    name: Annotated[tyro.conf.Positional[str | None], option("NAME", "list all")] = None
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} methods") -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, program)
+
+
+def list_methods() -> dict[str, str]:
+    """Return the first line about every method and modifier, by name."""
+    return {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in _find_kinds().items()}
+
+
+def _find_kinds() -> dict[str, type[methods.Method]]:
+    methods.parse("dense")  # methods of other packages join the table with the first parse
+    return methods.METHODS | {f"+{name}": kind for name, kind in methods.MODIFIERS.items()}
+
+
+def _run(arguments: Arguments, _command: str, console: Console) -> None:
+    if arguments.name is None:
+        table = Table.grid(padding=(0, 2))
+        for name, text in list_methods().items():
+            table.add_row(Text(name), Text(text))
+        console.print(table)
+        return
+    kinds = _find_kinds()
+    if (kind := kinds.get(arguments.name)) is None:
+        known = f"{', '.join(kinds)}{suggest(arguments.name, kinds)}"
+        raise ValueError(f"unknown method {arguments.name!r}; known: {known}")
+    text = docstring_parser.parse(kind.__doc__ or "")
+    console.print(Text(f"{arguments.name}: {text.short_description}"))
+    if text.long_description:
+        console.print(Text(f"\n{text.long_description}\n"))
+    table = Table("field", "default", "meaning")
+    for field, meaning in _list_fields(kind):
+        table.add_row(Text(field.name), Text(_write_default(field)), Text(meaning))
+    if table.row_count:
+        console.print(table)
+
+
+def _list_fields(kind: type) -> Iterator[tuple[dataclasses.Field, str]]:
+    """Yield the fields that a specification takes, nested ones too, and what they mean."""
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        for entry in docstring_parser.parse(base.__doc__ or "").params:
+            meanings[entry.arg_name] = " ".join((entry.description or "").split())
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(default):
+            yield from _list_fields(type(default))
+        elif field.name not in _HIDDEN:
+            yield field, meanings.get(field.name, "")
+
+
+def _write_default(field: dataclasses.Field) -> str:
+    default = field.default
+    if default is dataclasses.MISSING:
+        return "needed"
+    if isinstance(default, tuple):
+        return "/".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool | None) else str(default)

@@ -1,0 +1,104 @@
+"""Options that several commands have, in the groups that their help shows."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import tyro
+
+from ivc_jax.commands.cli import option
+from ivc_jax.commands.settings import RunConfig
+
+_CONFIGS = "the config's"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Weights and devices.
+
+    Attributes:
+        model: checkpoint folder or hub name; without a config's, the bundled checkpoint.
+        dtype: of the weights; without a config's, float32 on CPU and bfloat16 elsewhere.
+        weights: int8 keeps the decoder's matrices in 8 bits.
+        mesh: devices, such as data=8,model=4; without a config's, one, or data over all of several
+            processes.
+    """
+
+    model: Annotated[str | None, option("PATH", _CONFIGS)] = None
+    dtype: Annotated[str | None, option("TYPE", _CONFIGS)] = None
+    weights: Annotated[str | None, option("TYPE", _CONFIGS)] = None
+    mesh: Annotated[str | None, option("data=N,model=N", _CONFIGS)] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Questions and pictures.
+
+    Attributes:
+        tasks: such as grounding or RefCOCO_testA.
+        data_dir: folder of the TSV files; the bundled benchmark is drawn where it is missing.
+        limit: rows of each task.
+    """
+
+    tasks: Annotated[tuple[str, ...] | None, option("NAME ...", _CONFIGS)] = None
+    data_dir: Annotated[str | None, option("DIR", _CONFIGS)] = None
+    limit: Annotated[int | None, option("N", _CONFIGS)] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What runs, how, and where its results go.
+
+    Attributes:
+        methods: such as dense, "ivc:layer=3,keep_ratio=0.5" or fastv:budget=0.5.
+        batch_size: examples that run together, on all devices.
+        buckets: most padded shapes; which ones, the data decide.
+        max_new_tokens: bounds on answers: N for all tasks, TASK=N for one.
+        seed: of the methods that draw lots.
+        out: result folder.
+        no_resume: set earlier records in the result folder aside and start over.
+        no_compile_cache: do not keep compiled programs for later runs.
+    """
+
+    methods: Annotated[tuple[str, ...] | None, option("SPEC ...", _CONFIGS)] = None
+    batch_size: Annotated[int | None, option("B", _CONFIGS)] = None
+    buckets: Annotated[int | None, option("N", _CONFIGS)] = None
+    max_new_tokens: Annotated[tuple[str, ...] | None, option("N | TASK=N ...", _CONFIGS)] = None
+    seed: Annotated[int | None, option("N", _CONFIGS)] = None
+    out: Annotated[str | None, option("DIR", _CONFIGS)] = None
+    no_resume: bool = False
+    no_compile_cache: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HostOptions:
+    """Other processes of the same run.
+
+    Attributes:
+        distributed: join the other processes of a TPU pod or a cluster, which are found by
+            themselves.
+        coordinator: address:port of process 0, where they are not found.
+        num_processes: how many processes there are, with a coordinator.
+        process_id: number of this one, with a coordinator.
+    """
+
+    distributed: bool = False
+    coordinator: Annotated[str | None, option("ADDRESS:PORT", "none")] = None
+    num_processes: Annotated[int | None, option("N", "none")] = None
+    process_id: Annotated[int | None, option("N", "none")] = None
+
+
+SeveralHosts = Annotated[
+    HostOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="several hosts")
+]
+
+
+def override(config: RunConfig, *groups: Any) -> RunConfig:
+    """Return a configuration with the fields that groups of options give."""
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    given = {
+        name: value
+        for group in groups
+        for name, value in vars(group).items()
+        if name in names and value is not None
+    }
+    return dataclasses.replace(config, **given)
