@@ -6,6 +6,7 @@ looks at the picture and at its own slots.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,11 @@ def answer_logits(
     hidden = hidden.at[:, 1 : plan.picture - 1].set(visual)
     positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
     angles = rope.angles(config.rope, positions)
-    block, looks, ends = decoder.DecoderBlock(config), None, None
+    block, attend = decoder.DecoderBlock(config), partial(attend_packed, plan)
+    looks = ends = None
     for layer in range(config.num_layers):
         weights = {"params": jax.tree.map(lambda p: p[layer], params["layers"])}  # noqa: B023
-        queries, keys, values = block.apply(weights, hidden, angles, method="qkv")
-        mixed, far = attend_packed(plan, queries, keys, values)
-        hidden = block.apply(weights, hidden, mixed, method="mix")
+        hidden, far = block.apply(weights, hidden, angles, attend)
         if layer == look_layer:
             looks = far[:, :, plan.look_index - plan.picture, : plan.picture - 1]
         if layer == compare_layer:

@@ -1,23 +1,31 @@
-"""Greedy decode in one compiled loop over per-span caches.
+"""Decode over per-span caches: a named state, one step, and a compiled loop of that step.
 
 A span's cache has S prompt slots, of which the first `lengths[b]` are valid; generated tokens are
 written behind them, at the same slot for every sample:
 
-    prompt slots          generated
-    k k k k k - - -       g g g . . .        -: padding, never attended
-    k k k k k k k -       g g g . . .
+    slot          0 1 2 3 4 5 6   7 8 9 ...      S = 7, up to T - 1 generated
+    sample 0      k k k k k - -   g g g . . .    -: padding, never attended
+    sample 1      k k k k k k k   g g g . . .    .: not yet written
+
+Token by token, each chosen from the logits of the one before it:
+
+    step 1   start     tokens[0] from the prompt's logits        caches hold the prompt
+    step 2   advance   tokens[0] through the model, tokens[1]    caches hold tokens[0]
+    step 3   advance   tokens[1] through the model, tokens[2]    caches hold tokens[:2]
 """
 
 import dataclasses
 from functools import partial
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.engine.prefill import Prefill, prefill, with_rope
+from ivc_jax.engine.sampling import GREEDY, Greedy
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
@@ -42,6 +50,27 @@ class Output:
     lengths: jax.Array
     kept: list[np.ndarray]
     kv_bytes: int
+
+
+@flax.struct.dataclass
+class State:
+    """Where a decode stands between two tokens."""
+
+    step: jax.Array  # [] int32, tokens chosen so far, 1 to T
+    token: jax.Array  # [B] int32, chosen last, not in the caches yet
+    tokens: jax.Array  # [B, T] int32, 0 behind the end of a sample and where none is chosen yet
+    lengths: jax.Array  # [B] int32, tokens of each sample, the stop token included
+    done: jax.Array  # [B] bool, a stop token was chosen
+    caches: tuple[KVSpan, ...]  # S + T - 1 slots each; their `lengths` are those of the prompt
+    next_position: jax.Array  # [B] int32, position id of the first generated token
+    stop_ids: jax.Array  # [any] int32
+    rule: Greedy  # that chooses tokens
+    rope: RopeConfig = flax.struct.field(pytree_node=False)  # that turned the keys of the prompt
+
+    @property
+    def unfinished(self) -> jax.Array:
+        """Whether a token is left to choose: [] bool."""
+        return (self.step < self.tokens.shape[1]) & ~self.done.all()
 
 
 def generate(
@@ -69,22 +98,49 @@ def decode(
     model: Model, prompt: Prefill, max_new_tokens: int = 64, stop_ids: tuple[int, ...] = ()
 ) -> Output:
     """Continue from a prefill; arguments as in `generate`."""
+    arguments = _read_prompt(prompt, max_new_tokens, stop_ids)
+    config = with_rope(model.config, prompt.rope)
+    with on_mesh(model.mesh):
+        tokens, lengths = run_decode(config, max_new_tokens, model.params["decoder"], *arguments)
+    return Output(tokens=tokens, lengths=lengths, kept=prompt.kept, kv_bytes=prompt.kv_bytes)
+
+
+def start(
+    model: Model,
+    prompt: Prefill,
+    max_new_tokens: int = 64,
+    stop_ids: tuple[int, ...] = (),
+    rule: Greedy = GREEDY,
+) -> State:
+    """Choose the first token after a prefill and make room for the others.
+
+    Args:
+        max_new_tokens: T, bound on the tokens that are chosen in all.
+        stop_ids: tokens that end a sample.
+        rule: that chooses tokens.
+
+    Raises:
+        ValueError: max_new_tokens below 1.
+    """
+    arguments = _read_prompt(prompt, max_new_tokens, stop_ids)
+    with on_mesh(model.mesh):
+        return _run_start(prompt.rope, max_new_tokens, *arguments, rule)
+
+
+def advance(model: Model, state: State) -> State:
+    """Run the last token through the model and choose the next; `state` must be unfinished."""
+    config = with_rope(model.config, state.rope)
+    with on_mesh(model.mesh):
+        return _run_advance(config, model.params["decoder"], state)
+
+
+def _read_prompt(prompt: Prefill, max_new_tokens: int, stop_ids: tuple[int, ...]) -> tuple:
+    """Return what a decode reads of a prompt: logits, cache, next position; and stop ids."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    config = with_rope(model.config, prompt.rope)
     # NumPy: an array on one device could not join those of several processes
     stop = np.asarray(stop_ids, np.int32).reshape(-1)
-    with on_mesh(model.mesh):
-        tokens, lengths = run_decode(
-            config,
-            max_new_tokens,
-            model.params["decoder"],
-            prompt.logits,
-            prompt.cache,
-            prompt.next_position,
-            stop,
-        )
-    return Output(tokens=tokens, lengths=lengths, kept=prompt.kept, kv_bytes=prompt.kv_bytes)
+    return prompt.logits, prompt.cache, prompt.next_position, stop
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -96,76 +152,105 @@ def run_decode(
     cache: tuple[KVSpan, ...],
     next_position: jax.Array,
     stop_ids: jax.Array,
+    rule: Greedy = GREEDY,
 ) -> tuple[jax.Array, jax.Array]:
     """Compiled body of `decode`; returns tokens [B, T] and lengths [B]."""
+    state = _start(
+        config.decoder.rope, max_new_tokens, logits, cache, next_position, stop_ids, rule
+    )
+    body = partial(_advance, config, params)
+    state = jax.lax.while_loop(lambda state: state.unfinished, body, state)
+    return state.tokens, state.lengths
+
+
+def _start(
+    turn: RopeConfig,
+    max_new_tokens: int,
+    logits: jax.Array,
+    cache: tuple[KVSpan, ...],
+    next_position: jax.Array,
+    stop_ids: jax.Array,
+    rule: Greedy,
+) -> State:
+    """Traced body of `start`."""
     B = logits.shape[0]
     # The last generated token is never fed back, so it needs no slot.
     grow = ((0, 0), (0, 0), (0, max_new_tokens - 1), (0, 0), (0, 0))
-    grown = tuple(
-        tuple(constrain_cache(jnp.pad(x, grow)) for x in (span.keys, span.values)) for span in cache
+    empty = State(
+        step=jnp.int32(0),
+        token=jnp.zeros(B, jnp.int32),
+        tokens=jnp.zeros((B, max_new_tokens), jnp.int32),
+        lengths=jnp.zeros(B, jnp.int32),
+        done=jnp.zeros(B, bool),
+        caches=tuple(
+            span.replace(
+                keys=constrain_cache(jnp.pad(span.keys, grow)),  # [L, B, S + T - 1, G, C]
+                values=constrain_cache(jnp.pad(span.values, grow)),
+            )
+            for span in cache
+        ),
+        next_position=next_position,
+        stop_ids=stop_ids,
+        rule=rule,
+        rope=turn,
+    )
+    return _choose(empty, logits)
+
+
+def _advance(config: ModelConfig, params: dict[str, Any], state: State) -> State:
+    """Traced body of `advance`, and of the loop."""
+    sizes, T = config.decoder, state.tokens.shape[1]
+    written = state.step - 1  # generated tokens in the caches
+    hidden = decoder.embed(params, state.token[:, None])  # [B, 1, D]
+    layer, caches = 0, []
+    for span in state.caches:
+        L, B, slots = span.keys.shape[:3]
+        slot = slots - (T - 1) + written  # behind the S prompt slots and what is written
+        place = state.next_position + written - (0 if span.shift is None else span.shift)  # [B]
+        angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, B))[..., None])  # [B, 1, F]
+        column = jnp.arange(slots)
+        mask = (column < span.lengths[:, None]) | (
+            (column >= slots - (T - 1)) & (column <= slot)
+        )  # [B, S + T - 1]
+        body = partial(
+            _run_cached, sizes, params["layers"], angles, mask[:, None, None], layer, slot
+        )
+        carry = hidden, span.keys, span.values
+        (hidden, keys, values), _ = jax.lax.scan(body, carry, jnp.arange(L))
+        caches.append(span.replace(keys=keys, values=values))
+        layer += L
+    logits = decoder.logits(sizes, params, hidden[:, 0])  # [B, vocab]
+    return _choose(state.replace(caches=tuple(caches)), logits)
+
+
+def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
+    """Run one block of a span on one token [B, 1, D], whose key and value go to `slot`."""
+    hidden, *cache = carry  # keys and values [L, B, S + T - 1, G, C]
+
+    def attend_cached(query, key, value):
+        # One small in-place write into the loop's own buffer, never a copy of a layer's cache.
+        keys, values = (
+            jax.lax.dynamic_update_slice(old, new[None], (index, 0, slot, 0, 0))
+            for old, new in zip(cache, (key, value), strict=True)
+        )
+        at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+        return attend(query, at_layer(keys), at_layer(values), mask=mask), (keys, values)
+
+    hidden, cache = decoder.run_layer(sizes, layers, hidden, angles, first + index, attend_cached)
+    return (hidden, *cache), None
+
+
+def _choose(state: State, logits: jax.Array) -> State:
+    """Choose a token from logits [B, vocab]; samples that are done get none."""
+    token = state.rule.choose(logits, state.step)  # [B]
+    return state.replace(
+        step=state.step + 1,
+        token=token,
+        tokens=state.tokens.at[:, state.step].set(jnp.where(state.done, 0, token)),
+        lengths=state.lengths + ~state.done,
+        done=state.done | jnp.isin(token, state.stop_ids),
     )
 
-    def emit(step, logits, tokens, lengths, done):
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
-        return token, tokens, lengths + ~done, done | jnp.isin(token, stop_ids)
 
-    def unfinished(state: tuple) -> jax.Array:
-        step, _, _, _, done, _ = state
-        return (step < max_new_tokens) & ~done.all()
-
-    def advance(state: tuple) -> tuple:
-        step, token, tokens, lengths, done, grown = state
-        logits, grown = _step(config, params, token, next_position, step - 1, cache, grown)
-        return step + 1, *emit(step, logits, tokens, lengths, done), grown
-
-    nothing = jnp.zeros((B, max_new_tokens), jnp.int32)
-    first = emit(0, logits, nothing, jnp.zeros(B, jnp.int32), jnp.zeros(B, bool))
-    state = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), *first, grown))
-    return state[2], state[3]
-
-
-def _step(
-    config: ModelConfig,
-    params: dict[str, Any],
-    token: jax.Array,
-    next_position: jax.Array,
-    written: jax.Array,
-    cache: tuple[KVSpan, ...],
-    grown: tuple[tuple[jax.Array, jax.Array], ...],
-) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array], ...]]:
-    """Run one token [B] through all layers; `written` generated tokens are cached already."""
-    sizes = config.decoder
-    hidden = decoder.embed(params, token[:, None])
-    layer, results = 0, []
-    for span, (keys, values) in zip(cache, grown, strict=True):
-        place = next_position + written - (0 if span.shift is None else span.shift)
-        angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, *token.shape))[..., None])
-        count, prompt_slots = span.keys.shape[0], span.keys.shape[2]
-        column = jnp.arange(keys.shape[2])
-        mask = (column < span.lengths[:, None]) | (
-            (column >= prompt_slots) & (column <= prompt_slots + written)
-        )
-        body = partial(
-            _cached_layer, sizes, params["layers"], angles, mask[:, None, None], layer,
-            prompt_slots + written,
-        )  # fmt: skip
-        (hidden, keys, values), _ = jax.lax.scan(body, (hidden, keys, values), jnp.arange(count))
-        results.append((keys, values))
-        layer += count
-    return decoder.logits(sizes, params, hidden[:, 0]), tuple(results)
-
-
-def _cached_layer(sizes, layers, angles, mask, first, slot, carry, index):
-    """Write one token's key and value at `slot` of the stacked cache, then attend to the cache."""
-    hidden, keys, values = carry
-    block = decoder.DecoderBlock(sizes)
-    params = {"params": decoder.layer_params(layers, first + index)}
-    query, key, value = block.apply(params, hidden, angles, method="qkv")
-    start = (index, 0, slot, 0, 0)
-    # One small in-place write into the loop's own buffer, never a copy of a layer's cache.
-    keys = jax.lax.dynamic_update_slice(keys, key[None], start)
-    values = jax.lax.dynamic_update_slice(values, value[None], start)
-    at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-    mixed = attend(query, at_layer(keys), at_layer(values), mask=mask)
-    return (block.apply(params, hidden, mixed, method="mix"), keys, values), None
+_run_start = jax.jit(_start, static_argnums=(0, 1))
+_run_advance = jax.jit(_advance, static_argnums=0)

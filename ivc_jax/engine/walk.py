@@ -59,16 +59,20 @@ class Walk:
         layers, layout = self.params["layers"], sequence.layout
         angles = rope.angles(self.sizes.rope, layout.positions)
         queries = None
+
+        def attend(*vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            mixed, cached = decoder.attend_whole(*vectors, lengths=layout.lengths)
+            return mixed, vectors if span.alone else cached
+
         if span.alone:
             hidden, (queries, keys, values) = decoder.run_layer(
-                self.sizes, layers, sequence.hidden, angles, span.start, lengths=layout.lengths
+                self.sizes, layers, sequence.hidden, angles, span.start, attend
             )
-            keys, values = keys[None], values[None]
+            keys, values = keys[None], values[None]  # [1, B, N, G, C]
         else:
-            hidden, keys, values = decoder.run_span(
-                self.sizes, layers, sequence.hidden, angles, span.start, span.stop,
-                lengths=layout.lengths,
-            )  # fmt: skip
+            hidden, (keys, values) = decoder.run_span(
+                self.sizes, layers, sequence.hidden, angles, span.start, span.stop, attend
+            )
         asked = {request.layer for request in requests if isinstance(request, LayerRequest)}
         for layer in sorted(asked.intersection(range(span.start, span.stop))):
             offset = layer - span.start

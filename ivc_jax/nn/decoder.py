@@ -5,12 +5,13 @@ leading L axis. Loops index that stack inside the scan: slicing it into spans be
 a second copy of the weights.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope
@@ -23,8 +24,32 @@ from ivc_jax.types import typed
 Params = dict[str, Any]
 
 
+# What happens between the halves of a block: attention to whatever keys the caller knows. From
+# rotated queries [B, N, H, C] and keys, and values [B, N, G, C], it makes the mixed values
+# [B, N, H, C]; the second result is handed on to the caller.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+def attend_whole(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attend within a whole sequence (an `Attend`); hand on keys and values.
+
+    Args:
+        lengths: [B], valid slots.
+        mask: [#B, 1, N, N], which slots see which; without it attention is causal.
+    """
+    mixed = attend(queries, keys, values, mask=mask, lengths=lengths, causal=mask is None)
+    return mixed, (keys, values)
+
+
 class DecoderBlock(nn.Module):
-    """Pre-norm block in two halves, so that a cache can be written between them."""
+    """Pre-norm block. Its caller attends, between projections and mixing, to the keys it knows."""
 
     config: DecoderConfig
 
@@ -59,10 +84,10 @@ class DecoderBlock(nn.Module):
         x = x + self.o_proj(mixed.reshape(B, N, -1))
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
-        """Run the block causally over a full batch; used to initialise the parameters."""
-        queries, keys, values = self.qkv(x, angles)
-        return self.mix(x, attend(queries, keys, values, causal=True))
+    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+        """Run the block on [B, N, D]; return the same shape, and what `attend` handed on."""
+        mixed, handed = attend(*self.qkv(x, angles))
+        return self.mix(x, mixed), handed
 
 
 def layer_params(layers: Params, index: jax.Array | int) -> Params:
@@ -91,23 +116,12 @@ def run_layer(
     hidden: Float[Array, "B N D"],
     angles: Float[Array, "B N F"],
     index: Any,
-    *,
-    mask: Bool[Array, "#B 1 N N"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Run block `index` over a whole sequence.
-
-    Args:
-        mask: which slots see which; without it attention is causal over `lengths` valid slots.
-
-    Returns:
-        Hidden states [B, N, D] and the block's (queries, keys, values).
-    """
-    block, params = DecoderBlock(config), {"params": layer_params(layers, index)}
+    attend: Attend = attend_whole,
+) -> tuple[Float[Array, "B N D"], Any]:
+    """Run block `index`; return hidden states and what `attend` handed on."""
+    params = {"params": layer_params(layers, index)}
     with jax.named_scope("decoder_layer"):
-        queries, keys, values = block.apply(params, hidden, angles, method="qkv")
-        mixed = attend(queries, keys, values, mask=mask, lengths=lengths, causal=mask is None)
-        return block.apply(params, hidden, mixed, method="mix"), (queries, keys, values)
+        return DecoderBlock(config).apply(params, hidden, angles, attend)
 
 
 @typed
@@ -118,20 +132,19 @@ def run_span(
     angles: Float[Array, "B N F"],
     start: int,
     stop: int,
-    *,
-    mask: Bool[Array, "#B 1 N N"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scan blocks start..stop-1; return hidden states and stacked keys, values [L, B, N, G, C]."""
+    attend: Attend = attend_whole,
+) -> tuple[Float[Array, "B N D"], Any]:
+    """Scan blocks start..stop-1.
 
-    def body(carry: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        carry, (_, keys, values) = run_layer(
-            config, layers, carry, angles, index, mask=mask, lengths=lengths
-        )
-        return carry, (keys, values)
+    Returns:
+        Hidden states, and what `attend` handed on, stacked: for `attend_whole` keys and values
+        [L, B, N, G, C].
+    """
 
-    hidden, (keys, values) = jax.lax.scan(body, hidden, jnp.arange(start, stop))
-    return hidden, keys, values
+    def body(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+        return run_layer(config, layers, hidden, angles, index, attend)
+
+    return jax.lax.scan(body, hidden, jnp.arange(start, stop))
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
@@ -161,7 +174,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
 
     def init_block(block_key: jax.Array) -> Params:
-        return DecoderBlock(sizes).init(block_key, hidden, angles)["params"]
+        return DecoderBlock(sizes).init(block_key, hidden, angles, attend_whole)["params"]
 
     decoder: Params = {
         "embed_tokens": {"embedding": normal(embed_key, (sizes.vocab_size, sizes.hidden_size))},

@@ -17,6 +17,7 @@ from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, parse
 from ivc_jax.methods.base import DENSE, AttentionRows, MethodError, Stage, Values
 from ivc_jax.nn import decoder, rope
+from ivc_jax.nn.attention import attend
 from ivc_jax.types import Layout, Selection
 
 PRUNED = ["random", "uniform", "ivc", "fastv:layer=1", "fastv+ivc:layer=2"]
@@ -35,6 +36,7 @@ RELATED = [
 ABLATIONS = ["ivc_progressive:layers=3,ratios=0.5", "ivc_removal:layer=0"]
 # These never leave all tokens as they are, whatever the keep ratio.
 NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc")
+TEXT = 1  # the one of the PROMPTS without visuals
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,19 @@ def prompts(model, inputs):
     return functools.cache(lambda spec: ivc_jax.prefill(model, inputs, parse(spec)))
 
 
+@pytest.fixture(scope="module")
+def lone(model):
+    """Each of the PROMPTS alone, in the larger bucket: three of them share a program."""
+    return [collate(batch_of(row), model.config, WIDE) for row in range(4)]
+
+
+@pytest.fixture(scope="module")
+def lone_text(model, lone):
+    """What the prompt without visuals leaves behind, and its answer."""
+    prompt = ivc_jax.prefill(model, lone[TEXT])
+    return prompt, ivc_jax.decode(model, prompt, STEPS)
+
+
 def ratio(spec, value):
     return parse(f"{spec}{',' if ':' in spec else ':'}keep_ratio={value}")
 
@@ -65,31 +80,28 @@ def test_keep_ratio_one_equals_dense_bit_for_bit(model, inputs, prompts, spec):
         np.testing.assert_array_equal(kept, everything)
 
 
-@pytest.mark.parametrize("spec", PRUNED)
-def test_batch_mates_and_larger_buckets_change_nothing(model, prompts, spec):
-    method, order = parse(spec), (2, 3, 0, 1)
-    together = ivc_jax.decode(model, prompts(spec), STEPS)
-    wide = collate(batch_of(*order), model.config, WIDE)
-    wide = ivc_jax.generate(model, wide, method, STEPS)
-    for row in range(4):
-        alone = collate(batch_of(row), model.config, BUCKET)
-        alone = ivc_jax.generate(model, alone, method, STEPS)
-        for other, place in ((together, row), (wide, order.index(row))):
-            np.testing.assert_array_equal(other.kept[place], alone.kept[0])
-            np.testing.assert_array_equal(other.tokens[place], alone.tokens[0])
-
-
-@pytest.mark.parametrize("spec", RELATED)
-def test_batch_mates_and_larger_buckets_change_no_selection(model, prompts, spec):
-    """As above without decoding, which recomputation checks below."""
-    method, order = parse(spec), (2, 3, 0, 1)
+@pytest.mark.parametrize("spec", PRUNED + RELATED)
+def test_batch_mates_and_a_larger_bucket_change_nothing(model, prompts, lone, lone_text, spec):
+    """Answers of RELATED are left to recomputation, below."""
     together = prompts(spec)
-    wide = ivc_jax.prefill(model, collate(batch_of(*order), model.config, WIDE), method)
-    for row, place in enumerate(np.argsort(order)):
-        np.testing.assert_array_equal(wide.kept[place], together.kept[row])
-        np.testing.assert_allclose(wide.logits[place], together.logits[row], rtol=0, atol=1e-4)
-        share = wide.cached_share[place], together.cached_share[row]
-        assert share[0] == pytest.approx(share[1])
+    for row, inputs in enumerate(lone):
+        if row != TEXT:
+            alone = ivc_jax.prefill(model, inputs, parse(spec))
+        else:
+            alone, _ = lone_text
+        np.testing.assert_array_equal(together.kept[row], alone.kept[0])
+        np.testing.assert_allclose(together.logits[row], alone.logits[0], rtol=0, atol=1e-4)
+        assert together.cached_share[row] == pytest.approx(alone.cached_share[0])
+        if spec in PRUNED:
+            answer = lone_text[1] if row == TEXT else ivc_jax.decode(model, alone, STEPS)
+            tokens = ivc_jax.decode(model, together, STEPS).tokens
+            np.testing.assert_array_equal(tokens[row], answer.tokens[0])
+
+
+def test_without_visuals_a_method_does_nothing(model, lone, lone_text):
+    pruned = ivc_jax.prefill(model, lone[TEXT], parse("fastv+ivc:layer=2"))
+    np.testing.assert_array_equal(pruned.logits, lone_text[0].logits)
+    assert pruned.selection is None
 
 
 def test_one_progressive_cut_is_that_of_ivc(prompts):
@@ -110,63 +122,87 @@ def test_kept_positions_are_ascending_and_hold_all_text(model, prompts, spec):
             assert 0 < visual[kept].sum() < visual.sum()
 
 
+@pytest.fixture(scope="module")
+def run_masked(model, inputs):
+    """Give a function that runs the unpruned prompts, some slots invisible, to the last logits."""
+    config, lengths = model.config.decoder, inputs.layout.lengths
+
+    @jax.jit
+    def run(params, inputs, mask):
+        hidden = embed_inputs(model.config, params, inputs)
+        angles = rope.angles(config.rope, inputs.layout.positions)
+        attend = functools.partial(decoder.attend_whole, mask=mask)
+        layers = params["decoder"]["layers"]
+        hidden, _ = decoder.run_span(config, layers, hidden, angles, 0, config.num_layers, attend)
+        last = hidden[np.arange(len(lengths)), lengths - 1]
+        return decoder.logits(config, params["decoder"], last)
+
+    return functools.partial(run, model.params, inputs)
+
+
 @pytest.mark.parametrize("spec", ["random:layer=0", "uniform+ivc:layer=0", "holov", "scope+ivc"])
-def test_cut_before_the_decoder_equals_masking_dropped_tokens(model, inputs, spec):
-    pruned = ivc_jax.prefill(model, inputs, parse(spec))
-    B, N = inputs.tokens.shape
-    visible = np.zeros((B, N), bool)
-    for row, kept in zip(visible, pruned.kept, strict=True):
+def test_cut_before_the_decoder_equals_masking_dropped_tokens(inputs, prompts, run_masked, spec):
+    visible = np.zeros(inputs.tokens.shape, bool)  # [B, N]
+    for row, kept in zip(visible, prompts(spec).kept, strict=True):
         row[kept] = True
-    mask = visible[:, None, None] & np.tri(N, dtype=bool)
+    mask = visible[:, None, None] & np.tri(visible.shape[1], dtype=bool)
+    np.testing.assert_allclose(prompts(spec).logits, run_masked(mask), rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def recompute(model):
+    """Give a function that runs tokens [B, Q] at once behind caches of N slots; [B, Q] choices.
+
+    Keys and values are [L, B, N, G, C], valid lengths and the position of the first token [L, B].
+    """
     config, params = model.config.decoder, model.params["decoder"]
-    hidden = embed_inputs(model.config, model.params, jax.tree.map(jnp.asarray, inputs))
-    angles = rope.angles(config.rope, jnp.asarray(inputs.layout.positions))
-    hidden, _, _ = decoder.run_span(
-        config, params["layers"], hidden, angles, 0, config.num_layers, mask=jnp.asarray(mask)
-    )
-    last = hidden[np.arange(B), inputs.layout.lengths - 1]
-    expected = decoder.logits(config, params, last)
-    np.testing.assert_allclose(pruned.logits, expected, rtol=0, atol=1e-4)
+
+    @jax.jit
+    def run(keys, values, lengths, first, tokens):
+        Q, N = tokens.shape[1], keys.shape[2]
+        hidden = decoder.embed(params, tokens)
+        for layer in range(config.num_layers):
+            position = first[layer][:, None] + jnp.arange(Q)
+            angles = rope.angles(config.rope, jnp.broadcast_to(position, (3, *position.shape)))
+            old = jnp.arange(N) < lengths[layer][:, None, None, None]  # [B, 1, 1, N]
+            old = jnp.broadcast_to(old, (*old.shape[:2], Q, N))
+            new = jnp.broadcast_to(np.tri(Q, dtype=bool), (*old.shape[:2], Q, Q))
+            attend = functools.partial(
+                attend_to_past, (keys[layer], values[layer]), jnp.concatenate([old, new], axis=3)
+            )
+            hidden, _ = decoder.run_layer(config, params["layers"], hidden, angles, layer, attend)
+        return decoder.logits(config, params, hidden).argmax(axis=-1)
+
+    return run
+
+
+def attend_to_past(past, mask, *vectors):
+    """Attend from new tokens to old keys and to their own."""
+    query, *new = vectors
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(past, new, strict=True))
+    return attend(query, keys, values, mask=mask), None
 
 
 @pytest.mark.parametrize(
     "spec", ["dense", *PRUNED, *RELATED, "pyramiddrop:positions=reindex,layers=0/2/3"]
 )
-def test_decode_from_the_cache_equals_recomputation(model, inputs, prompts, spec):
+def test_decode_from_the_cache_equals_recomputation(model, inputs, prompts, recompute, spec):
     """Feed the generated tokens through the pruned model at once and compare every choice."""
-    prompt = prompts(spec)
-    out = ivc_jax.decode(model, prompt, STEPS)
-    config, params = model.config.decoder, model.params["decoder"]
-    for row, kept in enumerate(prompt.kept):
-        tokens = np.asarray(out.tokens[row, : STEPS - 1])
-        hidden, layer = decoder.embed(params, tokens[None]), 0
-        for span in prompt.cache:
-            first = int(prompt.next_position[row])
-            if "reindex" in spec and span.keys.shape[2] < inputs.tokens.shape[1]:
-                first = int(span.lengths[row])  # survivors are numbered from 0
-            position = first + np.arange(STEPS - 1)
-            angles = rope.angles(config.rope, jnp.asarray(np.tile(position, (3, 1, 1))))
-            for keys, values in zip(span.keys, span.values, strict=True):
-                length = int(span.lengths[row])
-                past = keys[row : row + 1, :length], values[row : row + 1, :length]
-                hidden = attend_to_past(config, params["layers"], layer, hidden, angles, past)
-                layer += 1
-        choices = np.argmax(decoder.logits(config, params, hidden[0]), axis=-1)
-        np.testing.assert_array_equal(choices, out.tokens[row, 1:])
-        assert span.lengths[row] == len(kept)
-
-
-def attend_to_past(config, layers, index, hidden, angles, past):
-    """Run one block over new tokens behind a cache of valid entries only."""
-    block, weights = decoder.DecoderBlock(config), decoder.layer_params(layers, index)
-    queries, keys, values = block.apply({"params": weights}, hidden, angles, method="qkv")
-    keys, values = (
-        jnp.concatenate(pair, axis=1) for pair in zip(past, (keys, values), strict=True)
-    )
-    old, new = past[0].shape[1], queries.shape[1]
-    mask = np.tri(new, old + new, k=old, dtype=bool)[None, None]
-    mixed = decoder.attend(queries, keys, values, mask=jnp.asarray(mask))
-    return block.apply({"params": weights}, hidden, mixed, method="mix")
+    prompt, N = prompts(spec), inputs.tokens.shape[1]
+    keys, values, lengths, first = [], [], [], []
+    for span in prompt.cache:
+        pad = [(0, 0), (0, 0), (0, N - span.keys.shape[2]), (0, 0), (0, 0)]
+        keys.append(np.pad(span.keys, pad))
+        values.append(np.pad(span.values, pad))
+        # Reindexed survivors are numbered from 0.
+        moved = "reindex" in spec and span.keys.shape[2] < N
+        layers = (len(span.keys), 1)
+        lengths.append(np.tile(span.lengths, layers))
+        first.append(np.tile(span.lengths if moved else prompt.next_position, layers))
+    tokens = np.asarray(ivc_jax.decode(model, prompt, STEPS).tokens)
+    cache = (np.concatenate(parts) for parts in (keys, values, lengths, first))
+    np.testing.assert_array_equal(recompute(*cache, tokens[:, :-1]), tokens[:, 1:])
+    assert prompt.cache[-1].lengths.tolist() == [len(kept) for kept in prompt.kept]
 
 
 @pytest.mark.parametrize("spec", PRUNED + RELATED + ABLATIONS)
@@ -190,7 +226,6 @@ def test_caches_have_the_pruned_length_and_kv_bytes_is_theirs(model, inputs, pro
         expected += span.keys.size * 2 * 4
     assert layer == config.num_layers
     assert prompt.kv_bytes == expected < prompts("dense").kv_bytes
-    assert ivc_jax.decode(model, prompt, STEPS).kv_bytes == expected
 
 
 def test_equal_methods_share_one_program(model, inputs, prompts):
@@ -200,32 +235,6 @@ def test_equal_methods_share_one_program(model, inputs, prompts):
     for method in (parse("ivc:keep_ratio=0.50"), IVCPrune(keep_ratio=0.5)):
         ivc_jax.prefill(model, again, method)
     assert compiled_programs() == before
-
-
-def test_stop_token_ends_one_sample_and_not_its_mates(model, prompts):
-    free = ivc_jax.decode(model, prompts("dense"), STEPS)
-    tokens = np.asarray(free.tokens)
-    stop = int(tokens[0, 2])
-    hit = tokens == stop
-    ended = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, STEPS)
-    assert min(ended) < max(ended)
-    out = ivc_jax.decode(model, prompts("dense"), STEPS, stop_ids=(stop,))
-    np.testing.assert_array_equal(out.lengths, ended)
-    for row, length in enumerate(ended):
-        np.testing.assert_array_equal(out.tokens[row, :length], tokens[row, :length])
-        assert not np.asarray(out.tokens[row, length:]).any()
-
-
-def test_max_new_tokens_below_one_is_an_error(model, prompts):
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
-        ivc_jax.decode(model, prompts("dense"), max_new_tokens=0)
-
-
-def test_ties_go_to_the_lowest_token(model, prompts):
-    prompt = prompts("dense")
-    tied = jnp.zeros_like(prompt.logits).at[:, jnp.array([9, 4, 200])].set(1.0)
-    out = ivc_jax.decode(model, prompt.replace(logits=tied), STEPS)
-    assert out.tokens[:, 0].tolist() == [4] * 4
 
 
 def test_plan_of_a_late_and_an_early_cut():
@@ -306,13 +315,17 @@ def test_compaction_by_hand():
     assert short.layout.visual_origin[0].tolist() == [1, 3]
 
 
+@pytest.fixture(scope="module")
+def windowed(tiny_hf):
+    return ivc_jax.load(tiny_hf(family="qwen2_5_vl", num_hidden_layers=4), dtype="float32")[0]
+
+
 @pytest.mark.parametrize("spec", ["holov", "nuwa", "visiondrop"])
-def test_a_tower_with_windows_serves_the_same_promises(tiny_hf, spec):
+def test_a_tower_with_windows_serves_the_same_promises(windowed, spec):
     """Qwen2.5-VL's rows come in window order; what a method keeps must not show it."""
-    path = tiny_hf(family="qwen2_5_vl", num_hidden_layers=4)
-    model, method = ivc_jax.load(path, dtype="float32")[0], parse(spec)
-    both = ivc_jax.prefill(model, collate(batch_of(2, 3), model.config, BUCKET), method)
+    method, config = parse(spec), windowed.config
+    both = ivc_jax.prefill(windowed, collate(batch_of(2, 3), config, BUCKET), method)
     for row, number in enumerate((2, 3)):
-        alone = ivc_jax.prefill(model, collate(batch_of(number), model.config, WIDE), method)
+        alone = ivc_jax.prefill(windowed, collate(batch_of(number), config, WIDE), method)
         np.testing.assert_array_equal(both.kept[row], alone.kept[0])
         np.testing.assert_allclose(both.logits[row], alone.logits[0], rtol=0, atol=1e-4)

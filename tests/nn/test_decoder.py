@@ -1,6 +1,7 @@
 """The decoder against transformers' Qwen2-VL text model, part by part and whole."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -144,7 +145,7 @@ def test_blocks_match(case):
             jnp.asarray(hidden),
             case.angles,
             index,
-            lengths=lengths,
+            partial(decoder.attend_whole, lengths=lengths),
         )
         theirs = case.reference.model.language_model.layers[index](
             torch.from_numpy(hidden),
@@ -159,8 +160,9 @@ def our_logits(case, **mask):
     def run(params, tokens, angles):
         hidden = decoder.embed(params, tokens)
         layers, count = params["layers"], case.config.num_layers
-        hidden, keys, values = decoder.run_span(
-            case.config, layers, hidden, angles, 0, count, **mask
+        attend_whole = partial(decoder.attend_whole, **mask)
+        hidden, (keys, values) = decoder.run_span(
+            case.config, layers, hidden, angles, 0, count, attend_whole
         )
         return decoder.logits(case.config, params, hidden), keys, values
 

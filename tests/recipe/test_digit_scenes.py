@@ -208,10 +208,7 @@ def test_packed_questions_equal_single_ones(tokenizer, drawn):
         positions[:, 0, 1:145] = [1 + 0 * cell, 1 + cell // 12, 1 + cell % 12]
         positions[:, 0, 145:] = 13 + np.arange(length - 145)
         angles = rope.angles(config.rope, jnp.asarray(positions))
-        lengths = jnp.array([length])
-        hidden, _, _ = decoder.run_span(
-            config, params["layers"], hidden, angles, 0, config.num_layers, lengths=lengths
-        )
+        hidden, _ = decoder.run_span(config, params["layers"], hidden, angles, 0, config.num_layers)
         return decoder.logits(config, params, hidden)
 
     at = 0

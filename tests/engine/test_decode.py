@@ -1,0 +1,105 @@
+"""Decoding: the loop and single steps, stop tokens, ties, rules that choose."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.batches import BUCKET, STEPS, batch_of
+
+import ivc_jax
+from ivc_jax.engine.decode import advance, start
+from ivc_jax.inputs.bucket import collate
+from ivc_jax.methods import parse
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")[0]
+
+
+@pytest.fixture(scope="module")
+def inputs(model):
+    return collate(batch_of(0, 1, 2, 3), model.config, BUCKET)
+
+
+@pytest.fixture(scope="module")
+def prompt(model, inputs):
+    return ivc_jax.prefill(model, inputs)
+
+
+def run_by_hand(model, prompt, stop_ids=()):
+    """Decode step by step; check on the way that a state holds what has been chosen so far."""
+    states = [start(model, prompt, STEPS, stop_ids)]
+    while states[-1].unfinished:
+        states.append(advance(model, states[-1]))
+    for count, state in enumerate(states, start=1):
+        assert state.step == count
+        np.testing.assert_array_equal(state.tokens[:, :count], states[-1].tokens[:, :count])
+        assert not np.asarray(state.tokens[:, count:]).any()
+    return states[-1]
+
+
+def test_single_steps_are_those_of_the_loop(model, inputs, prompt):
+    """Spans of unlike lengths, whose positions were renumbered, among them."""
+    reindex = parse("pyramiddrop:positions=reindex,layers=0/2/3")
+    for given in (prompt, ivc_jax.prefill(model, inputs, reindex)):
+        out, state = ivc_jax.decode(model, given, STEPS), run_by_hand(model, given)
+        np.testing.assert_array_equal(state.tokens, out.tokens)
+        np.testing.assert_array_equal(state.lengths, out.lengths)
+        assert out.kv_bytes == given.kv_bytes
+
+
+def test_single_steps_stop_where_the_loop_does(model, prompt):
+    """When the last sample has ended, before T."""
+    free = np.asarray(ivc_jax.decode(model, prompt, STEPS).tokens)
+    stop = tuple(free[:, 2].tolist())
+    state, out = run_by_hand(model, prompt, stop), ivc_jax.decode(model, prompt, STEPS, stop)
+    np.testing.assert_array_equal(state.tokens, out.tokens)
+    np.testing.assert_array_equal(state.lengths, out.lengths)
+    assert state.step == out.lengths.max() <= 3
+
+
+@flax.struct.dataclass
+class Given:
+    """A rule that says what stands in it."""
+
+    tokens: jax.Array  # [B, T]
+
+    def choose(self, logits, step):
+        return self.tokens[:, step]
+
+
+def test_another_rule_chooses_in_the_same_steps(model, prompt):
+    tokens = np.arange(4 * STEPS, dtype=np.int32).reshape(4, STEPS) + 20
+    state = start(model, prompt, STEPS, (23,), Given(jnp.asarray(tokens)))
+    while state.unfinished:
+        state = advance(model, state)
+    assert state.lengths.tolist() == [4, STEPS, STEPS, STEPS]
+    assert state.tokens[0].tolist() == [20, 21, 22, 23, 0, 0]
+    np.testing.assert_array_equal(state.tokens[1:], tokens[1:])
+
+
+def test_stop_token_ends_one_sample_and_not_its_mates(model, prompt):
+    free = ivc_jax.decode(model, prompt, STEPS)
+    tokens = np.asarray(free.tokens)
+    stop = int(tokens[0, 2])
+    hit = tokens == stop
+    ended = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, STEPS)
+    assert min(ended) < max(ended)
+    out = ivc_jax.decode(model, prompt, STEPS, stop_ids=(stop,))
+    np.testing.assert_array_equal(out.lengths, ended)
+    for row, length in enumerate(ended):
+        np.testing.assert_array_equal(out.tokens[row, :length], tokens[row, :length])
+        assert not np.asarray(out.tokens[row, length:]).any()
+
+
+def test_max_new_tokens_below_one_is_an_error(model, prompt):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        ivc_jax.decode(model, prompt, max_new_tokens=0)
+
+
+def test_ties_go_to_the_lowest_token(model, prompt):
+    tied = jnp.zeros_like(prompt.logits).at[:, jnp.array([9, 4, 200])].set(1.0)
+    out = ivc_jax.decode(model, prompt.replace(logits=tied), STEPS)
+    assert out.tokens[:, 0].tolist() == [4] * 4

@@ -1,0 +1,32 @@
+"""The compiled programs of the engine with abstract arguments."""
+
+import jax
+import jax.numpy as jnp
+from helpers.prompts import hf_arrays
+
+import ivc_jax
+from ivc_jax.engine.decode import run_decode
+from ivc_jax.engine.prefill import run_prefill
+from ivc_jax.inputs.bucket import collate
+from ivc_jax.methods import parse
+
+PROMPTS = [(3, ("image", (1, 8, 8)), 5), (6,)]
+
+
+def find_programs(model, spec, sharding=None):
+    """Yield (jitted function, abstract arguments) of prefill and decode."""
+
+    def abstract(tree):
+        def leaf(array):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+        return jax.tree.map(leaf, tree)
+
+    method = parse(spec).resolve(model.config)
+    inputs = collate(ivc_jax.Batch.from_hf(**hf_arrays(PROMPTS)), model.config)
+    arguments = abstract(model.params), abstract(inputs)
+    yield run_prefill, (model.config, method, *arguments)
+    prompt = jax.eval_shape(lambda *a: run_prefill(model.config, method, *a), *arguments)
+    stop = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding)
+    rest = abstract((prompt.logits, prompt.cache, prompt.next_position))
+    yield run_decode, (model.config, 8, arguments[0]["decoder"], *rest, stop)
