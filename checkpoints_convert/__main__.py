@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m checkpoints_convert",
     )
     try:
-        with _progress():
+        with _show_progress():
             return _run(chosen)
     except ValueError as error:  # CheckpointError and ConfigError: the message is for the user
         print(f"error: {error}", file=sys.stderr)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[None]:
+def _show_progress() -> Iterator[None]:
     """Print what the package logs."""
     # Orbax logs a traceback of each thread that fails; the one error at the end says it better.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -47,15 +47,17 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> Converted:
     """
     check_target(target)
     config = read_config(source)
-    dtype = dtype or _stored_dtype(source)
+    if dtype is None and checkpoint.is_converted(source):
+        dtype = checkpoint.stored_dtype(source)
+    dtype = dtype or TensorFiles(source).main_dtype()
     if dtype not in DTYPES:
         raise CheckpointError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     shapes = jax.tree.leaves(abstract_params(config, DTYPES[dtype]))
     num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
-    with _finished_folder(target) as folder:
+    with _make_whole(target) as folder:
         _check_room(folder, num_bytes)
         params = load_params(source, config, DTYPES[dtype])
-        for file in _companions(source):
+        for file in _list_companions(source):
             shutil.copyfile(file, folder / file.name)
         checkpoint.save_params(folder, params)
     return Converted(target, dtype, num_bytes)
@@ -83,19 +85,13 @@ def _check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _stored_dtype(source: Path) -> str:
-    if checkpoint.is_converted(source):
-        return checkpoint.stored_dtype(source)
-    return TensorFiles(source).main_dtype()
-
-
-def _companions(source: Path) -> list[Path]:
+def _list_companions(source: Path) -> list[Path]:
     files = {file for pattern in _COMPANIONS for file in source.glob(pattern) if file.is_file()}
     return sorted(files - set(source.glob(_INDEX)))
 
 
 @contextmanager
-def _finished_folder(target: Path) -> Iterator[Path]:
+def _make_whole(target: Path) -> Iterator[Path]:
     """Give a temporary directory that becomes `target` at the end, or vanishes on an error."""
     folder = None
     try:
@@ -110,16 +106,9 @@ def _finished_folder(target: Path) -> Iterator[Path]:
     except BaseException as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        if _is_write_error(error):
-            raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
-        raise
-
-
-def _is_write_error(error: BaseException) -> bool:
-    # TensorStore reports a full disk as a ValueError that quotes the system's words.
-    full = isinstance(error, ValueError) and "No space left" in str(error)
-    return isinstance(error, OSError) or full
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+        # TensorStore reports a full disk as a ValueError that quotes the system's words.
+        full = isinstance(error, ValueError) and "No space left" in str(error)
+        if not full and not isinstance(error, OSError):
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(f"cannot write {target}: {first_line}") from error

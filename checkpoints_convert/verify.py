@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -44,15 +43,15 @@ def verify(source: Path, target: Path, dtype: str, seed: int = 0) -> dict[str, f
     """
     check_installed()
     config = read_config(target)
-    prompts = _prompts(config, seed)
+    prompts = _draw_prompts(config, seed)
     # One after the other: two float32 models need not be in memory together.
     with jax.default_matmul_precision("highest"):
-        ours = _our_logits(target, config, prompts)
-    theirs = _reference_logits(source, dtype, config, prompts)
+        ours = _run_ours(target, config, prompts)
+    theirs = _run_reference(source, dtype, config, prompts)  # [vocab] a prompt, as ours
     return {name: float(np.abs(ours[name] - theirs[name]).max()) for name in prompts}
 
 
-def _prompts(config: ModelConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def _draw_prompts(config: ModelConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Draw a prompt of text and one with an image, as a processor would return them."""
     draw = np.random.default_rng(seed)
     marks = (config.image_token_id, config.video_token_id)
@@ -74,16 +73,15 @@ def _prompts(config: ModelConfig, seed: int) -> dict[str, dict[str, np.ndarray]]
     }
 
 
-def _our_logits(
+def _run_ours(
     target: Path, config: ModelConfig, prompts: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    params = load_params(target, config, DTYPES["float32"])
-    model = ivc_jax.Model(config, params)
+    model = ivc_jax.Model(config, load_params(target, config, DTYPES["float32"]))
     batches = {name: ivc_jax.Batch.from_hf(**prompt) for name, prompt in prompts.items()}
     return {n: np.asarray(ivc_jax.prefill(model, batch).logits[0]) for n, batch in batches.items()}
 
 
-def _reference_logits(
+def _run_reference(
     source: Path, dtype: str, config: ModelConfig, prompts: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     import torch
@@ -93,16 +91,13 @@ def _reference_logits(
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         source, dtype="float32", attn_implementation="eager", local_files_only=True
     ).eval()
+    found = {}
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.to(getattr(torch, dtype)).float())
-        return {n: _run_reference(model, p, config) for n, p in prompts.items()}
-
-
-def _run_reference(model: Any, prompt: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
-    import torch
-
-    arrays = {name: torch.from_numpy(array) for name, array in prompt.items()}
-    # It numbers the positions of image tokens by this marker.
-    arrays["mm_token_type_ids"] = (arrays["input_ids"] == config.image_token_id).int()
-    return model(**arrays).logits[0, -1].float().numpy()
+        for name, prompt in prompts.items():
+            arrays = {key: torch.from_numpy(array) for key, array in prompt.items()}
+            # It numbers the positions of image tokens by this marker.
+            arrays["mm_token_type_ids"] = (arrays["input_ids"] == config.image_token_id).int()
+            found[name] = model(**arrays).logits[0, -1].float().numpy()
+    return found
