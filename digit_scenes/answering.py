@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from digit_scenes import dense, optimiser, packing, tower
 from digit_scenes.loop import Params, Stage
-from digit_scenes.model import NUM_BINS, STEP, codes, decoder_config
-from digit_scenes.packed import answer_logits
+from digit_scenes.model import NUM_BINS, STEP, draw_codes, make_decoder_config
+from digit_scenes.packed import compute_answer_logits
 from digit_scenes.packing import Plan
 from digit_scenes.questions import TASKS
 from digit_scenes.scenes import COLOUR_NAMES, Scene
@@ -31,7 +31,7 @@ def init_embedding(tokenizer: Tokenizer, key: jax.Array, width: int) -> jax.Arra
     """Draw unit-length word embeddings that share a code where words share a meaning."""
     table = np.array(jax.random.normal(key, (tokenizer.get_vocab_size(), width)))
     table /= np.linalg.norm(table, axis=1, keepdims=True)
-    code = codes(width)
+    code = draw_codes(width)
     named = [(str(n), code["number"][n // STEP]) for n in range(STEP, 1001, STEP)]
     for index, label in enumerate(code["label"][:10]):
         named += [(str(index), label), (f"Ġ{index}", label)]
@@ -86,7 +86,7 @@ class Objective:
         look_weight: float = 0.0,
         count_weight: float = 0.0,
     ) -> None:
-        self.config = decoder_config(setting, tokenizer.get_vocab_size())
+        self.config = make_decoder_config(setting, tokenizer.get_vocab_size())
         self.taught = {"look_layer": setting.look_layer, "compare_layer": setting.compare_layer}
         self.plan = plan
         self.look_weight, self.count_weight = look_weight, count_weight
@@ -102,7 +102,7 @@ class Objective:
         self, params: Params, batch: Batch, visual: jax.Array, spread: float
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (loss, metrics); `spread` smooths coordinates over neighbouring words."""
-        logits, rows, ends = answer_logits(
+        logits, rows, ends = compute_answer_logits(
             self.config, params, self.plan, batch["tokens"], visual, **self.taught
         )
         value, metrics = self.score(logits, batch, spread)
@@ -123,21 +123,21 @@ class Objective:
         share = share[:, self.plan.look_question[asked]]  # [B, C, W]
         wanted = jnp.pad(share, ((0, 0), (0, 0), (1, 0)), constant_values=_ANCHOR)
         wanted = wanted / wanted.sum(-1, keepdims=True)
-        found = jnp.log(rows[:, 2, asked] + 1e-9)
+        found = jnp.log(rows[:, 2, asked] + 1e-9)  # [B, C, 1 + W]
         return (jax.scipy.special.xlogy(wanted, wanted) - wanted * found).sum(-1).mean()
 
     def _confused(self, ends: jax.Array, apart: jax.Array) -> jax.Array:
         """Cross entropy of reading off which of two digits is further right, and further down."""
         ends = ends / jnp.sqrt(jnp.mean(ends**2, axis=-1, keepdims=True) + 1e-6)
-        readout = codes(ends.shape[-1])["axis"]
-        asked = jnp.abs(apart) > 0.05
+        readout = draw_codes(ends.shape[-1])["axis"]
+        asked = jnp.abs(apart) > 0.05  # [B, Q, 2]; nearer ones are not told apart
         loss = jax.nn.softplus(-jnp.sign(apart) * (ends @ readout.T))
         return (loss * asked).sum() / asked.sum().clip(1)
 
     def _missed(self, rows: jax.Array, look: jax.Array) -> jax.Array:
         """Minus the log of the attention that the first two heads pay to the right digits."""
         wanted = look[:, self.plan.look_question].swapaxes(1, 2)  # [B, 2, K, W]
-        asked = wanted.any(-1)
+        asked = wanted.any(-1)  # [B, 2, K]: relations alone have a second digit
         loss = -jnp.log((rows[:, :2] * wanted).sum(-1) + 1e-4)
         return (loss * asked).sum() / asked.sum().clip(1)
 
@@ -146,21 +146,22 @@ class Objective:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compare logits [B, A, vocab] with the answers."""
         answers, plan = batch["answers"], self.plan
-        learnt, safe = answers >= 0, answers.clip(0)
+        learnt, safe = answers >= 0, answers.clip(0)  # [B, A]
         log_p = jax.nn.log_softmax(logits)
+        # coordinates are learnt from their neighbours too, other words alone: [B, A]
         each = -jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
         place = jnp.asarray(self.value)[safe]
         numeric = (place >= 0) & learnt
         bins = jnp.arange(NUM_BINS)
-        soft = jax.nn.softmax(-(((bins - place[..., None]) / spread) ** 2) / 2)
+        soft = jax.nn.softmax(-(((bins - place[..., None]) / spread) ** 2) / 2)  # [B, A, bins]
         smooth = -(soft * log_p[..., self.number_ids]).sum(-1)
         each = jnp.where(numeric, smooth, each)
         right = (logits.argmax(-1) == answers) | ~learnt
 
         owner = jax.nn.one_hot(plan.answer_task, len(plan.tasks))  # [A, Q]
         asked = (learnt @ owner) > 0  # [B, Q]
-        question_loss = ((each * learnt) @ owner) / (learnt @ owner).clip(1)
-        question_right = (~right @ owner) == 0
+        question_loss = ((each * learnt) @ owner) / (learnt @ owner).clip(1)  # [B, Q]
+        question_right = (~right @ owner) == 0  # every token of the answer
         overlap = self._overlap(logits, batch["box"])
         metrics, total = {}, 0.0
         for task in self.tasks:
@@ -194,7 +195,7 @@ class Objective:
         return result.at[:, np.array(questions)].set(overlap)
 
 
-def plan(grid: int, counts: tuple[int, ...] = QUESTIONS) -> Plan:
+def lay_out(grid: int, counts: tuple[int, ...] = QUESTIONS) -> Plan:
     """Lay out a packed sequence with that many questions of each task of `TASKS`."""
     pairs = zip(TASKS, counts, strict=True)
     return Plan(tuple(task for task, count in pairs for _ in range(count)), grid)
@@ -253,7 +254,7 @@ class Cache:
         return {**asked, "visual": self.visual[pick]}
 
 
-def frozen_stage(
+def make_frozen_stage(
     setting: Setting,
     name: str,
     steps: int,
@@ -269,7 +270,7 @@ def frozen_stage(
     seed: int = 1,
 ) -> Stage:
     """Describe the decoder's training on cached visual tokens."""
-    layout, rows = plan(setting.grid, questions), setting.rows
+    layout, rows = lay_out(setting.grid, questions), setting.rows
     objective = Objective(setting, tokenizer, layout, look_weight, count_weight)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -283,14 +284,14 @@ def frozen_stage(
         steps=steps,
         batch=functools.partial(cache.batch, rows=rows, tokenizer=tokenizer, layout=layout),
         loss=loss,
-        evaluate=functools.partial(_mean, measure, tests),
+        evaluate=functools.partial(_average, measure, tests),
         optimiser=optimiser.build(steps, scale=scale, decay=decay),
         trained=("decoder",),
         seed=seed,
     )
 
 
-def joint_stage(
+def make_joint_stage(
     setting: Setting,
     name: str,
     steps: int,
@@ -300,7 +301,7 @@ def joint_stage(
     seed: int = 2,
 ) -> Stage:
     """Describe the training of tower and decoder together on realistic scenes."""
-    layout, rows = plan(setting.grid), setting.rows_together
+    layout, rows = lay_out(setting.grid), setting.rows_together
     objective = Objective(setting, tokenizer, layout)
 
     def batch(random: np.random.Generator, split: str = "train") -> Batch:
@@ -308,7 +309,7 @@ def joint_stage(
         return {
             **pack(random, tokenizer, layout, scenes),
             "pixels": np.stack([s.pixels for s in scenes]),
-            "targets": dense.targets(scenes, setting.cell, setting.cues),
+            "targets": dense.make_targets(scenes, setting.cell, setting.cues),
         }
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -327,13 +328,13 @@ def joint_stage(
         steps=steps,
         batch=batch,
         loss=loss,
-        evaluate=functools.partial(_mean, measure, tests),
+        evaluate=functools.partial(_average, measure, tests),
         optimiser=optimiser.build(steps, scale=scale),
         trained=("vision", "heads", "decoder"),
         seed=seed,
     )
 
 
-def _mean(measure: Any, tests: list[Batch], params: Params) -> dict[str, float]:
+def _average(measure: Any, tests: list[Batch], params: Params) -> dict[str, float]:
     found = [measure(params, batch) for batch in tests]
     return {name: float(np.mean([f[name] for f in found])) for name in found[0]}

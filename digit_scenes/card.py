@@ -80,7 +80,7 @@ Machine Learning Repository, CC BY 4.0.
 """
 
 
-def text(
+def compose(
     setting: Setting,
     config: ModelConfig,
     log: pathlib.Path,
@@ -90,13 +90,13 @@ def text(
     """Compose the card.
 
     Args:
-        config: sizes of the model (`model.model_config`).
+        config: sizes of the model (`model.make_model_config`).
         log: training log; the table of stages and the last held-out accuracies come from it.
         scores: test scores in percent, from greedy decoding.
         history: what the log does not say about the run.
     """
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    facts = _facts(setting, config)
+    facts = _collect_facts(setting, config)
     fill = lambda part: textwrap.fill(  # noqa: E731
         part.format(**facts), 100, break_on_hyphens=False, break_long_words=False
     )
@@ -120,20 +120,20 @@ def text(
     return "".join([*parts, f"\n## Limits\n\n{fill(_LIMITS)}\n", _TAIL])
 
 
-def num_parameters(config: ModelConfig) -> int:
+def count_parameters(config: ModelConfig) -> int:
     """Count the numbers in the weights of a model, without making any."""
     shapes = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def _facts(setting: Setting, config: ModelConfig) -> dict[str, object]:
+def _collect_facts(setting: Setting, config: ModelConfig) -> dict[str, object]:
     """What the paragraphs above leave open."""
     rope, device = config.decoder.rope, jax.devices()[0]
     turns = rope.frequencies[rope.axis_of_plane == 2]
     on_cpu = device.platform == "cpu"
     return {
         "name": setting.name,
-        "millions": num_parameters(config) / 1e6,
+        "millions": count_parameters(config) / 1e6,
         "depth": config.vision.depth,
         "embed_dim": config.vision.embed_dim,
         "layers": setting.layers,

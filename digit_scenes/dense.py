@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_scenes.model import NUM_BINS, STEP, codes
+from digit_scenes.model import NUM_BINS, STEP, draw_codes
 from digit_scenes.scenes import COLOUR_NAMES, Scene
 
 Params = dict
@@ -19,7 +19,7 @@ Targets = dict[str, np.ndarray]
 _COVER = 0.3  # share of a token's area that a digit must cover to own it
 
 
-def targets(scenes: Sequence[Scene], cell: int, absolute: bool = True) -> Targets:
+def make_targets(scenes: Sequence[Scene], cell: int, absolute: bool = True) -> Targets:
     """Describe what lies under each token.
 
     Args:
@@ -40,12 +40,13 @@ def targets(scenes: Sequence[Scene], cell: int, absolute: bool = True) -> Target
     place[..., 4] = (edges + cell / 2) * per_pixel
     place[..., 5] = ((edges + cell / 2) * per_pixel)[:, None]
     for row, scene in enumerate(scenes):
+        # a token belongs to the digit that covers most of it, [cells, cells]
         best = np.full((cells, cells), _COVER * cell**2)
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
             wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
             tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)
-            area = np.outer(tall, wide)
+            area = np.outer(tall, wide)  # of each token under the digit's box
             won = area > best
             best[won] = area[won]
             label[row][won] = digit.label
@@ -68,9 +69,10 @@ def init_heads(key: jax.Array, width: int) -> Params:
 
 def read(heads: Params, tokens: jax.Array) -> dict[str, jax.Array]:
     """Map visual tokens [R, W, D] to logits over labels, colours and coordinate words."""
-    table = codes(tokens.shape[-1])
+    table = draw_codes(tokens.shape[-1])
     tokens = tokens / jnp.sqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
-    seen = jnp.einsum("rwd,kde->rwke", tokens, heads["place"])
+    # what a token says about each of its six places, in the codes of coordinate words
+    seen = jnp.einsum("rwd,kde->rwke", tokens, heads["place"])  # [R, W, 6, D]
     scale = heads["scale"]
     return {
         "label": tokens @ table["label"].T * scale[6],
@@ -102,10 +104,12 @@ def loss(
         return digit_mean(each) + 0.5 * ground_mean(each)
 
     bins = jnp.arange(NUM_BINS)
+    # [R, W, 6, bins]
     soft = jax.nn.softmax(-(((bins - wanted["place"][..., None]) / 1.5) ** 2) / 2)
     each = -(soft * jax.nn.log_softmax(logits["place"])).sum(-1)  # [R, W, 6]
     box, own = digit_mean(each[..., :4].mean(-1)), each[..., 4:].mean()
     label, colour = entropy("label"), entropy("colour")
+    # in words: the mean of what is expected, [R, W, 6]
     guess = (jax.nn.softmax(logits["place"]) * bins).sum(-1)
     error = jnp.abs(guess - wanted["place"]) * STEP  # thousandths of the canvas
     right = lambda name: logits[name].argmax(-1) == wanted[name]  # noqa: E731

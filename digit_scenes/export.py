@@ -10,14 +10,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from digit_scenes import tokenizer
-from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, model_config
+from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, make_model_config
 from digit_scenes.setting import Setting
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import QWEN2_VL
 from ivc_jax.weights.keymap import to_hf_names
 
 
-def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any]:
+def make_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any]:
     """Return `config.json`, in the flat form that all versions of the library read."""
     vision, decoder = config.vision, config.decoder
     return {
@@ -62,7 +62,7 @@ def hf_config(config: ModelConfig, special_ids: dict[str, int]) -> dict[str, Any
     }
 
 
-def preprocessor_config(setting: Setting) -> dict[str, Any]:
+def make_preprocessor_config(setting: Setting) -> dict[str, Any]:
     """Return `preprocessor_config.json`; the canvas passes at its own size."""
     fewest, most = min(64, setting.canvas) ** 2, max(512, setting.canvas) ** 2
     return {
@@ -102,8 +102,8 @@ def write(
         log: training log to put beside the weights.
     """
     words = tokenizer.build()
-    ids = tokenizer.special_ids(words)
-    config = model_config(setting, ids, words.get_vocab_size())
+    ids = tokenizer.find_special_ids(words)
+    config = make_model_config(setting, ids, words.get_vocab_size())
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -115,8 +115,8 @@ def write(
         save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         (fresh / "model.safetensors").chmod(0o644)
         tokenizer.save(words, fresh)
-        _write(fresh / "config.json", hf_config(config, ids))
-        _write(fresh / "preprocessor_config.json", preprocessor_config(setting))
+        _write(fresh / "config.json", make_config(config, ids))
+        _write(fresh / "preprocessor_config.json", make_preprocessor_config(setting))
         stop, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
         generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
         _write(fresh / "generation_config.json", {**generation, "max_new_tokens": 16})

@@ -89,10 +89,11 @@ def _train(
 
     before = _forget(out, stage.name, begin)
     started = saved = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(1) as worker, _progress() as progress:
+    with concurrent.futures.ThreadPoolExecutor(1) as worker, _show_progress() as progress:
         bar = progress.add_task(stage.name, total=stage.steps, completed=begin)
         upcoming = worker.submit(batch, begin)
         for step in range(begin + 1, stage.steps + 1):
+            # the next batch is made while this one trains
             arrays, upcoming = upcoming.result(), worker.submit(batch, step)
             state, value, metrics = update(state, frozen, arrays)
             progress.update(bar, completed=step)
@@ -111,7 +112,7 @@ def _train(
     return state
 
 
-def _progress() -> Progress:
+def _show_progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeRemainingColumn())
 

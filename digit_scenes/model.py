@@ -21,7 +21,7 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def decoder_config(setting: Setting, vocab_size: int) -> DecoderConfig:
+def make_decoder_config(setting: Setting, vocab_size: int) -> DecoderConfig:
     """Return the sizes of the decoder for a tokenizer."""
     return DecoderConfig(
         num_layers=setting.layers,
@@ -40,12 +40,14 @@ def decoder_config(setting: Setting, vocab_size: int) -> DecoderConfig:
     )
 
 
-def model_config(setting: Setting, special_ids: dict[str, int], vocab_size: int) -> ModelConfig:
+def make_model_config(
+    setting: Setting, special_ids: dict[str, int], vocab_size: int
+) -> ModelConfig:
     """Return the sizes of the whole model for a tokenizer."""
     return ModelConfig(
         family="qwen2_vl",
         vision=setting.vision,
-        decoder=decoder_config(setting, vocab_size),
+        decoder=make_decoder_config(setting, vocab_size),
         image_token_id=special_ids["<|image_pad|>"],
         video_token_id=special_ids["<|video_pad|>"],
         vision_start_id=special_ids["<|vision_start|>"],
@@ -54,7 +56,7 @@ def model_config(setting: Setting, special_ids: dict[str, int], vocab_size: int)
 
 
 @functools.cache
-def codes(width: int) -> dict[str, np.ndarray]:
+def draw_codes(width: int) -> dict[str, np.ndarray]:
     """Return unit-length codes of width D.
 
     They are "label" [11, D], "colour" [9, D], "number" [101, D] and "axis" [2, D].
@@ -66,8 +68,9 @@ def codes(width: int) -> dict[str, np.ndarray]:
     colour = random.normal(size=(len(COLOUR_NAMES) + 1, width))
     spread = np.repeat([0.5 / 30, 0.5 / 80, 0.5 / 300], width // 6)  # radians per thousandth
     turn = random.normal(size=width // 2) * spread * 2
-    phase = np.arange(0, 1001, STEP)[:, None] * turn
+    phase = np.arange(0, 1001, STEP)[:, None] * turn  # [101, D / 2]
     number = np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
+    # turned at random, so that no axis of the code means a frequency
     number = number @ np.linalg.qr(random.normal(size=(width, width)))[0]
     axis = random.normal(size=(2, width))
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
@@ -92,7 +95,7 @@ def patchify(pixels: jax.Array, vision: VisionConfig) -> jax.Array:
     return jnp.repeat(x, vision.temporal_patch_size, axis=3).reshape(R, x.shape[1], -1)
 
 
-def patch_positions(size: int, vision: VisionConfig) -> np.ndarray:
+def list_patch_positions(size: int, vision: VisionConfig) -> np.ndarray:
     """Return (row, column) of each patch of a square picture, [P, 2], merge-block order."""
     merge = vision.spatial_merge_size
     cells = size // (vision.patch_size * merge)

@@ -20,7 +20,7 @@ def schedule(peak: float, steps: int, warmup: int = 30, decay: float = 0.25) -> 
     )
 
 
-def _dimensions(params: optax.Params) -> optax.Params:
+def _find_dimensions(params: optax.Params) -> optax.Params:
     def numbers(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [str(part.key) for part in path]
         if names[-1] != "kernel" or any(name in _ADAM_ONLY for name in names):
@@ -43,7 +43,7 @@ def build(
         muon(
             schedule(muon_rate * scale, steps, decay=decay),
             adam_learning_rate=schedule(adam_rate * scale, steps, decay=decay),
-            muon_weight_dimension_numbers=_dimensions,
+            muon_weight_dimension_numbers=_find_dimensions,
             weight_decay=0.01,
         ),
     )

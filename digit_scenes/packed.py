@@ -19,7 +19,7 @@ from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 
 
-def answer_logits(
+def compute_answer_logits(
     config: DecoderConfig,
     params: Params,
     plan: Plan,
@@ -36,7 +36,8 @@ def answer_logits(
         the picture pay to its start mark and to it in block `look_layer`; and the hidden states
         [B, Q, D] at the end of every prompt after block `compare_layer`.
     """
-    hidden = decoder.embed(params, tokens)
+    hidden = decoder.embed(params, tokens)  # [B, N, D]
+    # the picture lies between its two marks: slots 1 to picture - 2
     hidden = hidden.at[:, 1 : plan.picture - 1].set(visual)
     positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
     angles = rope.angles(config.rope, positions)
@@ -44,8 +45,9 @@ def answer_logits(
     looks = ends = None
     for layer in range(config.num_layers):
         weights = {"params": jax.tree.map(lambda p: p[layer], params["layers"])}  # noqa: B023
-        hidden, far = block.apply(weights, hidden, angles, attend)
+        hidden, far = block.apply(weights, hidden, angles, attend)  # far: [B, H, T, picture]
         if layer == look_layer:
+            # without the mark behind the picture
             looks = far[:, :, plan.look_index - plan.picture, : plan.picture - 1]
         if layer == compare_layer:
             ends = hidden[:, plan.prompt_end]
@@ -61,26 +63,34 @@ def attend_packed(
         The mixed values [B, N, H, C], and the probabilities [B, H, T, picture] with which the T
         question slots look at the picture.
     """
+    # The N x N scores of a picture and two runs of questions; what is formed:
+    #
+    #              picture   run 1     run 2
+    #   picture    causal    .         .
+    #   run 1      far       a block a question, on the diagonal
+    #   run 2      far       .         the same, padded to the longest question
     (B, _, H, C), P = queries.shape, plan.picture
     picture = attend(queries[:, :P], keys[:, :P], values[:, :P], causal=True)
-    asking = queries[:, P:] * C**-0.5
-    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])]
-    longest = max(length for _, length, _ in _runs(plan))
+    asking = queries[:, P:] * C**-0.5  # [B, T, H, C]
+    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])]  # [B, H, T, P]
+    longest = max(length for _, length, _ in _find_runs(plan))
     near = []
-    for begin, length, count in _runs(plan):
+    for begin, length, count in _find_runs(plan):
         own = np.s_[:, begin : begin + count * length]
         shape = (B, count, length, H, C)
         asked = asking[:, own[1].start - P : own[1].stop - P].reshape(shape)
         block = jnp.einsum("bnqhc,bnkhc->bhnqk", asked, keys[own].reshape(shape))
+        # -1e30 and not -inf: padded rows of other lengths share one softmax
         block = jnp.where(np.tri(length, dtype=bool), block, -1e30)
         block = jnp.pad(block, 4 * [(0, 0)] + [(0, longest - length)], constant_values=-1e30)
         near.append(block.reshape(B, H, count * length, longest))
-    scores.append(jnp.concatenate(near, axis=2))
+    scores.append(jnp.concatenate(near, axis=2))  # [B, H, T, longest]
+    # one softmax over the picture and a question's own slots
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1))
     far, near_weights = weights[..., :P], weights[..., P:]
-    mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :P])
+    mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :P])  # [B, T, H, C]
     parts, at = [], 0
-    for begin, length, count in _runs(plan):
+    for begin, length, count in _find_runs(plan):
         size = count * length
         block = near_weights[:, :, at : at + size, :length].reshape(B, H, count, length, length)
         own = values[:, begin : begin + size].reshape(B, count, length, H, C)
@@ -89,7 +99,7 @@ def attend_packed(
     return jnp.concatenate([picture, mixed + jnp.concatenate(parts, axis=1)], axis=1), far
 
 
-def _runs(plan: Plan) -> list[tuple[int, int, int]]:
+def _find_runs(plan: Plan) -> list[tuple[int, int, int]]:
     """Return (first slot, slots of a question, questions) of each run of one task."""
     runs, at = [], plan.picture
     for _, group in itertools.groupby(plan.tasks):

@@ -50,18 +50,18 @@ class Plan:
     @property
     def length(self) -> int:
         """Slots of the sequence."""
-        return self.picture + sum(map(_slots, self.tasks))
+        return self.picture + sum(map(_count_slots, self.tasks))
 
     @functools.cached_property
     def starts(self) -> tuple[int, ...]:
         """First slot of each question."""
-        sizes = map(_slots, self.tasks[:-1])
+        sizes = map(_count_slots, self.tasks[:-1])
         return tuple(itertools.accumulate(sizes, initial=self.picture))
 
     @functools.cached_property
     def segment(self) -> np.ndarray:
         """Question of each slot, [N] int32; -1 for the picture."""
-        sizes = [_slots(task) for task in self.tasks]
+        sizes = [_count_slots(task) for task in self.tasks]
         parts = np.repeat(np.arange(len(sizes)), sizes)
         return np.concatenate([np.full(self.picture, -1), parts]).astype(np.int32)
 
@@ -81,7 +81,9 @@ class Plan:
         positions[:, 1:last] = 1 + np.stack([0 * cell, cell // grid, cell % grid])
         positions[:, last] = grid + 1
         for start, task in zip(self.starts, self.tasks, strict=True):
-            positions[:, start : start + _slots(task)] = grid + 2 + np.arange(_slots(task))
+            positions[:, start : start + _count_slots(task)] = (
+                grid + 2 + np.arange(_count_slots(task))
+            )
         return positions
 
     @functools.cached_property
@@ -121,7 +123,7 @@ class Plan:
         return self.segment[self.answer_index]
 
 
-def _slots(task: str) -> int:
+def _count_slots(task: str) -> int:
     question, answer = LENGTHS[task]
     return question + 2 + answer  # <|im_end|><|im_start|> between them
 
@@ -169,13 +171,15 @@ def encode(
                 if (len(text), len(answer)) != LENGTHS[task]:
                     raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
                 begin = plan.starts[number]
-                tokens[row, begin : begin + _slots(task)] = [*text, end, start, *answer]
+                tokens[row, begin : begin + _count_slots(task)] = [*text, end, start, *answer]
                 answers[row, at : at + width] = [*answer, end]
                 for kind, boxes in enumerate((question.subject, question.other)):
                     for found in boxes:
-                        look[row, number, kind] |= covered(found, canvas, plan.grid)
+                        look[row, number, kind] |= find_covered(found, canvas, plan.grid)
                 if task == "counting":
-                    share[row, number] = sum(shares(b, canvas, plan.grid) for b in question.subject)
+                    share[row, number] = sum(
+                        measure_shares(b, canvas, plan.grid) for b in question.subject
+                    )
                 if question.other:
                     a, b = np.array(question.subject[0]), np.array(question.other[0])
                     apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * canvas)
@@ -187,23 +191,23 @@ def encode(
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def covered(box: Box, canvas: int, grid: int) -> np.ndarray:
+def find_covered(box: Box, canvas: int, grid: int) -> np.ndarray:
     """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool.
 
     `canvas` is the side of the picture in pixels, `grid` in visual tokens.
     """
     cell = canvas / grid
-    return _areas(box, canvas, grid) >= 0.4 * cell * cell
+    return _measure_areas(box, canvas, grid) >= 0.4 * cell * cell
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def shares(box: Box, canvas: int, grid: int) -> np.ndarray:
+def measure_shares(box: Box, canvas: int, grid: int) -> np.ndarray:
     """Return which part of a box lies under each visual token, [W] float32; they sum to 1."""
     x1, y1, x2, y2 = box
-    return (_areas(box, canvas, grid) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
+    return (_measure_areas(box, canvas, grid) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
 
 
-def _areas(box: Box, canvas: int, grid: int) -> np.ndarray:
+def _measure_areas(box: Box, canvas: int, grid: int) -> np.ndarray:
     """Return the area of each visual token under a box in pixels, [W]."""
     cell = canvas / grid
     edges = np.arange(grid) * cell

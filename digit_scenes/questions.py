@@ -42,7 +42,7 @@ def to_word(pixel: float, size: int) -> int:
     return int(pixel * 1000 / size / STEP + 0.5) * STEP
 
 
-def named(scene: Scene) -> list[Digit]:
+def list_unique(scene: Scene) -> list[Digit]:
     """Return the digits that share class and colour with no other digit of the scene."""
     count = Counter(digit.name for digit in scene.digits)
     return [digit for digit in scene.digits if count[digit.name] == 1]
@@ -52,9 +52,9 @@ def _choose(random: np.random.Generator, options: list) -> object:
     return options[int(random.integers(len(options)))]
 
 
-def grounding(random: np.random.Generator, scene: Scene) -> Question | None:
+def ask_grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for the box of a digit."""
-    if not (options := named(scene)):
+    if not (options := list_unique(scene)):
         return None
     digit = _choose(random, options)
     x1, y1, x2, y2 = (to_word(value, scene.size) for value in digit.box)
@@ -63,7 +63,7 @@ def grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     return Question("grounding", text, answer, box=digit.box, subject=(digit.box,))
 
 
-def reading(random: np.random.Generator, scene: Scene) -> Question | None:
+def ask_reading(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask which digit lies at a point, somewhere in the middle half of its box."""
     digit = _choose(random, list(scene.digits))
     side = digit.box[2] - digit.box[0]
@@ -73,9 +73,9 @@ def reading(random: np.random.Generator, scene: Scene) -> Question | None:
     return Question("reading", text, str(digit.label), subject=(digit.box,))
 
 
-def relations(random: np.random.Generator, scene: Scene) -> Question | None:
+def ask_relations(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask whether one digit is left of, right of, above or below another."""
-    options = named(scene)
+    options = list_unique(scene)
     if len(options) < 2:
         return None
     a, b = (options[i] for i in random.permutation(len(options))[:2])
@@ -85,18 +85,18 @@ def relations(random: np.random.Generator, scene: Scene) -> Question | None:
         return None
     want = bool(random.integers(2))
     direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
-    text = _relation(a.name, direction, b.name)
+    text = _write_relation(a.name, direction, b.name)
     answer = "Yes" if want else "No"
     return Question("relations", text, answer, subject=(a.box,), other=(b.box,))
 
 
-def _relation(first: str, direction: str, second: str) -> str:
+def _write_relation(first: str, direction: str, second: str) -> str:
     # All four directions take eight tokens, which packing relies on.
     article = "" if direction.endswith("of") else "the "
     return f"Is {article}{first} {direction} {second}?"
 
 
-def existence(
+def ask_existence(
     random: np.random.Generator, scene: Scene, want: bool | None = None, category: str = ""
 ) -> Question | None:
     """Ask whether a digit of a colour is there.
@@ -121,15 +121,15 @@ def existence(
             return None
         pair = _choose(random, options)
     boxes = tuple(d.box for d in scene.digits if (d.colour, d.label) == pair)
-    text, answer = _existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
+    text, answer = _write_existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
     return Question("existence", text, answer, category=category, subject=boxes)
 
 
-def _existence(name: str) -> str:
+def _write_existence(name: str) -> str:
     return f"Is there {'an' if name.startswith('o') else 'a'} {name}?"
 
 
-def colour(random: np.random.Generator, scene: Scene) -> Question | None:
+def ask_colour(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for the colour of the only digit of its class."""
     count = Counter(digit.label for digit in scene.digits)
     options = [digit for digit in scene.digits if count[digit.label] == 1]
@@ -140,7 +140,7 @@ def colour(random: np.random.Generator, scene: Scene) -> Question | None:
     return Question("colour", text, COLOUR_NAMES[digit.colour], subject=(digit.box,))
 
 
-def counting(random: np.random.Generator, scene: Scene) -> Question | None:
+def ask_counting(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask how many digits there are, of a colour or at all."""
     if len(scene.digits) > 9:
         return None
@@ -155,12 +155,12 @@ def counting(random: np.random.Generator, scene: Scene) -> Question | None:
 
 
 TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
-    "grounding": grounding,
-    "reading": reading,
-    "relations": relations,
-    "existence": existence,
-    "colour": colour,
-    "counting": counting,
+    "grounding": ask_grounding,
+    "reading": ask_reading,
+    "relations": ask_relations,
+    "existence": ask_existence,
+    "colour": ask_colour,
+    "counting": ask_counting,
 }
 
 
@@ -173,12 +173,12 @@ def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6)
     return None
 
 
-def corpus() -> list[str]:
+def list_texts() -> list[str]:
     """Return texts that hold every word of every question and answer."""
     names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
     texts = [f"Locate the {name}." for name in names]
-    texts += [_relation(name, way, name) for name in names for way in DIRECTIONS]
-    texts += [_existence(name) for name in names]
+    texts += [_write_relation(name, way, name) for name in names for way in DIRECTIONS]
+    texts += [_write_existence(name) for name in names]
     texts += [f"What colour is the {d}?" for d in range(10)]
     texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
     texts += [f"How many {name}?" for name in COLOUR_NAMES]

@@ -81,14 +81,15 @@ def render(
             to the canvas either; digits keep off the border all the same.
         sides: least and greatest side of a digit in pixels; a crowd's are smaller.
     """
-    canvas = _background(random, size, cues)
+    canvas = _draw_background(random, size, cues)
     digits = []
-    for x, y, side in _places(random, num_digits, size, sides):
+    for x, y, side in _choose_places(random, num_digits, size, sides):
         pick = int(random.integers(len(source.labels)))
         colour = int(random.integers(len(COLOURS)))
         ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
         ink = np.clip(ink, 0, 255).astype(np.int32)
-        weights = _enlargement(8, side)
+        weights = _make_enlargement(8, side)
+        # [side, side, 1], 256 is opaque
         alpha = (weights @ source.tiles[pick] @ weights.T).astype(np.int32)  # ink 16 is 1 << 20
         alpha = np.minimum((alpha >> 12) * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
         patch = canvas[y : y + side, x : x + side]
@@ -100,14 +101,15 @@ def render(
     return Scene(np.clip(canvas, 0, 255).astype(np.uint8), tuple(digits))
 
 
-def _background(random: np.random.Generator, size: int, cues: bool) -> np.ndarray:
+def _draw_background(random: np.random.Generator, size: int, cues: bool) -> np.ndarray:
     knots, wide, shift = _BLOTCHES, size, (0, 0)
     if not cues:
         # Cut from a larger mesh at random: fixed knots and flat borders would mark places.
         knots, wide = _BLOTCHES + 2, size * (_BLOTCHES + 2) // _BLOTCHES
         half = size // (2 * _BLOTCHES)
         shift = random.integers(half + 1, wide - size - half, 2)
-    down, right = (_enlargement(knots, wide)[start : start + size] for start in shift)
+    # [size, knots]: coarse knots become smooth blotches, whole numbers all the way
+    down, right = (_make_enlargement(knots, wide)[start : start + size] for start in shift)
     blotches = (down @ random.integers(-24, 25, (knots, knots)) @ right.T).astype(np.int32) >> 16
     noise = random.integers(-8, 9, (size, size), dtype=np.int8)
     grey = (blotches + noise + random.integers(70, 111)).astype(np.int32)
@@ -119,13 +121,13 @@ def _background(random: np.random.Generator, size: int, cues: bool) -> np.ndarra
     return canvas
 
 
-def _places(
+def _choose_places(
     random: np.random.Generator, num_digits: int, size: int, sides: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
     """Choose (x, y, side) of squares that do not touch each other or the frame."""
     low, high = FRAME + 1, size - FRAME - 1
     if num_digits >= _CROWDED * (size * sum(SIDES)) ** 2 // (SIZE * sum(sides)) ** 2:
-        return _grid_places(random, num_digits, low, high, sides)
+        return _choose_cells(random, num_digits, low, high, sides)
     places: list[tuple[int, int, int]] = []
     for _ in range(num_digits):
         for _ in range(60):
@@ -140,7 +142,7 @@ def _places(
     return places
 
 
-def _grid_places(
+def _choose_cells(
     random: np.random.Generator, num_digits: int, low: int, high: int, sides: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
     cells = (high - low) // (sum(sides) // 2 + 2)
@@ -155,8 +157,9 @@ def _grid_places(
 
 
 @functools.cache
-def _enlargement(source: int, target: int) -> np.ndarray:
+def _make_enlargement(source: int, target: int) -> np.ndarray:
     """Bilinear resize as a matrix [target, source] of whole numbers; rows sum to 256."""
+    # middle of each target cell among the sources, in 256ths
     where = np.clip((2 * np.arange(target) + 1) * source * 128 // target - 128, 0, None)
     low = np.minimum(where // 256, source - 1)
     high = np.minimum(low + 1, source - 1)

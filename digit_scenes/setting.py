@@ -20,7 +20,7 @@ class Setting:
         canvas: side of the square pictures in pixels.
         sides: least and greatest side of a digit in pixels.
         cues: pictures show where on them one is (see `scenes.render`). Without, the tower is not
-            taught where its tokens lie either: `dense.targets` counts boxes from the token.
+            taught where its tokens lie either: `dense.make_targets` counts boxes from the token.
         digits: fewest and most digits of the scenes that questions are asked about. Nine at most,
             so that every answer to a counting question is one word.
         crowd_quarters: the same for the canvases that are cut into quarters to teach the tower.

@@ -5,7 +5,7 @@ import pathlib
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from digit_scenes.questions import corpus
+from digit_scenes.questions import list_texts
 
 SPECIAL = (
     "<|endoftext|>",
@@ -44,11 +44,11 @@ def build() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(list_texts(), trainer)
     return tokenizer
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def find_special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the special tokens by name."""
     return {name: tokenizer.token_to_id(name) for name in SPECIAL}
 

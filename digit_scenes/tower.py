@@ -15,7 +15,7 @@ import numpy as np
 
 from digit_scenes import dense, optimiser
 from digit_scenes.loop import Params, Stage
-from digit_scenes.model import patch_positions, patchify
+from digit_scenes.model import list_patch_positions, patchify
 from digit_scenes.setting import Setting
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn.tower import VisionTower
@@ -42,13 +42,17 @@ def encode(
         )
         patches = patches.reshape(len(patches), -1, config.patch_values)
         size //= 2
-    positions = patch_positions(size, config)
+    positions = list_patch_positions(size, config)  # [P, 2]; a quarter counts from its own corner
     positions = jnp.broadcast_to(positions, (len(patches), *positions.shape))
     return VisionTower(config).apply({"params": vision}, patches, positions)
 
 
 def quarter(x: Any) -> Any:
     """Cut arrays over tokens [R, W, ...] into quarters of the square canvas [4R, W / 4, ...]."""
+    # tokens   0  1 | 2  3      quarters   0 1   2 3
+    #          4  5 | 6  7                 4 5   6 7
+    #          -----+-----       ->
+    #          8  9 | ...                  8 9   ...
     half = math.isqrt(x.shape[1]) // 2
     x = x.reshape(len(x), 2, half, 2, half, *x.shape[2:]).swapaxes(2, 3)
     return x.reshape(-1, half * half, *x.shape[5:])
@@ -65,7 +69,7 @@ def make_batch(
     scenes = setting.make_scenes(random, num_scenes, bounds, split)
     return {
         "pixels": np.stack([s.pixels for s in scenes]),
-        "targets": dense.targets(scenes, setting.cell, setting.cues),
+        "targets": dense.make_targets(scenes, setting.cell, setting.cues),
     }
 
 
@@ -79,7 +83,7 @@ def _loss(
     return dense.loss(dense.read(params["heads"], tokens), wanted, absolute=setting.cues)
 
 
-def stage(
+def make_stage(
     setting: Setting,
     name: str,
     quarters: bool,

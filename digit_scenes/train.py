@@ -22,14 +22,14 @@ import numpy as np
 import ivc_jax
 from digit_scenes import answering, card, export, loop, tokenizer, tower
 from digit_scenes.loop import Params
-from digit_scenes.model import model_config
+from digit_scenes.model import make_model_config
 from digit_scenes.setting import SETTINGS, SMALL, Setting
 from ivc_jax.config import ModelConfig
 from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
 
 
-def arguments() -> argparse.ArgumentParser:
+def read_arguments() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run")
@@ -82,8 +82,8 @@ def train_tower(options: argparse.Namespace, setting: Setting) -> Params:
     """Run the two stages of the tower; return {"vision", "heads"}."""
     params = tower.init_params(setting.vision, jax.random.key(options.seed))
     stages = [
-        tower.stage(setting, "tower_quarters", quarters=True, decay=0),
-        tower.stage(setting, "tower_canvas", quarters=False, scale=0.7, decay=0.4),
+        tower.make_stage(setting, "tower_quarters", quarters=True, decay=0),
+        tower.make_stage(setting, "tower_canvas", quarters=False, scale=0.7, decay=0.4),
     ]
     for stage in stages:
         params = loop.run(stage, params, options.out, log_every=10, evaluate_every=50)
@@ -103,7 +103,7 @@ def train_decoder(
     params = {**params, "vision": answering.normalise(setting.vision, params["vision"], pixels)}
     scenes = setting.make_scenes(start(options.seed), setting.scenes, setting.digits, "train")
     unseen = setting.make_scenes(start(options.seed), 96, setting.digits, "test")
-    stage = answering.frozen_stage(
+    stage = answering.make_frozen_stage(
         setting,
         "decoder",
         setting.steps_decoder,
@@ -128,7 +128,7 @@ def train_counting(options: argparse.Namespace, setting: Setting, params: Params
         ("decoder_finish", setting.steps_finish, 0.3, 0.8, 4),
     )
     for name, steps, scale, decay, seed in rounds:
-        stage = answering.frozen_stage(
+        stage = answering.make_frozen_stage(
             setting,
             name,
             steps,
@@ -162,14 +162,14 @@ def begin_from(folder: pathlib.Path, out: pathlib.Path, config: ModelConfig) -> 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
-    options = arguments().parse_args(argv)
+    options = read_arguments().parse_args(argv)
     setting = choose_setting(options)
     if options.begin_from and setting.steps_together:
         raise ValueError("--begin-from and --steps-together: a checkpoint lacks the tower's heads")
     claim(options.out, setting)
     target = options.export_to or options.out / "hf"
     words = tokenizer.build()
-    config = model_config(setting, tokenizer.special_ids(words), words.get_vocab_size())
+    config = make_model_config(setting, tokenizer.find_special_ids(words), words.get_vocab_size())
     if options.begin_from:
         params = begin_from(options.begin_from, options.out, config)
     else:
@@ -177,11 +177,11 @@ def main(argv: list[str] | None = None) -> None:
         params = train_decoder(options, setting, params, config)
     params = train_counting(options, setting, params)
     log = options.out / "training_log.jsonl"
-    export.write(setting, params, target, card=card.text(setting, config, log), log=log)
+    export.write(setting, params, target, card=card.compose(setting, config, log), log=log)
     if setting.steps_together:
-        stage = answering.joint_stage(setting, "together", setting.steps_together, words)
+        stage = answering.make_joint_stage(setting, "together", setting.steps_together, words)
         params = loop.run(stage, params, options.out, log_every=10, evaluate_every=60)
-        export.write(setting, params, target, card=card.text(setting, config, log), log=log)
+        export.write(setting, params, target, card=card.compose(setting, config, log), log=log)
 
 
 if __name__ == "__main__":

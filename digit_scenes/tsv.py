@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from digit_scenes import digits
-from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, existence
+from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, ask_existence
 from digit_scenes.scenes import Scene
 from digit_scenes.setting import SETTINGS, SMALL, Setting
 
@@ -33,7 +33,7 @@ SPLITS = {"test": ("test", 0x7E57), "calibration": ("train", 0xCA11)}
 _PER_SCENE = {"grounding": 3, "reading": 3, "relations": 3, "colour": 2, "counting": 2}
 
 
-def questions_about(random: np.random.Generator, scene: Scene, task: str) -> list[Question]:
+def draw_questions(random: np.random.Generator, scene: Scene, task: str) -> list[Question]:
     """Draw the test questions of a scene, none twice.
 
     Existence comes in pairs, one yes and one no a category, so that every category is balanced.
@@ -41,7 +41,7 @@ def questions_about(random: np.random.Generator, scene: Scene, task: str) -> lis
     drawn: list[Question] = []
     if task == "existence":
         for category in NEGATIVES:
-            pair = [existence(random, scene, want, category) for want in (True, False)]
+            pair = [ask_existence(random, scene, want, category) for want in (True, False)]
             if None not in pair:
                 drawn += pair
         return drawn
@@ -82,18 +82,20 @@ def write(
         # A generator a scene: more scenes leave the first ones as they are.
         random = np.random.default_rng((first, seed, number))
         scene = setting.render(random, source, 3 + number % 7)
-        picture = _png(scene)
+        picture = _encode_png(scene)
         for task in TASKS:
             carrier = None
-            for question in questions_about(random, scene, task):
+            for question in draw_questions(random, scene, task):
                 index = len(rows[task])
-                row = _row(index, picture if carrier is None else str(carrier), question, scene)
+                row = _make_row(
+                    index, picture if carrier is None else str(carrier), question, scene
+                )
                 rows[task].append(row | {"split": f"{split}-{seed}"})
                 carrier = index if carrier is None else carrier
     return [_save(folder / f"DigitScenes_{task}.tsv", task, rows[task]) for task in TASKS]
 
 
-def _row(index: int, image: str, question: Question, scene: Scene) -> dict:
+def _make_row(index: int, image: str, question: Question, scene: Scene) -> dict:
     answer = question.answer
     if question.box is not None:
         answer = " ".join(map(str, question.box))
@@ -108,7 +110,7 @@ def _row(index: int, image: str, question: Question, scene: Scene) -> dict:
     }
 
 
-def _png(scene: Scene) -> str:
+def _encode_png(scene: Scene) -> str:
     buffer = io.BytesIO()
     Image.fromarray(scene.pixels).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from digit_scenes import digits, tsv
-from digit_scenes.packing import covered
+from digit_scenes.packing import find_covered
 from digit_scenes.setting import SMALL
 from ivc_jax import ivc
 
@@ -39,7 +39,7 @@ def measure() -> dict[str, dict[str, float]]:
         for number in range(_SCENES):
             random = np.random.default_rng((first, seed, number))
             scene = SMALL.render(random, source, 3 + number % 7)
-            boxes = [covered(digit.box, SMALL.canvas, SMALL.grid) for digit in scene.digits]
+            boxes = [find_covered(digit.box, SMALL.canvas, SMALL.grid) for digit in scene.digits]
             taken += np.any(boxes, axis=0)
     taken /= len(_SEEDS) * _SCENES
     cells = np.indices((1, SMALL.grid, SMALL.grid)).reshape(3, -1) + _START

@@ -123,7 +123,7 @@ def _subject(arguments: Arguments) -> tuple[Any, str]:
 
     draw = np.random.default_rng(_SCENE_SEED)
     scene = scenes.render(draw, digits.load("test"), _SCENE_DIGITS)
-    question = arguments.run.prompt or f"Locate the {questions.named(scene)[0].name}."
+    question = arguments.run.prompt or f"Locate the {questions.list_unique(scene)[0].name}."
     return Image.fromarray(scene.pixels), question
 
 

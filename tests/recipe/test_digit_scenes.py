@@ -15,7 +15,7 @@ from PIL import Image
 
 from digit_scenes import answering, dense, digits, model, packing, questions, scenes, tower, tsv
 from digit_scenes import tokenizer as words
-from digit_scenes.packed import answer_logits
+from digit_scenes.packed import compute_answer_logits
 from digit_scenes.setting import SMALL
 from ivc_jax.config import DecoderConfig, RopeConfig
 from ivc_jax.nn import decoder, rope
@@ -128,9 +128,9 @@ def test_ambiguous_digits_are_never_named():
     scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (*twin, lone))
     random = np.random.default_rng(0)
     for _ in range(20):
-        assert questions.grounding(random, scene).text == "Locate the orange 3."
-        assert questions.colour(random, scene).text == "What colour is the 3?"
-        assert questions.relations(random, scene) is None
+        assert questions.ask_grounding(random, scene).text == "Locate the orange 3."
+        assert questions.ask_colour(random, scene).text == "What colour is the 3?"
+        assert questions.ask_relations(random, scene) is None
 
 
 def test_every_word_is_one_token_and_lengths_hold(tokenizer, drawn):
@@ -151,14 +151,14 @@ def test_every_word_is_one_token_and_lengths_hold(tokenizer, drawn):
 def test_dense_targets_name_the_digit_under_a_token():
     digit = scenes.Digit(4, 2, (32, 48, 64, 80))  # tokens are 16 pixels: columns 2, 3, rows 3, 4
     scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (digit,))
-    wanted = dense.targets([scene], cell=16)
+    wanted = dense.make_targets([scene], cell=16)
     label = wanted["label"].reshape(12, 12)
     assert (label[3:5, 2:4] == 4).all()
     assert (label != 10).sum() == 4
     assert wanted["colour"].reshape(12, 12)[3, 2] == 2
     place = wanted["place"].reshape(12, 12, 6)[3, 2] * model.STEP / 1000 * 192
     np.testing.assert_allclose(place, [32, 48, 64, 80, 40, 56], rtol=1e-6)
-    assert packing.covered(digit.box, 192, 12).reshape(12, 12).sum() == 4
+    assert packing.find_covered(digit.box, 192, 12).reshape(12, 12).sum() == 4
 
 
 def test_quarters_keep_tokens_together():
@@ -187,13 +187,13 @@ def test_packed_questions_equal_single_ones(tokenizer, drawn):
     scene = next(s for s in drawn if len(s.digits) == 9)
     layout = packing.Plan(("grounding", "existence", "reading", "grounding", "counting"), grid=12)
     batch = answering.pack(np.random.default_rng(2), tokenizer, layout, [scene])
-    bundled = model.model_config(SMALL, words.special_ids(tokenizer), config.vocab_size)
+    bundled = model.make_model_config(SMALL, words.find_special_ids(tokenizer), config.vocab_size)
     small = dataclasses.replace(bundled.vision, depth=1, embed_dim=8, num_heads=1, mlp_dim=8)
     sizes = dataclasses.replace(bundled, decoder=config, vision=small)
     params = jax.jit(lambda key: decoder.init_params(sizes, key)["decoder"])(jax.random.key(0))
     visual = jax.random.normal(jax.random.key(1), (1, 144, 24))
     packed, *_ = jax.jit(
-        lambda p: answer_logits(
+        lambda p: compute_answer_logits(
             config, p, layout, batch["tokens"], visual, look_layer=2, compare_layer=2
         )
     )(params)
@@ -270,7 +270,7 @@ def test_calibration_scenes_are_others(tmp_path):
 
 
 def test_shares_of_a_digit_add_up():
-    share = packing.shares((17, 30, 51, 64), 192, 12)
+    share = packing.measure_shares((17, 30, 51, 64), 192, 12)
     assert share.dtype == np.float32
     np.testing.assert_allclose(share.sum(), 1, rtol=1e-6)
     grid = share.reshape(12, 12)  # cells of 16 pixels

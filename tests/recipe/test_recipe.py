@@ -22,7 +22,7 @@ from digit_scenes import (
     train,
 )
 from digit_scenes import tokenizer as words
-from digit_scenes.model import STEP, model_config
+from digit_scenes.model import STEP, make_model_config
 from digit_scenes.scenes import FRAME, Digit, Scene
 from digit_scenes.setting import LARGE, SETTINGS, SMALL, SMALL_BLIND, Setting
 from ivc_jax import families
@@ -38,8 +38,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def configs(tokenizer):
-    ids, size = words.special_ids(tokenizer), tokenizer.get_vocab_size()
-    return {name: model_config(setting, ids, size) for name, setting in SETTINGS.items()}
+    ids, size = words.find_special_ids(tokenizer), tokenizer.get_vocab_size()
+    return {name: make_model_config(setting, ids, size) for name, setting in SETTINGS.items()}
 
 
 def shapes(tree):
@@ -64,7 +64,7 @@ def test_small_is_the_bundled_model(configs, tmp_path):
     with safe_open(CHECKPOINT / "model.safetensors", "numpy") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert wanted == stored
-    assert card.num_parameters(config) == sum(map(math.prod, stored.values()))
+    assert card.count_parameters(config) == sum(map(math.prod, stored.values()))
     with pytest.raises(ValueError, match="other sizes than the setting"):
         train.begin_from(CHECKPOINT, tmp_path, configs["large"])
 
@@ -126,11 +126,11 @@ def test_large_grid_packs(tokenizer):
 def test_shares_sum_to_one_and_cover_the_box(setting):
     size = setting.canvas, setting.grid
     for box in ((16, 32, 64, 48), (21, 5, 53, 37), (140, 141, 181, 182)):
-        share = packing.shares(box, *size)
+        share = packing.measure_shares(box, *size)
         assert share.shape == (setting.grid**2,)
         np.testing.assert_allclose(share.sum(), 1, rtol=1e-6)
-        assert set(packing.covered(box, *size).nonzero()[0]) <= set(share.nonzero()[0])
-    aligned = packing.covered((16, 32, 64, 48), *size).nonzero()[0]
+        assert set(packing.find_covered(box, *size).nonzero()[0]) <= set(share.nonzero()[0])
+    aligned = packing.find_covered((16, 32, 64, 48), *size).nonzero()[0]
     assert aligned.tolist() == [2 * setting.grid + column for column in (1, 2, 3)]
 
 
@@ -150,11 +150,11 @@ def large_stages(tokenizer, tmp_path_factory):
         answering.Cache(setting, {}, drawn[:1], path)
     counting = {"questions": answering.COUNTING_QUESTIONS, "count_weight": 1.0}
     stages = [
-        tower.stage(setting, "tower_quarters", quarters=True),
-        tower.stage(setting, "tower_canvas", quarters=False),
-        answering.frozen_stage(setting, "decoder", 9, tokenizer, cache, cache),
-        answering.frozen_stage(setting, "counting", 9, tokenizer, cache, cache, **counting),
-        answering.joint_stage(setting, "together", 9, tokenizer),
+        tower.make_stage(setting, "tower_quarters", quarters=True),
+        tower.make_stage(setting, "tower_canvas", quarters=False),
+        answering.make_frozen_stage(setting, "decoder", 9, tokenizer, cache, cache),
+        answering.make_frozen_stage(setting, "counting", 9, tokenizer, cache, cache, **counting),
+        answering.make_joint_stage(setting, "together", 9, tokenizer),
     ]
     yield {stage.name: stage for stage in stages}
     patch.undo()
@@ -182,18 +182,18 @@ def test_losses_of_the_large_setting_are_numbers(name, large_stages, large_param
 
 
 def test_exported_sizes_are_read_back(configs, tokenizer):
-    ids = words.special_ids(tokenizer)
+    ids = words.find_special_ids(tokenizer)
     for name, setting in SETTINGS.items():
-        written = export.hf_config(configs[name], ids)
+        written = export.make_config(configs[name], ids)
         assert families.parse_config(written) == configs[name]
-        images = export.preprocessor_config(setting)
+        images = export.make_preprocessor_config(setting)
         assert images["min_pixels"] <= setting.canvas**2 <= images["max_pixels"]
         assert setting.canvas % (images["patch_size"] * images["merge_size"]) == 0
-    assert 4 * card.num_parameters(configs["large"]) < 120e6  # bytes of float32
+    assert 4 * card.count_parameters(configs["large"]) < 120e6  # bytes of float32
 
 
 def test_card_states_the_setting(configs, tmp_path):
-    text = {n: card.text(s, configs[n], tmp_path / "none") for n, s in SETTINGS.items()}
+    text = {n: card.compose(s, configs[n], tmp_path / "none") for n, s in SETTINGS.items()}
     flat = {name: " ".join(part.split()) for name, part in text.items()}
     assert (
         "decoder of 12 blocks of width 384 (6 heads of 64, M-RoPE sections 8/12/12"
@@ -226,7 +226,7 @@ def test_blind_tower_is_asked_for_places_as_seen_from_the_token():
     moved = tuple(value + shift for value, shift in zip(box, 2 * (16, 32), strict=True))
     empty = np.zeros((192, 192, 3), np.uint8)
     both = [Scene(empty, (Digit(4, 2, place),)) for place in (box, moved)]
-    relative = dense.targets(both, SMALL.cell, absolute=False)
+    relative = dense.make_targets(both, SMALL.cell, absolute=False)
     before, after = relative["place"].reshape(2, 12, 12, 6)
     digit = relative["digit"].reshape(2, 12, 12)
     np.testing.assert_array_equal(digit[0, :-2, :-1], digit[1, 2:, 1:])
@@ -266,7 +266,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 
 
 def test_flags_change_the_setting_and_a_run_keeps_its_own(tmp_path):
-    parse = train.arguments().parse_args
+    parse = train.read_arguments().parse_args
     assert train.choose_setting(parse(["--out", "x"])) == SMALL
     flags = ["--out", "x", "--size", "large", "--rows", "3", "--steps-together", "0"]
     assert train.choose_setting(parse(flags)) == dataclasses.replace(LARGE, rows=3)
