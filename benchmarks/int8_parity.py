@@ -50,21 +50,21 @@ def compare(path: Path, questions: int, size: int, specs: list[str]) -> dict[str
         digit_scenes.tsv.write(folder, _SCENES)
         for task in tasks.find(tasks.BUNDLED):
             found: dict[str, list[dict[str, Any]]] = {spec: [] for spec in methods}
-            for part, inputs in _batches(task, Path(folder), questions, size, processor):
+            for part, inputs in _make_batches(task, Path(folder), questions, size, processor):
                 # Both models have the same tower.
                 inputs = ivc_jax.encode(models["float32"], inputs)
                 for spec, method in methods.items():
                     both = [_answer(model, processor, inputs, method, task, part)
                             for model in models.values()]  # fmt: skip
-                    found[spec] += [_pair(*pair) for pair in zip(*both, strict=True)]
-            rows += [{"task": task.name, "method": s, **_joined(f)} for s, f in found.items()]
+                    found[spec] += [_compare_pair(*pair) for pair in zip(*both, strict=True)]
+            rows += [{"task": task.name, "method": s, **_join(f)} for s, f in found.items()]
             print(rows[-len(found) :], flush=True)
-    sizes = {name: _bytes(model.params) for name, model in models.items()}
-    joined = {spec: _averaged([r for r in rows if r["method"] == spec]) for spec in specs}
+    sizes = {name: _count_leaf_bytes(model.params) for name, model in models.items()}
+    joined = {spec: _average([r for r in rows if r["method"] == spec]) for spec in specs}
     return {"parameter_bytes": sizes, "all_tasks": joined, "rows": rows}
 
 
-def _batches(
+def _make_batches(
     task: tasks.Task, folder: Path, questions: int, size: int, processor: Any
 ) -> Iterator[tuple[list[Row], Inputs]]:
     file = TsvFile(folder / task.file_name, task.scoring.columns)
@@ -93,7 +93,7 @@ def _answer(
     ]
 
 
-def _pair(plain: tuple, quantized: tuple) -> dict[str, Any]:
+def _compare_pair(plain: tuple, quantized: tuple) -> dict[str, Any]:
     """Compare one question's answers."""
     difference = np.abs(plain[0] - quantized[0])
     return {
@@ -106,11 +106,11 @@ def _pair(plain: tuple, quantized: tuple) -> dict[str, Any]:
     }
 
 
-def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"questions": len(found), **_averaged(found)}
+def _join(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"questions": len(found), **_average(found)}
 
 
-def _averaged(found: list[dict[str, Any]]) -> dict[str, float]:
+def _average(found: list[dict[str, Any]]) -> dict[str, float]:
     """Average every number, but for the largest difference of all."""
     names = [name for name in found[0] if isinstance(found[0][name], float)]
     means = {name: round(statistics.fmean(row[name] for row in found), 5) for name in names}
@@ -120,10 +120,13 @@ def _averaged(found: list[dict[str, Any]]) -> dict[str, float]:
 def count_bytes(preset: str) -> dict[str, int]:
     """Count the parameters' bytes of a published model in bfloat16 and with int8 weights."""
     plain = abstract_params(parse_config(list_sizes()[preset]), DTYPES["bfloat16"])
-    return {"bfloat16": _bytes(plain), "int8": _bytes(quantize.abstract(plain))}
+    return {
+        "bfloat16": _count_leaf_bytes(plain),
+        "int8": _count_leaf_bytes(quantize.abstract(plain)),
+    }
 
 
-def _bytes(params: Any) -> int:
+def _count_leaf_bytes(params: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 

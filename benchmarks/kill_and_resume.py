@@ -44,7 +44,7 @@ def start(out: pathlib.Path, limit: int, process: int | None, port: int) -> subp
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -53,7 +53,7 @@ def free_port() -> int:
 
 def start_pair(out: pathlib.Path, limit: int) -> list[subprocess.Popen]:
     """Start both processes of a run."""
-    port = free_port()
+    port = find_free_port()
     return [start(out, limit, process, port) for process in (0, 1)]
 
 
@@ -100,14 +100,14 @@ def count_lines(out: pathlib.Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in out.glob("records/*.jsonl"))
 
 
-def keyed(out: pathlib.Path) -> tuple[dict[tuple, Record], int]:
+def read_keyed(out: pathlib.Path) -> tuple[dict[tuple, Record], int]:
     """Return the records by key, and how many there are more than keys."""
     records = read_all(out)
     found = {(r.task, r.example_id, r.method): r for r in records}
     return found, len(records) - len(found)
 
 
-def differences(first: dict[tuple, Record], second: dict[tuple, Record]) -> dict[str, int]:
+def count_differences(first: dict[tuple, Record], second: dict[tuple, Record]) -> dict[str, int]:
     """Count missing records and those that differ in each compared field."""
     both = first.keys() & second.keys()
     result = {
@@ -149,9 +149,9 @@ def main() -> None:
             kills.append(kill_one(pair, killed, draw, more))
             print(kills[-1], flush=True)
         assert [p.wait() for p in start_pair(killed, arguments.limit)] == [0, 0]
-        alone, doubled_one = keyed(one)
-        pair_records, doubled_two = keyed(two)
-        after_kills, doubled_killed = keyed(killed)
+        alone, doubled_one = read_keyed(one)
+        pair_records, doubled_two = read_keyed(two)
+        after_kills, doubled_killed = read_keyed(killed)
         write_report(
             target, "kill_and_resume",
             records=len(alone),
@@ -161,8 +161,8 @@ def main() -> None:
             seconds_one_process=round(seconds_one, 1),
             seconds_two_processes=round(seconds_two, 1),
             doubled={"one": doubled_one, "two": doubled_two, "killed": doubled_killed},
-            two_against_one=differences(alone, pair_records),
-            killed_against_two=differences(pair_records, after_kills),
+            two_against_one=count_differences(alone, pair_records),
+            killed_against_two=count_differences(pair_records, after_kills),
             kills=kills,
         )  # fmt: skip
 

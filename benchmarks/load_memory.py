@@ -107,7 +107,7 @@ def load_and_measure(folder: Path) -> dict[str, Any]:
     }
 
 
-def _in_process(arguments: list[str]) -> str:
+def _run_in_process(arguments: list[str]) -> str:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
@@ -119,7 +119,7 @@ def _in_process(arguments: list[str]) -> str:
 
 
 def _measure(form: str, folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    row = json.loads(_in_process([str(Path(__file__).resolve()), "--measure", str(folder)]))
+    row = json.loads(_run_in_process([str(Path(__file__).resolve()), "--measure", str(folder)]))
     bound = sizes["model_bytes"] + sizes["largest_tensor_bytes"] + SLACK
     row = {"form": form, **sizes, **row, "bound_bytes": bound}
     row["within_bound"] = row["anonymous_peak_bytes"] <= bound
@@ -138,7 +138,7 @@ def run(scratch: Path | None, out: Path) -> bool:
         source.mkdir()
         sizes = write_checkpoint(source)
         rows = [_measure("safetensors", source, sizes)]
-        _in_process(["-m", "checkpoints_convert", str(source), str(target)])
+        _run_in_process(["-m", "checkpoints_convert", str(source), str(target)])
         rows.append(_measure("orbax", target, sizes))
     commit = ["git", "rev-parse", "HEAD"]
     report = {

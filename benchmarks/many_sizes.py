@@ -59,7 +59,7 @@ def write_images(path: pathlib.Path, images: int, sizes: int) -> None:
             file.write(f"{number}\t{cell}\tWhat colour is the 7?\tred\n")
 
 
-def resident() -> float:
+def read_resident() -> float:
     """Return the resident memory of this process in megabytes."""
     fields = pathlib.Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * resource.getpagesize() / 1e6
@@ -76,7 +76,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look until told to stop."""
         while not self.stop.wait(0.5):
-            self.seen.append(resident())
+            self.seen.append(read_resident())
 
     def quarters(self) -> list[float]:
         """Return the largest value of each quarter of the time."""

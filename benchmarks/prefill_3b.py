@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from shapes import ROOT, make_batch, random_params, write_report
+from shapes import ROOT, draw_params, make_batch, write_report
 
 import ivc_jax
 from ivc_jax.families import list_sizes, parse_config
@@ -28,7 +28,7 @@ METHODS = ("dense", "ivc:keep_ratio=0.5")
 def measure(rows: int, columns: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     """Prefill with each method in turn; return seconds, bytes and the process's peak memory."""
     config = parse_config(list_sizes()["qwen2.5-vl-3b"])
-    model = ivc_jax.Model(config, random_params(config))
+    model = ivc_jax.Model(config, draw_params(config))
     buckets = Buckets(text=(40,), visual=(rows * columns,))
     inputs = collate(make_batch(config, rows, columns), config, buckets)
     found: dict[str, dict[str, Any]] = {spec: {"seconds": []} for spec in specs}

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from shapes import ROOT, make_batch, random_params, write_report
+from shapes import ROOT, draw_params, make_batch, write_report
 
 import ivc_jax
 from ivc_jax.config import ModelConfig
@@ -66,7 +66,7 @@ class _Selections(Walk):
         return sequence
 
 
-def selection(config: ModelConfig, method: Method) -> Callable[..., Any]:
+def make_selection(config: ModelConfig, method: Method) -> Callable[..., Any]:
     """Return a compiled function of parameters, inputs and random vectors that only selects."""
 
     def run(params: dict, inputs: Inputs, drawn: dict[str, jax.Array]) -> Any:
@@ -135,7 +135,7 @@ def draw(config: ModelConfig, inputs: Inputs) -> dict[str, jax.Array]:
     }
 
 
-def seconds(function: Callable[[], Any]) -> float:
+def measure_seconds(function: Callable[[], Any]) -> float:
     """Time one call."""
     start = time.perf_counter()
     jax.block_until_ready(function())
@@ -145,7 +145,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def measure(tokens: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     """Time dense prefills and selections in turn; medians after one warm-up each."""
     config = parse_config(list_sizes()["qwen2-vl-2b"])
-    model = ivc_jax.Model(config, random_params(config))
+    model = ivc_jax.Model(config, draw_params(config))
     buckets = Buckets(text=(40,), visual=(tokens,))
     inputs = collate(make_batch(config, 32, tokens // 32), config, buckets)
     inputs = jax.device_put(inputs)
@@ -158,12 +158,12 @@ def measure(tokens: int, repeats: int, specs: list[str]) -> dict[str, Any]:
     runs = {"dense": prefill}
     for spec in specs:
         method = ivc_jax.methods.parse(spec).resolve(config)
-        compiled = selection(config, method)
+        compiled = make_selection(config, method)
         runs[spec] = lambda compiled=compiled: compiled(model.params, inputs, drawn)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            taken = seconds(run)
+            taken = measure_seconds(run)
             print(f"{name}: {taken:.3f} s{'' if repeat else ' (compiles)'}", flush=True)
             if repeat:
                 times[name].append(round(taken, 4))

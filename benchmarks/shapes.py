@@ -18,7 +18,7 @@ from ivc_jax.nn.decoder import init_params
 ROOT = Path(__file__).parent.parent
 
 
-def random_params(config: ModelConfig) -> dict[str, Any]:
+def draw_params(config: ModelConfig) -> dict[str, Any]:
     """Draw every parameter on its own, so that no second copy of the model is ever held."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves, structure = jax.tree.flatten(shapes)
