@@ -1,5 +1,6 @@
 """The findings page is what its records say, and the README repeats its verdicts."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -7,11 +8,12 @@ import pathlib
 import pytest
 
 from experiments import findings
+from ivc_jax.studies.table import Cell
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SURE = {"difference": -0.2, "difference_low": -0.3, "difference_high": -0.1, "p_holm": 0.0004}
-OPEN = {"difference": 0.1, "difference_low": -0.1, "difference_high": 0.3, "p_holm": 0.2}
-GAIN = {"difference": 0.1, "difference_low": 0.05, "difference_high": 0.2, "p_holm": 0.04}
+SURE = Cell(0.6, 0.5, 0.7, -0.2, -0.3, -0.1, p=0.0001, p_holm=0.0004)
+OPEN = Cell(0.9, 0.8, 1.0, 0.1, -0.1, 0.3, p=0.1, p_holm=0.2)
+GAIN = Cell(0.9, 0.8, 1.0, 0.1, 0.05, 0.2, p=0.01, p_holm=0.04)
 
 
 def test_the_page_is_what_its_records_say():
@@ -31,13 +33,13 @@ def test_the_readme_repeats_the_verdicts():
 def test_differences_are_bold_where_they_stand_after_adjusting():
     assert findings.change(SURE) == "**-20.0** [-30.0, -10.0], p < 0.001"
     assert findings.change(OPEN) == "+10.0 [-10.0, +30.0], p = 0.200"
-    assert findings.change({**OPEN, "p_holm": math.nan}) == "+10.0 [-10.0, +30.0]"
+    assert findings.change(dataclasses.replace(OPEN, p_holm=math.nan)) == "+10.0 [-10.0, +30.0]"
     assert findings.tally([SURE, OPEN, GAIN, GAIN]) == {"worse": 1, "better": 2, "unclear": 1}
 
 
 def test_retention_turns_the_difference_of_dense_around():
-    full = {"score": 0.8, "difference": 0.04, "difference_low": -0.02, "difference_high": 0.1}
-    kept = findings.retention({"score": 0.76}, full)
+    full = Cell(0.8, 0.7, 0.9, 0.04, -0.02, 0.1, p=0.5)
+    kept = findings.retention(dataclasses.replace(full, score=0.76), full)
     assert kept == pytest.approx((95, 87.5, 102.5))
 
 

@@ -63,6 +63,12 @@ class Row:
     cells: dict[str, Cell]
 
 
+def read_row(content: Mapping[str, Any]) -> Row:
+    """Read a row back from `dataclasses.asdict`."""
+    cells = {group: Cell(**cell) for group, cell in content["cells"].items()}
+    return Row(**{**content, "cells": cells})
+
+
 def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
     """Make the rows of a study from records without failed ones.
 
