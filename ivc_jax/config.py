@@ -18,7 +18,12 @@ class ConfigError(ValueError):
 class RopeConfig:
     """Rotary embedding of one head.
 
-    `sections` counts the planes that turn with (time, height, width); None is 1-D rotary.
+    `sections` counts the planes that turn with (time, height, width), one section behind the other
+    or, `interleaved`, in turns as long as height and width have any left:
+
+        sections (4, 2, 2)     t t t t h h w w        interleaved   t h w t h w t t
+
+    Without sections rotary is 1-D, and all tokens are numbered on one line, visual ones too.
     `frequency_mask`, one bool per plane, stops the planes marked False (an ablation: their
     wavelength becomes infinite).
     """
@@ -27,6 +32,7 @@ class RopeConfig:
     theta: float
     sections: tuple[int, int, int] | None = None
     frequency_mask: tuple[bool, ...] | None = None
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         planes = self.head_dim // 2
@@ -51,10 +57,19 @@ class RopeConfig:
         return turns if self.frequency_mask is None else np.where(self.frequency_mask, turns, 0.0)
 
     @property
+    def line(self) -> bool:
+        """Whether all tokens are numbered on one line."""
+        return self.sections is None
+
+    @property
     def axis_of_plane(self) -> np.ndarray:
         """The position axis that turns each plane, int32 [F]: 0 time, 1 height, 2 width."""
         sections = self.sections or (self.head_dim // 2, 0, 0)
-        return np.repeat(np.arange(3, dtype=np.int32), sections)
+        if not self.interleaved:
+            return np.repeat(np.arange(3, dtype=np.int32), sections)
+        plane = np.arange(self.head_dim // 2)
+        axis = plane % 3
+        return np.where(plane // 3 < np.array(sections)[axis], axis, 0).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +78,9 @@ class VisionConfig:
 
     Attributes:
         norm: "layernorm" or "rmsnorm".
+        norm_eps: what norms add to the variance.
+        patch_bias: the patch embedding has a bias.
+        rotary: queries and keys are turned by the place of their patch.
         gated_mlp: feed-forward parts are down(activation(gate(x)) * up(x)).
         window_size: side of an attention window in pixels; None is attention over the whole image.
         full_attention_blocks: blocks that attend over the whole image all the same.
@@ -82,6 +100,9 @@ class VisionConfig:
     in_channels: int = 3
     activation: str = "quick_gelu"
     norm: str = "layernorm"
+    norm_eps: float = 1e-6
+    patch_bias: bool = False
+    rotary: bool = True
     gated_mlp: bool = False
     rope_theta: float = 10000.0
     window_size: int | None = None

@@ -90,8 +90,8 @@ def find_footprint(
         patch_positions=np.broadcast_to(patch_positions, (rows, *patch_positions.shape)),
         source=(frames * cells + places).ravel().astype(np.int32),
         grid=tokens,
-        positions=_number_tokens(tokens, _time_step(config, seconds)),
-        span=max(height, width),
+        positions=_number_tokens(tokens, config, seconds),
+        span=len(tokens) if config.decoder.rope.line else max(height, width),
     )
 
 
@@ -113,21 +113,20 @@ def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndar
     return places.ravel(), across * down * side**2
 
 
-def _time_step(config: ModelConfig, seconds: float | None) -> float:
-    """Return the time positions from one slice to the next: 1, or what absolute time says."""
+def _number_tokens(grid: np.ndarray, config: ModelConfig, seconds: float | None) -> np.ndarray:
+    """Number the tokens of cells [v, 3] from 0: position ids [v, 3] int32.
+
+    On a line they follow each other. Otherwise they have the numbers of their cells; with absolute
+    time frame 3 at 4 positions a second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down.
+    """
+    if config.decoder.rope.line:
+        return np.tile(np.arange(len(grid), dtype=np.int32)[:, None], 3)
     rate = config.vision.tokens_per_second
     if seconds is None or rate is None:
-        return 1.0
-    return float(np.float32(rate) * np.float32(min(seconds, _FAR)))
-
-
-def _number_tokens(grid: np.ndarray, step: float) -> np.ndarray:
-    """Number tokens by their cells [v, 3], slices `step` apart in time: [v, 3] int32.
-
-    Frame 3 at 4 positions a second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down.
-    """
+        return grid
+    # float32 products, as the reference implementation forms them
+    step = np.float32(rate) * np.float32(min(seconds, _FAR))
+    time = grid[:, 0].astype(np.float32) * step  # [v]
     positions = grid.copy()
-    # A float32 product, as the reference implementation forms it.
-    time = grid[:, 0].astype(np.float32) * np.float32(step)
     positions[:, 0] = time.clip(max=_FAR)  # what is cut off exceeds every model
     return positions

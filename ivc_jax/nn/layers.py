@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 # LayerNorm variance is taken from the centred values: the fast E[x²]-E[x]² form loses digits.
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-
-NORMS = {"layernorm": LayerNorm, "rmsnorm": partial(nn.RMSNorm, epsilon=1e-6)}
+NORMS = {"layernorm": partial(nn.LayerNorm, use_fast_variance=False), "rmsnorm": nn.RMSNorm}
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
-from ivc_jax.nn.vision import PatchMerger, VisionBlock, Windows, find_windows
+from ivc_jax.nn.vision import PatchMerger, VisionBlock, Windows, attend_rows, find_windows
 from ivc_jax.types import typed
 
 
@@ -80,14 +80,17 @@ class VisionTower(nn.Module):
             meaningless; and what was tapped.
         """
         config = self.config
-        x = nn.Dense(config.embed_dim, use_bias=False, name="patch_embed")(patches)
+        embed = nn.Dense(config.embed_dim, use_bias=config.patch_bias, name="patch_embed")
+        x = embed(patches)  # [R, P, D]
         angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)
+        if not config.rotary:
+            angles = jnp.zeros_like(angles)
         block, merger = VisionBlock(config, parent=None), PatchMerger(config, parent=None)
         shape = (1, config.row_unit, config.embed_dim)
         layers = self.param("blocks", partial(_init_blocks, block, config, shape))
         last = self.param("merger", lambda key: merger.init(key, jnp.zeros(shape))["params"])
         merge = partial(merger.apply, {"params": last})
-        valid = patch_positions[..., 0] >= 0
+        valid = patch_positions[..., 0] >= 0  # [R, P]
         windowed = config.window_size is not None
         loop = _Loop(
             block=block,
@@ -107,10 +110,10 @@ def _init_blocks(
     block: VisionBlock, config: VisionConfig, shape: tuple[int, ...], key: jax.Array
 ) -> dict[str, Any]:
     angles = jnp.zeros((*shape[:2], config.head_dim // 2))
-    lengths = jnp.ones(1, jnp.int32)
+    attend = partial(attend_rows, lengths=jnp.ones(1, jnp.int32))
 
     def init(block_key: jax.Array) -> dict[str, Any]:
-        return block.init(block_key, jnp.zeros(shape), angles, lengths)["params"]
+        return block.init(block_key, jnp.zeros(shape), angles, attend)["params"]
 
     return jax.vmap(init)(jax.random.split(key, config.depth))
 
@@ -142,9 +145,8 @@ class _Loop:
             index, full = index_and_full
             # One loop for both kinds of blocks: the choice is data.
             full = full if self.full else None
-            x = self.block.apply(
-                self.params(index), x, self.angles, self.lengths, self.windows, full
-            )
+            see = {"lengths": self.lengths, "windows": self.windows, "full": full}
+            x = self.block.apply(self.params(index), x, self.angles, partial(attend_rows, **see))
             outputs = {kind: self.merge(x) if kind else x for kind in set(merged)}
             return (x, [t + outputs[kind] for t, kind in zip(totals, merged, strict=True)]), None
 

@@ -1,17 +1,20 @@
-"""Parts of the vision tower of Qwen2-VL and Qwen2.5-VL, over padded patch rows.
+"""Parts of a vision tower over padded patch rows, after Qwen2-VL's and Qwen2.5-VL's.
 
 One row holds the patches of one image (or of one temporal slice of a video); rows never see each
-other. In Qwen2-VL attention is full inside a row, and rows are padded on the right:
+other. Without windows attention is full inside a row, and rows are padded on the right:
 
     patch_positions[row]   (0,0) (0,1) (1,0) (1,1) (0,2) ... (-1,-1) (-1,-1)
                            `---- one merged token ---'       `-- padding --'
 
-In Qwen2.5-VL most blocks attend within square windows of the image only. Its rows come in window
-order, every window padded to its full size, so that a reshape cuts a row into windows:
+With windows most blocks attend within squares of the image only. Rows then come in window order,
+every window padded to its full size, so that a reshape cuts a row into windows:
 
     row        a a a a b b - -   c c - - - - - -   - - - - - - - -
                `-- window 0 -'   `-- window 1 -'   `- padding -'       lengths 6 2 0
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import flax.struct
@@ -34,6 +37,11 @@ class Windows:
     order: jax.Array  # [R, P] int32, slots of a row, those of real patches first
 
 
+# What happens between projection and output: attention within what a patch may see. From rotated
+# queries and keys and from values [R, P, H, C] it makes the mixed values [R, P, H, C].
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
 class VisionAttention(nn.Module):
     """Multi-head attention inside a patch row, with 2-D rotary positions."""
 
@@ -53,41 +61,45 @@ class VisionAttention(nn.Module):
             # A device holds columns that are no whole heads. Its share of whole heads of the
             # kernel is far smaller than that of what the kernel makes of the patches.
             params = self.get_variable("params", "qkv")
-            kernel = constrain(params["kernel"].reshape(-1, *shape), None, None, "model")
+            kernel = params["kernel"].reshape(-1, *shape)  # [D, 3, H, C]
+            kernel = constrain(kernel, None, None, "model")
             bias = constrain(params["bias"].reshape(shape), None, "model")
-            qkv = jnp.einsum("rpd,dthc->rpthc", x, kernel) + bias
+            qkv = jnp.einsum("rpd,dthc->rpthc", x, kernel) + bias  # [R, P, 3, H, C]
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
-    def __call__(
-        self,
-        x: jax.Array,
-        angles: jax.Array,
-        lengths: jax.Array,
-        windows: Windows | None = None,
-        full: jax.Array | None = None,
-    ) -> jax.Array:
-        """Map [R, P, D] to [R, P, D].
-
-        Args:
-            angles: [R, P, F].
-            lengths: [R], real patches of each row.
-            windows: without them attention is over the row, whose real patches come first.
-            full: scalar bool, attend over the row despite the windows; None is False.
-        """
+    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:
+        """Map [R, P, D] to [R, P, D], with angles [R, P, F]."""
         queries, keys, values = self.project(x)
-        queries, keys = rope.rotate(queries, angles), rope.rotate(keys, angles)
-        if windows is None:
-            mixed = attend(queries, keys, values, lengths=lengths)
-        elif full is None:
-            mixed = _attend_within(windows, queries, keys, values)
-        else:
-            mixed = jax.lax.cond(
-                full,
-                lambda *qkv: _attend_across(windows, lengths, *qkv),
-                lambda *qkv: _attend_within(windows, *qkv),
-                *(queries, keys, values),
-            )
+        mixed = attend(rope.rotate(queries, angles), rope.rotate(keys, angles), values)
         return self.proj(mixed.reshape(x.shape))
+
+
+def attend_rows(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    lengths: jax.Array,
+    windows: Windows | None = None,
+    full: jax.Array | None = None,
+) -> jax.Array:
+    """Attend within each patch row, or within its windows (an `Attend`).
+
+    Args:
+        lengths: [R], real patches of each row.
+        windows: without them attention is over the row, whose real patches come first.
+        full: scalar bool, attend over the row despite the windows; None is False.
+    """
+    if windows is None:
+        return attend(queries, keys, values, lengths=lengths)
+    if full is None:
+        return _attend_within(windows, queries, keys, values)
+    return jax.lax.cond(
+        full,
+        lambda *qkv: _attend_across(windows, lengths, *qkv),
+        lambda *qkv: _attend_within(windows, *qkv),
+        *(queries, keys, values),
+    )
 
 
 def _attend_within(
@@ -95,7 +107,7 @@ def _attend_within(
 ) -> jax.Array:
     """Attend inside each window: [R, P, H, C], as R * W short rows."""
     R, W = windows.lengths.shape
-    cut = [x.reshape(R * W, -1, *x.shape[2:]) for x in (queries, keys, values)]
+    cut = [x.reshape(R * W, -1, *x.shape[2:]) for x in (queries, keys, values)]  # [R W, P/W, H, C]
     # A window of padding alone still needs one key, or its softmax is 0 / 0.
     lengths = windows.lengths.reshape(R * W).clip(min=1)
     return attend(*cut, lengths=lengths).reshape(queries.shape)
@@ -114,14 +126,15 @@ def _attend_across(
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm transformer block of the tower; arguments as in `VisionAttention`."""
+    """Pre-norm transformer block of the tower. Its caller says which patches see which."""
 
     config: VisionConfig
 
     def setup(self) -> None:
         """Declare the parts under the names that checkpoints use."""
         config = self.config
-        self.norm1, self.norm2 = NORMS[config.norm](), NORMS[config.norm]()
+        norm = partial(NORMS[config.norm], epsilon=config.norm_eps)
+        self.norm1, self.norm2 = norm(), norm()
         self.attn = VisionAttention(config)
         sizes = (config.mlp_dim, config.embed_dim, config.activation)
         self.mlp = GatedMLP(*sizes, use_bias=True) if config.gated_mlp else MLP(*sizes)
@@ -130,16 +143,9 @@ class VisionBlock(nn.Module):
         """Return the unrotated queries, keys and values [R, P, H, C] of the block's attention."""
         return self.attn.project(self.norm1(x))
 
-    def __call__(
-        self,
-        x: jax.Array,
-        angles: jax.Array,
-        lengths: jax.Array,
-        windows: Windows | None = None,
-        full: jax.Array | None = None,
-    ) -> jax.Array:
-        """Map [R, P, D] to [R, P, D]."""
-        x = x + self.attn(self.norm1(x), angles, lengths, windows, full)
+    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:
+        """Map [R, P, D] to [R, P, D], with angles [R, P, F]."""
+        x = x + self.attn(self.norm1(x), angles, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -153,8 +159,8 @@ class PatchMerger(nn.Module):
         """Map [R, P, D] to [R, P / merge², out_dim]."""
         R, P, D = x.shape
         joined = D * self.config.merge_area
-        x = NORMS[self.config.norm](name="ln_q")(x)
-        x = x.reshape(R, P // self.config.merge_area, joined)
+        x = NORMS[self.config.norm](epsilon=self.config.norm_eps, name="ln_q")(x)
+        x = x.reshape(R, P // self.config.merge_area, joined)  # [R, W, merge² D]
         return MLP(joined, self.config.out_dim, "gelu", name="mlp")(x)
 
 

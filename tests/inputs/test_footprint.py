@@ -57,6 +57,15 @@ def test_time_is_rounded_down(seconds, ids):
     assert taken.grid[:, 0].tolist() == [0, 1, 2]
 
 
+def test_on_a_line_tokens_follow_each_other():
+    rope = dataclasses.replace(PLAIN.decoder.rope, sections=None)
+    decoder = dataclasses.replace(PLAIN.decoder, rope=rope)
+    taken = find_footprint((2, 4, 4), dataclasses.replace(PLAIN, decoder=decoder), 1.0)
+    assert taken.positions.tolist() == [[slot] * 3 for slot in range(8)]
+    assert taken.span == 8
+    assert taken.grid[5].tolist() == [1, 0, 1]
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_a_token_is_the_cell_of_its_patches(frames, rows, columns, side):

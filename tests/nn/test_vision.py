@@ -1,5 +1,7 @@
 """The vision tower against transformers' Qwen2-VL tower, and what padding may not change."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from ivc_jax.model import load_params, read_config
 from ivc_jax.nn import attention, layers, rope
 from ivc_jax.nn.tower import VisionTower
-from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock
+from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock, attend_rows
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -109,7 +111,7 @@ def test_parts_match_transformers(tower, load_torch):
     block, first = reference.blocks[1], jax.tree.map(lambda p: p[1], params["blocks"])
     places = patch_positions(grid)
     angles = rope.vision_angles(config.head_dim, jnp.asarray(places[None]))
-    lengths, given = jnp.array([count]), torch.from_numpy(hidden)
+    see, given = partial(attend_rows, lengths=jnp.array([count])), torch.from_numpy(hidden)
     turn = reference.rotary_pos_emb(given, torch.from_numpy(places).long())
     segment = {
         "cu_seqlens": torch.tensor([0, count], dtype=torch.int32),
@@ -117,11 +119,11 @@ def test_parts_match_transformers(tower, load_torch):
         "position_embeddings": turn,
     }
 
-    norm = layers.LayerNorm().apply({"params": first["norm1"]}, hidden)
+    norm = layers.NORMS["layernorm"](epsilon=1e-6).apply({"params": first["norm1"]}, hidden)
     assert_near(norm, block.norm1(given), MODULE)
-    ours = VisionAttention(config).apply({"params": first["attn"]}, hidden[None], angles, lengths)
+    ours = VisionAttention(config).apply({"params": first["attn"]}, hidden[None], angles, see)
     assert_near(ours[0], block.attn(given, **segment), MODULE)
-    ours = VisionBlock(config).apply({"params": first}, hidden[None], angles, lengths)
+    ours = VisionBlock(config).apply({"params": first}, hidden[None], angles, see)
     assert_near(ours[0], block(given, **segment), MODULE)
     merged = PatchMerger(config).apply({"params": params["merger"]}, hidden[None])
     assert_near(merged[0], reference.merger(given), MODULE)

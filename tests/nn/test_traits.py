@@ -1,0 +1,79 @@
+"""What a trait of the config changes: shapes and values, on tiny random parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+
+from ivc_jax.config import RopeConfig
+from ivc_jax.families import parse_config
+from ivc_jax.nn import rope
+from ivc_jax.nn.tower import VisionTower
+
+CONFIG = parse_config(tiny_config())
+PATCHES = np.random.default_rng(0).standard_normal((1, 16, CONFIG.vision.patch_values), np.float32)
+PLACES = np.stack(np.indices((4, 4)), axis=-1).reshape(1, 16, 2).astype(np.int32)
+
+
+def tower(places=PLACES, change=None, **traits):
+    """Run a random tower with these traits; return tokens [4, D] and parameters."""
+    module = VisionTower(dataclasses.replace(CONFIG.vision, **traits))
+    params = jax.jit(module.init)(jax.random.key(0), PATCHES, places)["params"]
+    if change is not None:
+        change(params)
+    tokens = jax.jit(module.apply)({"params": params}, jnp.asarray(PATCHES), jnp.asarray(places))
+    return np.asarray(tokens[0]), params
+
+
+def test_the_patch_embedding_may_have_a_bias():
+    def set_bias(params):
+        params["patch_embed"]["bias"] = jnp.linspace(-1, 1, CONFIG.vision.embed_dim)
+
+    plain, params = tower()
+    assert "bias" not in params["patch_embed"]
+    zero, params = tower(patch_bias=True)
+    assert params["patch_embed"]["bias"].shape == (CONFIG.vision.embed_dim,)
+    np.testing.assert_array_equal(zero, plain)
+    moved, _ = tower(patch_bias=True, change=set_bias)
+    assert np.abs(moved - plain).max() > 1e-3
+
+
+def test_without_rotary_places_say_nothing():
+    turned, _ = tower(rotary=False)
+    elsewhere, _ = tower(PLACES[:, ::-1], rotary=False)
+    np.testing.assert_array_equal(turned, elsewhere)
+    assert np.abs(tower()[0] - tower(PLACES[:, ::-1])[0]).max() > 1e-4
+
+
+def test_norms_of_the_tower_read_their_epsilon():
+    small, large = tower()[0], tower(norm_eps=1.0)[0]
+    np.testing.assert_array_equal(small, tower(norm_eps=1e-6)[0])
+    assert np.abs(small - large).max() > 1e-3
+
+
+def test_interleaved_sections_take_turns():
+    taking_turns = RopeConfig(16, 1e4, (4, 2, 2), interleaved=True)
+    assert taking_turns.axis_of_plane.tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+    plain = dataclasses.replace(taking_turns, interleaved=False)
+    assert plain.axis_of_plane.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert np.bincount(RopeConfig(128, 5e6, (24, 20, 20), None, True).axis_of_plane).tolist() == [
+        24, 20, 20,
+    ]  # fmt: skip
+
+
+def test_interleaved_sections_turn_as_in_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+
+    ours = RopeConfig(32, 1e4, (6, 5, 5), interleaved=True)
+    settings = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
+    theirs = transformers.Qwen3VLTextConfig(head_dim=32, rope_parameters=settings)
+    positions = np.random.default_rng(0).integers(0, 60, (3, 2, 7))
+    cos, sin = Qwen3VLTextRotaryEmbedding(theirs)(torch.zeros(1), torch.from_numpy(positions))
+    angles = np.asarray(rope.angles(ours, jnp.asarray(positions, jnp.int32)))
+    np.testing.assert_allclose(np.cos(angles), cos[..., :16].numpy(), atol=1e-5)
+    np.testing.assert_allclose(np.sin(angles), sin[..., :16].numpy(), atol=1e-5)
