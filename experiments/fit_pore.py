@@ -3,7 +3,7 @@
     python experiments/fit_pore.py --out docs/methods_run/pore_fit.json
 
 For each host the mean score at each place is taken over training scenes and questions of the
-bundled benchmark; an exponential is fitted to it (`ivc_jax.methods.pore.fit_trend`). The trend
+bundled benchmark; an exponential is fitted to it (`ivc_jax.methods.with_pore.fit_trend`). The trend
 belongs to the block that the host looks at, so that hosts are named with what moves their cut.
 """
 
@@ -26,7 +26,7 @@ from ivc_jax.commands.origin import commit
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Scored
-from ivc_jax.methods.pore import fit_trend
+from ivc_jax.methods.with_pore import fit_trend
 
 _BATCH = 20
 _TRAINING = 0x90E  # no generator of the test sets starts with this number

@@ -149,15 +149,15 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
 def _settings(arguments: Arguments) -> RunConfig:
     """Check what needs no model and say what to run, all but the methods."""
     from ivc_jax.evals.benchmarks import tasks
-    from ivc_jax.methods.base import check_keep_ratio
-    from ivc_jax.methods.coordinates import budget_scale
+    from ivc_jax.methods.coordinates import choose_scale
+    from ivc_jax.methods.fields import check_keep_ratio
 
     names = arguments.data.tasks or (() if arguments.model.model else ("grounding",))
     if not names:
         raise SettingsError("tasks: name at least one for a model that is not the bundled one")
     tasks.find(names)
     check_keep_ratio(arguments.choice.budget, "budget")
-    largest = arguments.choice.budget / (2 * budget_scale(arguments.choice.budget))
+    largest = arguments.choice.budget / (2 * choose_scale(arguments.choice.budget))
     for fraction in arguments.choice.fractions:
         if not 0 <= fraction <= largest:
             raise SettingsError(

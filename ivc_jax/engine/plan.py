@@ -19,7 +19,6 @@ from ivc_jax.methods.base import (
     MethodError,
     Request,
     Stage,
-    check_keep_ratio,
 )
 
 _NEED_QUERIES = AttentionRows | AttentionReceived
@@ -80,7 +79,7 @@ def _spans(start: int, stop: int, alone: set[int]) -> list[Span]:
 
 
 def _check_stage(stage: Stage, done: int, num_layers: int) -> None:
-    check_keep_ratio(stage.keep_ratio)
+    stage.check()
     if not 0 <= stage.layer < num_layers:
         raise MethodError(
             f"layer={stage.layer} is outside the model: it has layers 0 to {num_layers - 1}"

@@ -40,6 +40,11 @@ class Stage:
     whole_kv_layers: int = 0
     renumber: bool = False
 
+    def check(self) -> None:
+        """Raise MethodError unless the keep ratio is one."""
+        if not 0 < self.keep_ratio <= 1:
+            raise MethodError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+
 
 # Requests. `layer` is the decoder block that produces the signal: one that has run since the last
 # cut, or, for attention and keys, the block behind the cut itself, whose projections are then
@@ -258,37 +263,4 @@ class Scored(Method):
         return self.choose(scores, signals, layout, stage, num_keep)
 
 
-class Modifier(Method):
-    """A method made from another one, its field `host`; what it does not change is the host's."""
-
-    host: Method
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The cuts of the host."""
-        return self.host.stages
-
-    def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for what the host asks for."""
-        return self.host.requests(stage)
-
-    def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
-        """Keep the bound of the host."""
-        return self.host.capacity(stage, visual_slots, num_images)
-
-    def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Let the host choose."""
-        return self.host.select(signals, layout, stage, num_keep)
-
-    def rope(self, rope: RopeConfig) -> RopeConfig:
-        """Leave the rotary embedding to the host."""
-        return self.host.rope(rope)
-
-
 DENSE = Method()
-
-
-def check_keep_ratio(keep_ratio: float, name: str = "keep_ratio") -> None:
-    """Raise MethodError unless 0 < keep_ratio <= 1."""
-    if not 0 < keep_ratio <= 1:
-        raise MethodError(f"{name} must be in (0, 1], got {keep_ratio}")

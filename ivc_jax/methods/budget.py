@@ -9,10 +9,10 @@ A layer counts with what its cache holds after prefill (the x axis of the papers
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from ivc_jax.methods.base import Method, MethodError, Stage, check_keep_ratio
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.base import Method, MethodError, Stage
+from ivc_jax.methods.fields import check_keep_ratio
 
 
 class BudgetError(MethodError):
@@ -24,7 +24,7 @@ _SMALLEST = 1e-3  # share of the tokens; less is no selection any more
 _M = TypeVar("_M", bound=Method)
 
 
-def layer_mean(stages: Sequence[Stage], num_layers: int) -> float:
+def measure(stages: Sequence[Stage], num_layers: int) -> float:
     """Return the mean over layers of the share of visual tokens that the caches hold."""
     shares = [1.0] * num_layers
     for stage in stages:
@@ -45,13 +45,13 @@ def solve(
     Returns:
         x, or None if even the smallest x needs more than the budget.
     """
-    if layer_mean(family(_SMALLEST), num_layers) > budget:
+    if measure(family(_SMALLEST), num_layers) > budget:
         return None
     low, high = _SMALLEST, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if layer_mean(family(middle), num_layers) <= budget else (low, middle)
+            (middle, high) if measure(family(middle), num_layers) <= budget else (low, middle)
         )
     return round(low, 12)  # bisection may stop a bit below a round number, which floor would see
 
@@ -73,16 +73,7 @@ def settle_keep_ratio(method: Method, default: float = 0.5) -> None:
     check_keep_ratio(method.keep_ratio)
 
 
-def resolved_ratio(method: Method) -> float:
-    """Return the keep ratio of a method of one cut.
-
-    Raises:
-        MethodError: it has a budget that is not solved yet.
-    """
-    return resolved(method.keep_ratio, method.name, "keep_ratio")
-
-
-def solved(method: _M, num_layers: int) -> _M:
+def resolve(method: _M, num_layers: int) -> _M:
     """Turn the budget of a method of one cut, if it has one, into its keep ratio.
 
     Raises:
@@ -96,14 +87,14 @@ def solved(method: _M, num_layers: int) -> _M:
 
     share = solve(lambda share: with_share(share).stages, num_layers, method.budget)
     if share is None:
-        raise unreachable(method, with_share(_SMALLEST).stages, num_layers)
+        refuse(method, with_share(_SMALLEST).stages, num_layers)
     return with_share(share)
 
 
-def unreachable(method: Method, stages: Sequence[Stage], num_layers: int) -> BudgetError:
-    """Say that the blocks before the first of `stages` cost more than the budget."""
-    least = layer_mean(stages, num_layers)
-    return BudgetError(
+def refuse(method: Method, stages: Sequence[Stage], num_layers: int) -> NoReturn:
+    """Raise BudgetError: the blocks before the first of `stages` cost more than the budget."""
+    least = measure(stages, num_layers)
+    raise BudgetError(
         f"{method.name}: budget={method.budget:g} cannot be reached on {num_layers} layers, the "
         f"{stages[0].layer} before the first cut hold every token; the least is {least:.3g}"
     )

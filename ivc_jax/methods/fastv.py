@@ -4,18 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import budget, scoring
-from ivc_jax.methods.base import (
-    AttentionRows,
-    MethodError,
-    Request,
-    Scored,
-    Signals,
-    Stage,
-)
+from ivc_jax.methods import budget
+from ivc_jax.methods.base import AttentionRows, MethodError, Request, Scored, Signals, Stage
+from ivc_jax.methods.fields import check_choice, require
+from ivc_jax.methods.select import ROUNDING, Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, Selection
 
 
@@ -53,16 +47,14 @@ class FastV(Scored):
                 f"got {self.layer}"
             )
         budget.settle_keep_ratio(self)
-        if self.rounding not in scoring.ROUNDING:
-            known = tuple(scoring.ROUNDING)
-            raise MethodError(f"rounding must be one of {known}, got {self.rounding!r}")
+        check_choice("rounding", self.rounding, tuple(ROUNDING))
 
     def resolve(self, config: ModelConfig) -> "FastV":
         """Solve the budget at the latest layer that allows it."""
         for layer in range(self.layer, 0, -1):
             try:
                 method = dataclasses.replace(self, layer=layer)
-                return budget.solved(method, config.decoder.num_layers)
+                return budget.resolve(method, config.decoder.num_layers)
             except budget.BudgetError:
                 if layer == 1:
                     raise
@@ -71,7 +63,7 @@ class FastV(Scored):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut; the blocks before it keep their caches whole by default."""
-        keep_ratio = budget.resolved_ratio(self)
+        keep_ratio = require(self.keep_ratio, self.name, "keep_ratio")
         return (Stage(self.layer, keep_ratio, compact_earlier_kv=self.compact_earlier_kv),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
@@ -80,22 +72,18 @@ class FastV(Scored):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens by the published rounding."""
-        counts = scoring.rounded_counts(stage.keep_ratio, visual_slots, self.rounding)
-        return scoring.largest_total(counts, num_images if self.per_image else 1)
+        counts = round_counts(stage.keep_ratio, visual_slots, self.rounding)
+        return bound_total(counts, num_images if self.per_image else 1)
 
     def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         """Return the mean attention over the heads."""
-        return signals[AttentionRows(stage.layer - 1, "last")].mean(axis=(1, 2))
+        rows = signals[AttentionRows(stage.layer - 1, "last")]  # [B, H, 1, V]
+        return rows.mean(axis=(1, 2))
 
     def choose(
         self, scores: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
     ) -> Selection:
         """Keep the best tokens of the sample or of each image."""
-        slots = layout.visual_slots
-        counts = jnp.asarray(scoring.rounded_counts(stage.keep_ratio, slots, self.rounding))
-        if self.per_image:
-            segment, count = layout.image_id, counts[layout.image_count]
-        else:
-            segment, count = scoring.one_segment(layout), counts[layout.visual_count][:, None]
-        rank = scoring.rank_in_segment(scores, segment, layout.visual_valid)
-        return scoring.from_mask(rank < count, num_keep)
+        within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
+        counts = round_counts(stage.keep_ratio, layout.visual_slots, self.rounding)
+        return from_mask(within.top(scores, within.look_up(counts)), num_keep)

@@ -9,37 +9,83 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.ivc import round_scores
-from ivc_jax.methods import scoring
-from ivc_jax.methods.base import TokenVectors
-from ivc_jax.methods.segments import Segments
+from ivc_jax.methods.base import AttentionRows, Request, Stage, TokenVectors, Values
+from ivc_jax.methods.fields import check_choice, check_fractions, check_not_negative
+from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, typed
-
-QUERIES = ("after", "all")
-KEY_SCOPES = ("image", "all")
 
 
 @dataclasses.dataclass(frozen=True)
-class ForegroundRules:
-    """Which rows are asked, what the softmax runs over, and how exact it is.
+class Foreground:
+    """What foreground and seeds are ranked by, which rows are asked, and what they run over.
 
     Attributes:
-        query_offset: text slots skipped after a segment before its queries begin.
-        queries: "after" the segment only, or "all" text of the prompt.
+        seed_fraction: share of the tokens that act as queries beside the text, at least one.
+        seed_rounding: "round" half to even (released code) or "ceil" (paper) of the seed count.
+        query_offset: text slots skipped after a segment before its queries begin (released code:
+            the end mark and one more).
+        queries: "after" the segment only (released code), or "all" text of the prompt.
         key_scope: the softmax runs over the tokens of the segment ("image") or over every valid
             token of the prompt, text included and without a causal mask ("all").
-        score_dtype: "bfloat16" rounds the probabilities, their mean over heads and the means over
-            rows as the released code does.
-        visual_queries: later images of the sample act as queries too (a slip of the released code).
+        foreground: similarity of "values" (as published), or the model's own "attention" of the
+            same queries in the same block, whose seeds are kept but not asked in turn (see
+            `score_attention`).
     """
 
+    seed_fraction: float = 0.01
+    seed_rounding: str = "round"
     query_offset: int = 2
     queries: str = "after"
     key_scope: str = "image"
-    score_dtype: str = "float32"
-    visual_queries: bool = False
+    foreground: str = "values"
+
+    def __post_init__(self) -> None:
+        check_fractions(seed_fraction=self.seed_fraction)
+        check_not_negative(query_offset=self.query_offset)
+        check_choice("seed_rounding", self.seed_rounding, ("round", "ceil"))
+        check_choice("queries", self.queries, ("after", "all"))
+        check_choice("key_scope", self.key_scope, ("image", "all"))
+        check_choice("foreground", self.foreground, ("values", "attention"))
+
+    def request(self, stage: Stage) -> Request:
+        """Return the signal that the scores are made of: of the block before the cut."""
+        if self.foreground == "attention":
+            return AttentionRows(stage.layer - 1, "text")
+        return Values(stage.layer - 1)
+
+    def count_seeds(self, max_count: int) -> np.ndarray:
+        """Tabulate the seeds of a segment of each size 0 .. max_count."""
+        counts = round_counts(self.seed_fraction, max_count, self.seed_rounding)
+        return np.minimum(np.maximum(counts, 1), np.arange(max_count + 1, dtype=np.int32))
+
+    def score(
+        self,
+        signal: TokenVectors | jax.Array,
+        layout: Layout,
+        within: Segments,
+        score_dtype: str = "float32",
+        visual_queries: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the foreground scores and the mask of the seeds, both [B, V].
+
+        Args:
+            signal: what `request` asks for.
+            within: the segments, each of which is asked on its own.
+            score_dtype: as in `score_values`.
+            visual_queries: as in `score_values`.
+        """
+        counts = self.count_seeds(layout.visual_slots)
+        seed_count = within.look_up(counts)  # [B, V]
+        if self.foreground == "attention":
+            return score_attention(signal, layout, within, seed_count, self)
+        bound = bound_total(counts, within.bound)
+        return score_values(
+            signal, layout, within, seed_count, bound, self, score_dtype, visual_queries
+        )
 
 
 @typed
@@ -47,25 +93,26 @@ def fill(
     foreground: Float[Array, "B V"],
     priority: Bool[Array, "B V"],
     target: Int[Array, "B V"],
-    segment: Int[Array, "B V"],
+    within: Segments,
 ) -> Bool[Array, "B V"]:
     """Keep the priority tokens and top up with foreground until each segment has its target.
 
     One ranking does both: foreground scores are probabilities, priority tokens get 2.
     """
-    order, valid = jnp.where(priority, 2.0, foreground), segment >= 0
-    rank = scoring.rank_in_segment(order, segment, valid)
-    return valid & ((rank < target) | priority)
+    order = jnp.where(priority, 2.0, foreground)  # [B, V]
+    return within.valid & (within.top(order, target) | priority)
 
 
 @typed
-def foreground_scores(
+def score_values(
     values: TokenVectors,
     layout: Layout,
     within: Segments,
     seed_count: Int[Array, "B V"],
     num_seeds: int,
-    rules: ForegroundRules,
+    rules: Foreground,
+    score_dtype: str = "float32",
+    visual_queries: bool = False,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """Score tokens by how much the text, and the tokens it likes best, resemble their values.
 
@@ -77,38 +124,40 @@ def foreground_scores(
         within: the segments; a softmax runs inside each.
         seed_count: seeds of the segment that the token is in.
         num_seeds: bound on the seeds of a sample.
+        score_dtype: "bfloat16" rounds the probabilities, their mean over heads and the means over
+            rows as the released code does.
+        visual_queries: later images of the sample act as queries too (a slip of the released code).
 
     Returns:
         f, and the mask of the seeds. A segment that nothing asks about has s = 0 everywhere.
     """
     visual, text = values.visual.astype(jnp.float32), values.text.astype(jnp.float32)
-    mass = _Mass(visual, text, layout, rules)
-    asked = _queries(layout, within, rules, layout.text_index, layout.text_valid)
-    total, rows = mass.of(text, asked, within), asked.sum(axis=2)
-    if rules.visual_queries and layout.num_images > 1:
-        later = _queries(layout, within, rules, layout.visual_index, layout.visual_valid)
-        total, rows = total + mass.of(visual, later, within), rows + later.sum(axis=2)
-    rows = scoring.spread(rows, within.number)  # [B, V]
+    mass = _Mass(visual, text, layout, rules.key_scope, score_dtype)
+    asked = _mark_queries(layout, within, rules, layout.text_index, layout.text_valid)  # [B, M, T]
+    total, rows = mass.add_up(text, asked, within), asked.sum(axis=2)  # [B, V], [B, M]
+    if visual_queries and layout.num_images > 1:
+        later = _mark_queries(layout, within, rules, layout.visual_index, layout.visual_valid)
+        total, rows = total + mass.add_up(visual, later, within), rows + later.sum(axis=2)
+    rows = within.spread(rows)  # [B, V]
 
-    mean = round_scores(total / jnp.maximum(rows, 1), rules.score_dtype)
-    rank = scoring.rank_in_segment(mean, within.number, layout.visual_valid)
-    seeds = layout.visual_valid & (rank < seed_count)
+    mean = round_scores(total / jnp.maximum(rows, 1), score_dtype)  # s
+    seeds = layout.visual_valid & within.top(mean, seed_count)
 
-    chosen = scoring.from_mask(seeds, num_seeds)
+    chosen = from_mask(seeds, num_seeds)  # index [B, A]
     vectors = jnp.take_along_axis(visual, chosen.index[..., None, None], axis=1)  # [B, A, G, C]
-    owner = jnp.take_along_axis(within.number, chosen.index, axis=1)
-    same = (owner[:, :, None] == within.number[:, None]) & chosen.valid[:, :, None]
+    owner = jnp.take_along_axis(within.number, chosen.index, axis=1)  # [B, A]
+    same = (owner[:, :, None] == within.number[:, None]) & chosen.valid[:, :, None]  # [B, A, V]
     total = total + mass.rows(vectors, same).sum(axis=1)
-    return round_scores(total / jnp.maximum(rows + seed_count, 1), rules.score_dtype), seeds
+    return round_scores(total / jnp.maximum(rows + seed_count, 1), score_dtype), seeds
 
 
 @typed
-def attention_scores(
+def score_attention(
     rows: Float[Array, "B H T V"],
     layout: Layout,
     within: Segments,
     seed_count: Int[Array, "B V"],
-    rules: ForegroundRules,
+    rules: Foreground,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """Score tokens by the attention that the queries of their segment pay them.
 
@@ -124,14 +173,13 @@ def attention_scores(
     Returns:
         The scores, 0 in a segment that nothing asks about, and the mask of the seeds.
     """
-    rows = rows.astype(jnp.float32).mean(axis=1)
-    asked = _queries(layout, within, rules, layout.text_index, layout.text_valid)
+    rows = rows.astype(jnp.float32).mean(axis=1)  # [B, T, V]
+    asked = _mark_queries(layout, within, rules, layout.text_index, layout.text_valid)
     total = _add_segments(
         lambda member: jnp.where(member[:, None], rows, 0.0), asked, within, layout.visual_valid
     )
-    scores = total / jnp.maximum(scoring.spread(asked.sum(axis=2), within.number), 1)
-    rank = scoring.rank_in_segment(scores, within.number, layout.visual_valid)
-    return scores, layout.visual_valid & (rank < seed_count)
+    scores = total / jnp.maximum(within.spread(asked.sum(axis=2)), 1)
+    return scores, layout.visual_valid & within.top(scores, seed_count)
 
 
 def _add_segments(
@@ -146,7 +194,7 @@ def _add_segments(
 
     def add_segment(total: jax.Array, segment: tuple) -> tuple[jax.Array, None]:
         number, chosen = segment
-        rows = rows_of((within.number == number) & valid)
+        rows = rows_of((within.number == number) & valid)  # [B, Q, V]
         return total + jnp.where(chosen[:, :, None], rows, 0.0).sum(axis=1), None
 
     empty = jnp.zeros(within.number.shape, jnp.float32)
@@ -154,8 +202,8 @@ def _add_segments(
     return jax.lax.scan(add_segment, empty, parts)[0]
 
 
-def _queries(
-    layout: Layout, within: Segments, rules: ForegroundRules, slots: jax.Array, valid: jax.Array
+def _mark_queries(
+    layout: Layout, within: Segments, rules: Foreground, slots: jax.Array, valid: jax.Array
 ) -> jax.Array:
     """Mark the tokens at `slots` [B, Q] that act as queries of each segment: bool [B, M, Q].
 
@@ -164,7 +212,7 @@ def _queries(
     """
     member = within.number[:, None] == jnp.arange(within.bound)[:, None]  # [B, M, V]
     last = jnp.where(member, layout.visual_index[:, None], -1).max(axis=2, initial=-1)[..., None]
-    asked = (last >= 0) & valid[:, None]
+    asked = (last >= 0) & valid[:, None]  # [B, M, Q]
     if rules.queries == "all":
         return jnp.broadcast_to(asked, (*last.shape[:2], slots.shape[1]))
     return asked & (slots[:, None] >= last + 1 + rules.query_offset)
@@ -177,13 +225,14 @@ class _Mass:
     visual: jax.Array  # [B, V, G, C] float32
     text: jax.Array  # [B, T, G, C] float32
     layout: Layout
-    rules: ForegroundRules
+    key_scope: str
+    score_dtype: str
 
-    def of(self, queries: jax.Array, asked: jax.Array, within: Segments) -> jax.Array:
+    def add_up(self, queries: jax.Array, asked: jax.Array, within: Segments) -> jax.Array:
         """Add up the rows of `queries` [B, Q, G, C] over those each segment asks: [B, V]."""
-        logits, log_total = _similarity(queries, self.visual), self._log_total(queries)
+        logits, log_total = _compare(queries, self.visual), self._sum_over_prompt(queries)
         return _add_segments(
-            lambda member: self._over_heads(logits, member[:, None, None], log_total),
+            lambda member: self._average_heads(logits, member[:, None, None], log_total),
             asked,
             within,
             self.layout.visual_valid,
@@ -191,10 +240,10 @@ class _Mass:
 
     def rows(self, queries: jax.Array, member: jax.Array) -> jax.Array:
         """Return P of each query [B, Q, G, C] over its own members [B, Q, V]: [B, Q, V]."""
-        logits, log_total = _similarity(queries, self.visual), self._log_total(queries)
-        return self._over_heads(logits, member[:, None], log_total)
+        logits, log_total = _compare(queries, self.visual), self._sum_over_prompt(queries)
+        return self._average_heads(logits, member[:, None], log_total)
 
-    def _over_heads(
+    def _average_heads(
         self, logits: jax.Array, member: jax.Array, log_total: jax.Array | None
     ) -> jax.Array:
         """Normalise [B, G, Q, V] and average over the heads: [B, Q, V]."""
@@ -203,12 +252,12 @@ class _Mass:
             rows = _softmax(logits, member)
         else:
             rows = jnp.where(member, jnp.exp(logits - log_total[..., None]), 0.0)
-        rounded = round_scores(rows, self.rules.score_dtype)
-        return round_scores(rounded.mean(axis=1), self.rules.score_dtype)
+        rounded = round_scores(rows, self.score_dtype)
+        return round_scores(rounded.mean(axis=1), self.score_dtype)
 
-    def _log_total(self, queries: jax.Array) -> jax.Array | None:
+    def _sum_over_prompt(self, queries: jax.Array) -> jax.Array | None:
         """Return log of the sum over every valid token, [B, G, Q]; None if segments normalise."""
-        if self.rules.key_scope == "image":
+        if self.key_scope == "image":
             return None
 
         def one_head(vectors: tuple) -> jax.Array:
@@ -216,16 +265,17 @@ class _Mass:
             rows, visual, text = (part[:, :, None] for part in vectors)
             parts = (visual, self.layout.visual_valid), (text, self.layout.text_valid)
             logits = [
-                jnp.where(valid[:, None, None], _similarity(rows, keys), -jnp.inf)
+                jnp.where(valid[:, None, None], _compare(rows, keys), -jnp.inf)
                 for keys, valid in parts
             ]
             return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1)[:, 0]
 
+        # [G, B, Q, C] and alike
         by_head = [jnp.moveaxis(part, 2, 0) for part in (queries, self.visual, self.text)]
         return jnp.moveaxis(jax.lax.map(one_head, tuple(by_head)), 0, 1)
 
 
-def _similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _compare(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Return v[q] . v[j] / sqrt(C) for each key/value head: float32 [B, G, Q, V]."""
     exact = jax.lax.Precision.HIGHEST  # accelerators would multiply in half precision
     return jnp.einsum("bqgc,bvgc->bgqv", rows, columns, precision=exact) * rows.shape[-1] ** -0.5

@@ -5,12 +5,9 @@ from typing import ClassVar
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Request, Signals, Stage
-from ivc_jax.methods.coordinates import (
-    Frequencies,
-    budget_scale,
-    canonical_frequencies,
-    check_frequencies,
-)
+from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.fields import flat
+from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.progressive import Family, Progressive
 from ivc_jax.types import Layout, Selection
@@ -19,6 +16,10 @@ _LAST_SHARE = 0.5  # what `IVCPrune` keeps
 _CUTS_AT = (0.25, 0.5, 0.75)  # of the depth, as in PyramidDrop
 
 
+@flat(
+    *("layers", "ratios", "keep_ratio", "budget", "cos_fraction", "sin_fraction"),
+    *("seed_fraction", "query_offset", "frequencies", "compact_earlier_kv"),
+)
 @dataclasses.dataclass(frozen=True)
 class ProgressiveIVC(Progressive):
     """Prune as `IVCPrune` does at every cut; shares fall as f, f^2, f^3.
@@ -36,12 +37,8 @@ class ProgressiveIVC(Progressive):
             given.
         budget: mean over layers of the share in the cache, solved for f. Where the last share is
             below 0.5 then, the cos and sin fractions shrink with it as in `IVCPrune`.
-        cos_fraction: share of an image's tokens nearest to the identity rotation.
-        sin_fraction: share of an image's tokens nearest to a quarter turn.
-        seed_fraction: share of the tokens that act as queries beside the text, at least one.
-        query_offset: text slots skipped after an image before queries begin.
-        frequencies: planes in the IVC score: "all", "section", "low", "middle", "high" or indices
-            (see `ivc.select`).
+        coordinates: the IVC tokens: their fractions and frequencies.
+        foreground_rule: what text and seeds look at: seed_fraction and query_offset.
         compact_earlier_kv: also drop the tokens from earlier caches. All caches end with the last
             share, so that budget and keep_ratio mean the same.
     """
@@ -50,32 +47,20 @@ class ProgressiveIVC(Progressive):
     first_layer: ClassVar[int] = 1  # values of an earlier block are needed
     rounding: ClassVar[str] = "round"
 
-    cos_fraction: float = 0.1
-    sin_fraction: float = 0.1
-    seed_fraction: float = 0.01
-    query_offset: int = 2
-    frequencies: Frequencies = "all"
+    coordinates: Coordinates = Coordinates()
+    foreground_rule: Foreground = Foreground()
     compact_earlier_kv: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "frequencies", canonical_frequencies(self.frequencies))
-        self._one_cut(Stage(self.first_layer, 1.0))  # checks the fields that it shares
 
     def resolve(self, config: ModelConfig) -> "ProgressiveIVC":
         """Fill in layers, ratios and the fractions of a budget; check the planes."""
-        check_frequencies(self.frequencies, config.decoder.rope)
+        self.coordinates.check_planes(config.decoder.rope)
         share = self.budget if self.compact_earlier_kv else None
         if (self.ratios, self.keep_ratio, self.budget) == (None, None, None):
             share = _LAST_SHARE
         wanted = dataclasses.replace(self, keep_ratio=share, budget=None) if share else self
         method = Progressive.resolve(wanted, config)
-        scale = budget_scale(None if self.budget is None else method.ratios[-1])
-        return dataclasses.replace(
-            method,
-            cos_fraction=scale * self.cos_fraction,
-            sin_fraction=scale * self.sin_fraction,
-        )
+        last = None if self.budget is None else method.ratios[-1]
+        return dataclasses.replace(method, coordinates=self.coordinates.shrink(last))
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for what `IVCPrune` asks for at this cut."""
@@ -96,11 +81,8 @@ class ProgressiveIVC(Progressive):
         return IVCPrune(
             layer=stage.layer,
             keep_ratio=stage.keep_ratio,
-            cos_fraction=self.cos_fraction,
-            sin_fraction=self.sin_fraction,
-            seed_fraction=self.seed_fraction,
-            query_offset=self.query_offset,
-            frequencies=self.frequencies,
+            coordinates=self.coordinates,
+            foreground_rule=self.foreground_rule,
         )
 
     def _stage(self, layer: int, ratio: float) -> Stage:

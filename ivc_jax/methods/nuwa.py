@@ -12,9 +12,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import scoring, segments
+from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods.base import (
     AttentionRows,
     Hidden,
@@ -25,18 +26,26 @@ from ivc_jax.methods.base import (
     TowerAttention,
     TowerFeatures,
 )
-from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.frames import frame_targets
-from ivc_jax.methods.parts.question import question_cosine
-from ivc_jax.methods.parts.regions import aggregate, best_of_regions, mark_pillars
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods.fields import check_choice, require
 from ivc_jax.methods.progressive import Family, Progressive
-from ivc_jax.types import Layout, Selection
+from ivc_jax.methods.question import compare_with_question
+from ivc_jax.methods.select import (
+    Segments,
+    bound_total,
+    from_mask,
+    keep_one,
+    keep_weights,
+    normalize,
+    round_counts,
+    split_over_frames,
+)
+from ivc_jax.types import Layout, Selection, typed
 
 # Shares kept by the first cut, and by the second of what the first has left, for 25, 50 and 75 %.
 _SHARES = ((0.35, 0.42), (0.60, 0.66), (0.85, 0.70))
 _LAYERS = {32: 16, 28: 15}  # depth -> second cut, as released
 _TOWER = (7, 23, 32)  # first and last block of the similarity features, and the tower's depth
+_REACH = 0.8  # of the distance between opposite corners (released code for Qwen2.5-VL)
 _ROWS = 3  # last rows of attention that the second cut reads
 
 
@@ -146,8 +155,8 @@ class Nuwa(Progressive):
 
     @property
     def _features(self) -> TowerFeatures:
-        first = resolved(self.first_block, self.name, "first_block")
-        last = resolved(self.last_block, self.name, "last_block")
+        first = require(self.first_block, self.name, "first_block")
+        last = require(self.last_block, self.name, "last_block")
         return TowerFeatures(first, last, merged=self.similarity == "merger")
 
     def _text_request(self, stage: Stage) -> AttentionRows | Hidden:
@@ -159,7 +168,7 @@ class Nuwa(Progressive):
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the first cut by the sum over the images, the second by its share of that."""
         first, _ = self.stages
-        most = scoring.largest_total(self._first_counts(first, visual_slots), num_images)
+        most = bound_total(self._first_counts(first, visual_slots), num_images)
         if self.stage_number(stage) == 0:
             return most
         return int(self._second_counts(visual_slots)[most])
@@ -170,27 +179,26 @@ class Nuwa(Progressive):
             return self._select_first(signals, layout, stage, num_keep)
         signal = signals[self._text_request(stage)]
         if self.text_score == "embedding":
-            scores = question_cosine(signal, layout)
+            scores = compare_with_question(signal, layout)  # [B, V]
         elif self.text_score == "attention":
-            scores = signal.mean(axis=2).max(axis=1)
+            scores = signal.mean(axis=2).max(axis=1)  # of [B, H, 3, V]
         else:
             scores = signal[:, :, -1].mean(axis=1)
-        present = layout.visual_valid.sum(axis=1)
+        present = layout.visual_valid.sum(axis=1)  # [B]
         target = jnp.asarray(self._second_counts(layout.visual_slots))[present]
-        segment = scoring.one_segment(layout)
-        rank = scoring.rank_in_segment(scores, segment, layout.visual_valid)
-        return scoring.from_mask(rank < target[:, None], num_keep)
+        rank = Segments.by_sample(layout).rank(scores)
+        return from_mask(rank < target[:, None], num_keep)
 
     def _select_first(
         self, signals: Signals, layout: Layout, stage: Stage, num_keep: int
     ) -> Selection:
-        saliency, within = signals[TowerAttention()](), segments.frames(layout)
+        saliency, within = signals[TowerAttention()](), Segments.by_frame(layout)
         # 4 * share candidates are wanted of a full region; 3 are published for the small shares.
         per_region = self.per_region or max(3, math.ceil(4 * stage.keep_ratio))
-        target = frame_targets(layout, self._first_counts(stage, layout.visual_slots))
-        keep = best_of_regions(saliency, layout, per_region, target)
+        target = split_over_frames(layout, self._first_counts(stage, layout.visual_slots))
+        keep = pick_from_regions(saliency, layout, per_region, target)  # [B, V]
         pillar = mark_pillars(saliency, keep, within, self.tau)
-        chosen = scoring.from_mask(keep, num_keep)
+        chosen = from_mask(keep, num_keep)
         weights = aggregate(
             signals[self._features],
             chosen,
@@ -202,14 +210,14 @@ class Nuwa(Progressive):
         return chosen.replace(weights=weights)
 
     def _first_counts(self, stage: Stage, max_count: int) -> np.ndarray:
-        return scoring.rounded_counts(stage.keep_ratio, max_count, "ceil")
+        return round_counts(stage.keep_ratio, max_count, "ceil")
 
     def _second_counts(self, max_count: int) -> np.ndarray:
         """Tabulate what stays of every number of tokens that the first cut may leave."""
         first, second = (stage.keep_ratio for stage in self.stages)
         # Rounded so that the quotient of two published shares is a published share again.
         share = min(1.0, round(second / first, 12))
-        return scoring.at_least_one(scoring.rounded_counts(share, max_count, "floor"))
+        return keep_one(round_counts(share, max_count, "floor"))
 
 
 def _second_share(budget: float) -> float:
@@ -219,14 +227,109 @@ def _second_share(budget: float) -> float:
     return float(np.interp(budget, [*budgets, 1.0], [*(second for _, second in _SHARES), 1.0]))
 
 
-def rpme(kept: jax.Array, start: int, end: int) -> jax.Array:
-    """Map kept indices to positions in [start, end], the paper's compaction RPME.
+@typed
+def number_regions(layout: Layout) -> Int[Array, "B V"]:
+    """Number the regions of each sample, -1 for padding; every token must be present.
 
-    p_j = ceil(I_j * (end - start) / I_last) + start. Neighbours may get equal positions. Selections
-    cannot change positions, so no method applies it, and neither does the released code.
+    A region is a block of 2 x 2 tokens of one image or video frame, smaller at odd borders. It is
+    named after the visual index of its first token:
+
+        0  0  2  2  4
+        0  0  2  2  4        a grid of 3 x 5
+       10 10 12 12 14
+    """
+    row, column = layout.grid[..., 1], layout.grid[..., 2]  # [B, V] both
+    slots = jnp.arange(row.shape[1], dtype=jnp.int32)
+    width = Segments.by_frame(layout).max(column) + 1
+    return jnp.where(layout.visual_valid, slots - row % 2 * width - column % 2, -1)
+
+
+@typed
+def pick_from_regions(
+    saliency: Float[Array, "B V"], layout: Layout, per_region: int, target: Int[Array, "B V"]
+) -> Bool[Array, "B V"]:
+    """Keep the `target` most salient tokens of a frame among the best few of each region.
+
+    Equal tokens of a frame go by region first, then by index. A frame with fewer candidates than
+    its target keeps them all.
+    """
+    valid, region = layout.visual_valid, number_regions(layout)
+    V = valid.shape[1]
+    inside = rank_in_segment(saliency, region, valid)  # [B, V]
+    candidate = valid & (inside < per_region)
+    # In the order of regions the stable ranking breaks ties as wanted.
+    order = jnp.argsort(jnp.where(valid, region, V), axis=1, stable=True)
+    parts = (saliency, Segments.by_frame(layout).number, candidate)
+    rank = rank_in_segment(*(jnp.take_along_axis(part, order, axis=1) for part in parts))
+    _, rank = jax.lax.sort((order, rank), num_keys=1)
+    return candidate & (rank < target)
+
+
+@typed
+def mark_pillars(
+    saliency: Float[Array, "B V"], keep: Bool[Array, "B V"], within: Segments, tau: float
+) -> Bool[Array, "B V"]:
+    """Mark the kept tokens that reach the tau quantile of their segment's kept saliencies.
+
+    The quantile interpolates linearly between neighbours, as NumPy's does.
+    """
+    most = keep.shape[1]
+    count = within.sum(keep.astype(jnp.int32))  # [B, V]
+    rank = within.rank(saliency, keep)
+    # count 4, tau 0.55: 1.65 tokens lie below the quantile, so that it is between ascending 1 and 2
+    below = tau * np.maximum(np.arange(most + 1) - 1, 0)
+    low = jnp.asarray(np.floor(below).astype(np.int32))[count]
+    share = jnp.asarray((below % 1).astype(np.float32))[count]
+
+    def value(ascending: jax.Array) -> jax.Array:
+        # One token has this rank, and a sum with zeros is exact.
+        there = keep & (rank == count - 1 - ascending)
+        return within.sum(jnp.where(there, saliency, 0.0))
+
+    lower, upper = value(low), value(jnp.minimum(low + 1, count - 1))
+    return keep & (saliency >= lower + share * (upper - lower))
+
+
+@typed
+def aggregate(
+    features: Float[Array, "B V E"],
+    chosen: Selection,
+    pillar: Bool[Array, "B V"],
+    layout: Layout,
+    distance: float | None = None,
+    self_one: bool = False,
+) -> Float[Array, "B K V"]:
+    """Weigh what each kept token absorbs in its frame: similar tokens that lie near it.
+
+    The weight of token j is max(0, cosine) * max(0, 1 - d(i, j) / distance), d on the grid in units
+    of tokens, and rows are scaled to add up to 1. A pillar has itself alone. Quadratic: a cosine of
+    K x V tokens.
 
     Args:
-        kept: [..., K] int32, ascending; a `Selection.index` with its padding will do.
+        distance: None is 0.8 of the farthest pair of the frame.
+        self_one: give the token itself weight 1 after the scaling.
     """
-    last = jnp.maximum(kept.max(axis=-1, keepdims=True), 1)
-    return -(-kept * (end - start) // last) + start
+    within = Segments.by_frame(layout)
+    cell = layout.grid[..., 1:].astype(jnp.float32)  # [B, V, 2]
+
+    def at_kept(values: jax.Array) -> jax.Array:
+        index = chosen.index.reshape(*chosen.index.shape, *(1,) * (values.ndim - 2))
+        return jnp.take_along_axis(values, index, axis=1)
+
+    farthest = jnp.hypot(*(within.max(cell[..., axis]) for axis in (0, 1)))  # [B, V]
+    reach = _REACH * farthest if distance is None else jnp.full_like(farthest, distance)
+    gap = jnp.linalg.norm(at_kept(cell)[:, :, None] - cell[:, None], axis=-1)  # [B, K, V]
+    near = jnp.maximum(0.0, 1 - gap / jnp.maximum(at_kept(reach), 1e-6)[..., None])
+
+    units = normalize(features)
+    exact = jax.lax.Precision.HIGHEST
+    similar = jnp.einsum("bke,bve->bkv", at_kept(units), units, precision=exact)  # [B, K, V]
+    same = at_kept(within.number)[..., None] == within.number[:, None]
+    weights = jnp.where(same, jnp.maximum(similar, 0.0) * near, 0.0)
+
+    own = keep_weights(chosen, pillar.shape[1])
+    # The cosine with itself is 1, also of a vector without length: no row adds up to 0.
+    weights = jnp.where(own > 0, 1.0, jnp.where(at_kept(pillar)[..., None], 0.0, weights))
+    weights = weights / weights.sum(axis=2, keepdims=True)
+    weights = jnp.where(own > 0, 1.0, weights) if self_one else weights
+    return jnp.where(chosen.valid[..., None], weights, 0.0)

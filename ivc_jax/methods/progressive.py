@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import budget, scoring
-from ivc_jax.methods.base import Method, MethodError, Stage, check_keep_ratio
-from ivc_jax.methods.presets import resolved
+from ivc_jax.methods import budget
+from ivc_jax.methods.base import Method, MethodError, Stage
+from ivc_jax.methods.fields import check_keep_ratio, require
+from ivc_jax.methods.select import bound_total, keep_one, round_counts
 
 Family = Callable[[float], tuple[float, ...]]
 
@@ -109,14 +110,14 @@ class Progressive(Method):
                 max(self.first_layer + number, layer - 1) for number, layer in enumerate(layers)
             )
             if earlier == layers or self.layers is not None:
-                raise budget.unreachable(self, stages(1e-3), num_layers)
+                budget.refuse(self, stages(1e-3), num_layers)
             layers = earlier
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The cuts."""
-        layers = resolved(self.layers, self.name, "layers")
-        ratios = resolved(self.ratios, self.name, "ratios")
+        layers = require(self.layers, self.name, "layers")
+        ratios = require(self.ratios, self.name, "ratios")
         return tuple(map(self._stage, layers, ratios))
 
     def _stage(self, layer: int, ratio: float) -> Stage:
@@ -128,13 +129,11 @@ class Progressive(Method):
 
     def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
         """Tabulate the tokens left after a cut of every unpruned count 0 .. max_count."""
-        return scoring.at_least_one(
-            scoring.rounded_counts(stage.keep_ratio, max_count, self.rounding)
-        )
+        return keep_one(round_counts(stage.keep_ratio, max_count, self.rounding))
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left by the largest count."""
-        return scoring.largest_total(self._counts(stage, visual_slots), 1)
+        return bound_total(self._counts(stage, visual_slots), 1)
 
 
 def _reach(family: Family, keep_ratio: float) -> tuple[float, ...]:
@@ -147,7 +146,7 @@ def _reach(family: Family, keep_ratio: float) -> tuple[float, ...]:
     return (*ratios[:-1], keep_ratio)
 
 
-def scaled_layers(layers: tuple[int, ...], depth: int, num_layers: int) -> tuple[int, ...]:
+def scale_layers(layers: tuple[int, ...], depth: int, num_layers: int) -> tuple[int, ...]:
     """Move layers published for one depth to another, rounded half to even and kept ascending."""
     scaled: list[int] = []
     for layer in layers:

@@ -4,13 +4,13 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import AttentionRows, MethodError, Request, Scored, Signals, Stage
-from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
-from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
+from ivc_jax.methods.defaults import choose_positions
+from ivc_jax.methods.fields import check_positions, require
+from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.select import Segments, bound_total, from_mask
 from ivc_jax.types import Layout, Selection
 
 # Published for 32 blocks: scripts/v1_5/pdrop_eval of Cooperx521/PyramidDrop; earlier cuts for small
@@ -51,7 +51,7 @@ class PyramidDrop(Progressive, Scored):
 
     def resolve(self, config: ModelConfig) -> Progressive:
         """Fill in layers, ratios and positions."""
-        fields = {"positions": chosen_positions(self.positions, config)}
+        fields = {"positions": choose_positions(self.positions, config)}
         if self.compact_earlier_kv and self.budget is not None:
             fields |= {"keep_ratio": self.budget, "budget": None}
         return Progressive.resolve(dataclasses.replace(self, **fields), config)
@@ -63,26 +63,26 @@ class PyramidDrop(Progressive, Scored):
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left by the largest count, or sum of counts."""
         counts = self._counts(stage, visual_slots)
-        return scoring.largest_total(counts, num_images if self.per_image else 1)
+        return bound_total(counts, num_images if self.per_image else 1)
 
     def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         """Average the rows over heads."""
-        return signals[AttentionRows(stage.layer, "last")].mean(axis=(1, 2))
+        rows = signals[AttentionRows(stage.layer, "last")]  # [B, H, 1, V]
+        return rows.mean(axis=(1, 2))
 
     def choose(
         self, scores: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
     ) -> Selection:
         """Keep the best of the present tokens."""
-        within = segments.images(layout) if self.per_image else segments.samples(layout)
-        counts = jnp.asarray(self._counts(stage, layout.visual_slots))[within.count]
-        rank = scoring.rank_in_segment(scores, within.number, layout.visual_valid)
-        return scoring.from_mask(rank < counts, num_keep)
+        within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
+        counts = within.look_up(self._counts(stage, layout.visual_slots))  # [B, V]
+        return from_mask(within.top(scores, counts), num_keep)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
         layers = self.layers
         if layers is None:
             early = target is not None and target < _EVEN_BUDGET
-            layers = _fitted(_EARLY if early else _EVEN, num_layers)
+            layers = _fit(_EARLY if early else _EVEN, num_layers)
         powers = range(1, len(layers) + 1)
         return layers, lambda factor: tuple(factor**power for power in powers)
 
@@ -91,16 +91,16 @@ class PyramidDrop(Progressive, Scored):
         return tuple(_FACTOR**power for power in range(1, cuts + 1))
 
     def _stage(self, layer: int, ratio: float) -> Stage:
-        renumber = resolved(self.positions, self.name, "positions") == "reindex"
+        renumber = require(self.positions, self.name, "positions") == "reindex"
         return Stage(layer, ratio, self.compact_earlier_kv, renumber=renumber)
 
 
-def _fitted(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+def _fit(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     """Move published layers to another depth; in a shallow decoder the last ones come sooner."""
     spare = num_layers - len(layers)
     if spare < 0:
         raise MethodError(
             f"pyramiddrop: {len(layers)} cuts do not fit into {num_layers} layers; give layers=..."
         )
-    scaled = scaled_layers(layers, _DEPTH, num_layers)
+    scaled = scale_layers(layers, _DEPTH, num_layers)
     return tuple(min(layer, spare + number) for number, layer in enumerate(scaled))

@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ivc_jax.methods import scoring, segments
 from ivc_jax.methods.base import (
-    MethodError,
     Request,
     Signals,
     Stage,
     TowerAttention,
     TowerFeatures,
 )
-from ivc_jax.methods.coordinates import check_choice
+from ivc_jax.methods.fields import check_choice, check_not_negative
+from ivc_jax.methods.select import Segments, from_mask, normalize
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed
 
@@ -49,8 +48,7 @@ class Scope(Upfront):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha < 0:
-            raise MethodError(f"alpha must not be negative, got {self.alpha}")
+        check_not_negative(alpha=self.alpha)
         check_choice("saliency", self.saliency, ("attention", "norm"))
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
@@ -60,15 +58,16 @@ class Scope(Upfront):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Search in all frames at once."""
-        within, features = segments.frames(layout), signals[TowerFeatures()].astype(jnp.float32)
+        within = Segments.by_frame(layout)
+        features = signals[TowerFeatures()].astype(jnp.float32)  # [B, V, E]
         if self.saliency == "attention":
             saliency = signals[TowerAttention()]()
         else:
             saliency = jnp.linalg.norm(features, axis=-1)
-        counts = jnp.asarray(self._counts(stage, layout.visual_slots))[within.count]
+        counts = within.look_up(self._counts(stage, layout.visual_slots))  # [B, V]
         counts = lose_no_image(counts, layout)
         keep = cover(features, saliency**self.alpha, within.number, counts)
-        return scoring.from_mask(keep, num_keep)
+        return from_mask(keep, num_keep)
 
 
 @typed
@@ -100,9 +99,9 @@ def cover(
     if V == 0:
         return jnp.zeros((B, 0), bool)
     # Comparisons instead of maxima: NaN covers nothing and gains nothing, on every backend.
-    rows, unit = jnp.arange(B)[:, None], scoring.unit(features)
+    rows, unit = jnp.arange(B)[:, None], normalize(features)
     cosine = jnp.einsum("bud,bvd->buv", unit, unit, precision=jax.lax.Precision.HIGHEST)
-    same = segment[:, :, None] == segment[:, None]
+    same = segment[:, :, None] == segment[:, None]  # [B, V, V]
     cosine = jnp.where(same, cosine, 0.0)  # no gain outside the segment
 
     def unfinished(state: tuple) -> jax.Array:

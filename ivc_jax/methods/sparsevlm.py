@@ -6,9 +6,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from ivc_jax.config import ModelConfig
-from ivc_jax.methods import budget, scoring
+from ivc_jax.config import ModelConfig, RopeConfig
+from ivc_jax.ivc import rank_in_segment
+from ivc_jax.methods import budget
 from ivc_jax.methods.base import (
     AttentionRows,
     Carry,
@@ -20,15 +22,15 @@ from ivc_jax.methods.base import (
     Scored,
     Signals,
     Stage,
-    check_keep_ratio,
+    TokenVectors,
 )
-from ivc_jax.methods.parts.cluster import merge
-from ivc_jax.methods.parts.gravity import corrected, mean_over_heads
-from ivc_jax.methods.parts.raters import raters
-from ivc_jax.methods.parts.recycling import Recycling
-from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
-from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
-from ivc_jax.types import Layout, Selection
+from ivc_jax.methods.defaults import choose_positions
+from ivc_jax.methods.fields import check_keep_ratio, check_positions, require
+from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.question import mark_question
+from ivc_jax.methods.recycling import Recycling, merge
+from ivc_jax.methods.select import Segments, from_mask, gather_positions
+from ivc_jax.types import Layout, Selection, typed
 
 _DEPTH, _LAYERS = 32, (2, 6, 15)  # of the released model; it cuts behind these blocks
 # Tokens kept by score of 576, for budgets of 192, 128, 96 and 64: with recycling the lists of v1.x,
@@ -37,6 +39,10 @@ _LISTS = {
     True: ((300, 200, 110), (303, 110, 36), (238, 48, 26), (66, 30, 17)),
     False: ((300, 200, 118), (238, 108, 60), (246, 54, 28), (66, 34, 20)),
 }
+
+# Llama's gravity turns negative from distance 1707 on. The released code divides by it all the
+# same; this bound is ours.
+_LEAST_GRAVITY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +104,14 @@ class SparseVLM(Progressive, Scored):
                     "sparsevlm: keep_ratio or budget asks for less than what is recycled; raise it "
                     "or set recycle=false"
                 )
-        positions = chosen_positions(self.positions, config)
+        positions = choose_positions(self.positions, config)
         return dataclasses.replace(method, ratios=ratios, positions=positions)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The cuts; their shares include what is recycled."""
-        layers = resolved(self.layers, self.name, "layers")
-        ratios = resolved(self.ratios, self.name, "ratios")
+        layers = require(self.layers, self.name, "layers")
+        ratios = require(self.ratios, self.name, "ratios")
         return tuple(map(self._stage, layers, self._recycling.with_means(ratios)))
 
     def _stage(self, layer: int, ratio: float) -> Stage:
@@ -124,40 +130,40 @@ class SparseVLM(Progressive, Scored):
         """Average the raters' attention over raters and heads."""
         attention = signals[AttentionRows(stage.layer - 1, "text")]  # [B, H, T, V]
         if self.gravity:
-            attention = corrected(attention, layout, signals[RopeSettings()])
-        raters = self._raters(signals, layout, stage)
-        votes = jnp.where(raters[:, None, :, None], attention, 0.0).sum(axis=2)
+            attention = divide_by_gravity(attention, layout, signals[RopeSettings()])
+        raters = self._find_raters(signals, layout, stage)  # [B, T]
+        votes = jnp.where(raters[:, None, :, None], attention, 0.0).sum(axis=2)  # [B, H, V]
         votes /= jnp.maximum(raters.sum(axis=1), 1)[:, None, None]
         if self.priority_heads is None:
             return votes.mean(axis=1)
-        return mean_over_heads(votes, layout.visual_valid, self.priority_heads)
+        return average_heads(votes, layout.visual_valid, self.priority_heads)
 
     def choose(
         self, scores: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
     ) -> Selection:
         """Keep the best by the given scores; the method's own scores say what to recycle."""
         plan = self._plan(stage, layout.visual_slots)
-        count = jnp.asarray(plan[0])[layout.visual_count]
-        rank = scoring.rank_in_segment(scores, scoring.one_segment(layout), layout.visual_valid)
-        keep = rank < count[:, None]
+        within = Segments.by_sample(layout)
+        keep = within.top(scores, within.look_up(plan[0]))  # [B, V]
         if self.recycle:
             own, hidden = self.scores(signals, layout, stage), signals[Hidden()].visual
-            chosen = merge(self._recycling.owners(keep, own, hidden, layout, plan), keep, num_keep)
+            owners = self._recycling.choose_owners(keep, own, hidden, layout, plan)  # [B, V]
+            chosen = merge(owners, keep, num_keep)
         else:
-            chosen = scoring.from_mask(keep, num_keep)
-        return chosen.replace(carry=self._raters(signals, layout, stage))
+            chosen = from_mask(keep, num_keep)
+        return chosen.replace(carry=self._find_raters(signals, layout, stage))
 
-    def _raters(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
+    def _find_raters(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         if self.stage_number(stage):
             return signals[Carry()]
-        return raters(signals[Embeddings()], layout)
+        return find_raters(signals[Embeddings()], layout)
 
     @property
     def _recycling(self) -> Recycling:
         return Recycling(self.recycle_share if self.recycle else 0.0, self.cluster_share)
 
     def _plan(self, stage: Stage, max_count: int) -> tuple[np.ndarray, np.ndarray]:
-        ratios = resolved(self.ratios, self.name, "ratios")
+        ratios = require(self.ratios, self.name, "ratios")
         return self._recycling.plan(ratios[: self.stage_number(stage) + 1], max_count)
 
     def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
@@ -171,13 +177,13 @@ class SparseVLM(Progressive, Scored):
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
         def behind(depth: int) -> tuple[int, ...]:
-            return tuple(layer + 1 for layer in scaled_layers(_LAYERS, _DEPTH, depth))
+            return tuple(layer + 1 for layer in scale_layers(_LAYERS, _DEPTH, depth))
 
         def distance(ratios: tuple[float, ...]) -> float:
             left = self._recycling.with_means(ratios)
             if target is None:
                 return abs(left[-1] - (self.keep_ratio or 1.0))
-            cost = budget.layer_mean(tuple(map(Stage, behind(_DEPTH), left)), _DEPTH)
+            cost = budget.measure(tuple(map(Stage, behind(_DEPTH), left)), _DEPTH)
             return abs(cost - target)
 
         nearest = min(self._lists(), key=distance)
@@ -187,3 +193,77 @@ class SparseVLM(Progressive, Scored):
             return self._recycling.with_means(shares)
 
         return behind(num_layers), family
+
+
+@typed
+def match(
+    embeddings: TokenVectors, layout: Layout
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Measure how much of the visual tokens' similarity each text token draws.
+
+    A softmax of the plain products over the text after the first visual token, averaged over the
+    visual tokens; 0 for other text.
+
+    Returns:
+        The match, and the text that it runs over.
+    """
+    asked = mark_question(layout)  # [B, T]
+    visual, text = (part.astype(jnp.float32) for part in (embeddings.visual, embeddings.text))
+    exact = jax.lax.Precision.HIGHEST
+    logits = jnp.einsum("bvd,btd->bvt", visual, text, precision=exact)  # [B, V, T]
+    both = asked[:, None] & layout.visual_valid[..., None]
+    logits = jnp.where(both, logits, -jnp.inf)
+    raised = jnp.exp(logits - logits.max(axis=2, keepdims=True, initial=jnp.finfo(jnp.float32).min))
+    rows = raised / jnp.maximum(raised.sum(axis=2, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    return rows.sum(axis=1) / jnp.maximum(layout.visual_valid.sum(axis=1), 1)[:, None], asked
+
+
+@typed
+def find_raters(embeddings: TokenVectors, layout: Layout) -> Bool[Array, "B T"]:
+    """Mark the text that matches the visual tokens better than average; all of it if none does."""
+    score, asked = match(embeddings, layout)
+    mean = score.sum(axis=1) / jnp.maximum(asked.sum(axis=1), 1)  # [B]
+    chosen = asked & (score > mean[:, None])
+    return jnp.where(chosen.any(axis=1, keepdims=True), chosen, asked)
+
+
+def compute_gravity(distance: np.ndarray, rope: RopeConfig, axis: int | None = None) -> np.ndarray:
+    """Return the score that rotation alone gives two vectors of ones at some distance.
+
+    g(d) = 2 / sqrt(C) sum_m cos(d theta_m); with M-RoPE it is the sum over axes, each with its own
+    distance.
+
+    Args:
+        distance: differences of position ids.
+        axis: add up the planes that this axis turns; None is all of them, for 1-D positions.
+    """
+    planes = rope.frequencies
+    if axis is not None:
+        planes = planes[rope.axis_of_plane == axis]
+    return 2 / np.sqrt(rope.head_dim) * np.cos(np.multiply.outer(distance, planes)).sum(axis=-1)
+
+
+@typed
+def divide_by_gravity(
+    attention: Float[Array, "B H T V"], layout: Layout, rope: RopeConfig
+) -> Float[Array, "B H T V"]:
+    """Divide text-to-visual attention by the gravity between the two tokens."""
+    text = jnp.take_along_axis(layout.positions, layout.text_index[None], axis=2)  # [3, B, T]
+    visual = gather_positions(layout)
+    ids, pull = np.arange(layout.num_positions), 0.0
+    for axis in range(3):
+        table = jnp.asarray(compute_gravity(ids, rope, axis), jnp.float32)
+        pull += table[jnp.abs(text[axis][:, :, None] - visual[axis][:, None])]  # [B, T, V]
+    return attention / jnp.maximum(pull, _LEAST_GRAVITY)[:, None]
+
+
+@typed
+def average_heads(
+    votes: Float[Array, "B H V"], valid: Bool[Array, "B V"], share: float
+) -> Float[Array, "B V"]:
+    """Average over the heads that give the visual tokens most: the share of them, half to even."""
+    total = jnp.where(valid[:, None], votes, 0.0).sum(axis=2)  # [B, H]
+    count = max(1, round(share * total.shape[1]))
+    one = jnp.zeros(total.shape, jnp.int32)
+    chosen = rank_in_segment(total, one, one == 0) < count
+    return jnp.where(chosen[..., None], votes, 0.0).sum(axis=1) / count

@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import budget, scoring
+from ivc_jax.methods import budget
 from ivc_jax.methods.base import Method, Stage
-from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
+from ivc_jax.methods.defaults import choose_positions
+from ivc_jax.methods.fields import check_positions, require
+from ivc_jax.methods.select import bound_total, keep_one, round_counts
 from ivc_jax.types import Layout, typed
 
 
@@ -37,23 +39,23 @@ class Upfront(Method):
         """Fill in keep_ratio and positions."""
         # Taken over as it is: a solver could miss it by one bit, which rounding down would show.
         ratio = self.keep_ratio if self.budget is None else self.budget
-        positions = chosen_positions(self.positions, config)
+        positions = choose_positions(self.positions, config)
         return dataclasses.replace(self, keep_ratio=ratio, budget=None, positions=positions)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut, before the decoder."""
-        ratio = resolved(self.keep_ratio, self.name, "keep_ratio")
+        ratio = require(self.keep_ratio, self.name, "keep_ratio")
         return (Stage(0, ratio, renumber=self.positions == "reindex"),)
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens; frames that round on their own keep no more than a whole video."""
-        counts = scoring.at_least_one(self._counts(stage, visual_slots))
-        return scoring.largest_total(counts, num_images)
+        counts = keep_one(self._counts(stage, visual_slots))
+        return bound_total(counts, num_images)
 
     def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
         """Tabulate the tokens kept of every count 0 .. max_count."""
-        return scoring.rounded_counts(stage.keep_ratio, max_count, "floor")
+        return round_counts(stage.keep_ratio, max_count, "floor")
 
 
 @typed

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ivc_jax.methods import scoring, segments
+from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods.base import (
     Carry,
     MethodError,
@@ -21,11 +21,17 @@ from ivc_jax.methods.base import (
     Stage,
     TowerAttention,
 )
-from ivc_jax.methods.coordinates import check_choice
-from ivc_jax.methods.frames import over_segment
-from ivc_jax.methods.parts.grid_cells import cells_of_grids, number_cells, recycled
-from ivc_jax.methods.presets import resolved
-from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
+from ivc_jax.methods.fields import check_choice, check_not_negative, require
+from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.select import (
+    Segments,
+    bound_total,
+    from_mask,
+    keep_one,
+    keep_weights,
+    round_counts,
+    to_mask,
+)
 from ivc_jax.types import Layout, Selection, typed
 
 # Released for the 28 blocks of LLaVA-OneVision-7B at budgets of 10, 25 and 50 % (README.md and the
@@ -37,6 +43,7 @@ _SECOND = (1.0, 0.98334, 0.74875, 1.0)
 _PUBLISHED_RATES = (0.72332, 0.74875, 0.487)
 _CUTS = 3
 _SMALLEST = 1e-3  # of a rate that is solved for
+_LEAST_WEIGHT = 1e-9  # an entropy with a negative weight may bring an importance below 0
 
 
 @flax.struct.dataclass
@@ -67,7 +74,7 @@ class VFlowOpt(Progressive):
             R3. The released rates of 50 % by default.
         keep_ratio: share left after the last cut.
         budget: mean over layers of the share in the cache. R1 / budget and R2 lie on lines between
-            the released rows, R3 follows (`third_rate`).
+            the released rows, R3 follows (`solve_third_rate`).
         threshold: calibration queries receive more than this many times the mean attention (t).
         cell: side of a recycling cell in tokens, any real number from 1 on (a).
         alpha: weight of the pixel entropy beside the attention.
@@ -92,8 +99,7 @@ class VFlowOpt(Progressive):
             given = getattr(self, name)
             if given is not None and len(given) != _CUTS:
                 raise MethodError(f"vflowopt cuts three times: give three {name}, got {given}")
-        if not self.threshold >= 0:
-            raise MethodError(f"threshold must not be negative, got {self.threshold}")
+        check_not_negative(threshold=self.threshold)
         if not 1 <= self.cell < math.inf:
             raise MethodError(f"cell is a side in tokens: choose cell >= 1, got {self.cell}")
         if not math.isfinite(self.alpha):
@@ -110,11 +116,11 @@ class VFlowOpt(Progressive):
         """Bound the tokens left: all images without recycling, or one with all its cells in use."""
         left, top = self._first_counts(visual_slots)
         pool = np.arange(visual_slots + 1) - top
-        recycled = top + np.minimum(cells_of_grids(self.cell, visual_slots), pool)
+        recycled = top + np.minimum(bound_cells(self.cell, visual_slots), pool)
         for rate in self._rates[1 : self.stage_number(stage) + 1]:
-            table = _left(rate, visual_slots)
+            table = _count_left(rate, visual_slots)
             left, recycled = table[left], table[recycled]
-        plain = scoring.largest_total(left, num_images)
+        plain = bound_total(left, num_images)
         return max(plain, int(recycled.max())) if self._recycles else plain
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
@@ -123,17 +129,17 @@ class VFlowOpt(Progressive):
         if number == 0:
             return self._select_first(signals, layout, num_keep)
         ranking = signals[Carry()]
-        table = jnp.asarray(_left(self._rates[number], layout.visual_slots))
+        table = jnp.asarray(_count_left(self._rates[number], layout.visual_slots))
         ranking = ranking.replace(count=table[ranking.count])
         present = jax.tree.map(
             lambda field: jnp.take_along_axis(field, layout.visual_origin, axis=1), ranking
         )
         rank = rank_late_first(present.importance, layout.image_id, layout.visual_valid)
-        return scoring.from_mask(rank < present.count, num_keep).replace(carry=ranking)
+        return from_mask(rank < present.count, num_keep).replace(carry=ranking)
 
     def _select_first(self, signals: Signals, layout: Layout, num_keep: int) -> Selection:
-        segment, valid = layout.image_id, layout.visual_valid
-        worth = importance(
+        within, valid = Segments.by_image(layout), layout.visual_valid
+        worth = weigh(
             signals[TowerAttention()],
             layout,
             self.threshold,
@@ -141,20 +147,18 @@ class VFlowOpt(Progressive):
             self.alpha,
             self.importance,
         )
-        counts = self._first_counts(layout.visual_slots)
-        left, top = (jnp.asarray(table)[layout.image_count] for table in counts)
-        rank = rank_late_first(worth, segment, valid)
+        left, top = map(within.look_up, self._first_counts(layout.visual_slots))  # [B, V] both
+        rank = rank_late_first(worth, within.number, valid)
         if self._recycles:
-            several = valid & ((segment > 0) | (layout.grid[..., 0] > 0))
-            single = ~several.any(axis=1, keepdims=True)
+            several = valid & ((within.number > 0) | (layout.grid[..., 0] > 0))
+            single = ~several.any(axis=1, keepdims=True)  # [B, 1]
             keep = rank < jnp.where(single, top, left)
             pool = valid & ~keep & single
-            chosen = recycled(worth, keep, pool, number_cells(layout, self.cell), num_keep)
+            chosen = recycle(worth, keep, pool, number_cells(layout, self.cell), num_keep)
         else:
-            chosen = scoring.from_mask(rank < left, num_keep)
-        kept = scoring.to_mask(chosen, worth.shape[1]).astype(jnp.int32)
-        count = scoring.segment_sum(kept, segment, layout.num_images)
-        return chosen.replace(carry=Ranking(worth, scoring.spread(count, segment)))
+            chosen = from_mask(rank < left, num_keep)
+        kept = to_mask(chosen, worth.shape[1]).astype(jnp.int32)  # [B, V]
+        return chosen.replace(carry=Ranking(worth, within.sum(kept)))
 
     @property
     def _recycles(self) -> bool:
@@ -163,17 +167,17 @@ class VFlowOpt(Progressive):
     @property
     def _rates(self) -> tuple[float, float, float]:
         """R1, R2, R3. Rounded, because a product divided by its factor may be a last digit off."""
-        first, second, third = resolved(self.ratios, self.name, "ratios")
+        first, second, third = require(self.ratios, self.name, "ratios")
         return first, round(second / first, 12), round(third / second, 12)
 
     def _first_counts(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
         """Tabulate what an image keeps without recycling, and with it beside the cells."""
-        left = _left(self._rates[0], max_count)
+        left = _count_left(self._rates[0], max_count)
         extra = np.floor(np.arange(max_count + 1) / self.cell**2).astype(np.int32)
         return left, np.maximum(left - extra, 0)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
-        layers = self.layers or (0, *scaled_layers(_LAYERS, _DEPTH, num_layers))
+        layers = self.layers or (0, *scale_layers(_LAYERS, _DEPTH, num_layers))
         if layers[-1] >= num_layers:
             raise MethodError(f"vflowopt: {layers} do not fit into {num_layers}; give layers=...")
         spans = tuple(np.diff((*layers, num_layers)).tolist())
@@ -181,7 +185,7 @@ class VFlowOpt(Progressive):
         def family(share: float) -> tuple[float, ...]:
             first = share * float(np.interp(share, _BUDGETS, _FIRST_BY_BUDGET))
             second = float(np.interp(share, _BUDGETS, _SECOND))
-            third = max(third_rate(share, first, second, spans), _SMALLEST)
+            third = max(solve_third_rate(share, first, second, spans), _SMALLEST)
             return first, first * second, first * second * third
 
         return layers, family
@@ -190,7 +194,9 @@ class VFlowOpt(Progressive):
         return tuple(np.cumprod(_PUBLISHED_RATES).tolist())
 
 
-def third_rate(budget: float, first: float, second: float, layers: tuple[int, int, int]) -> float:
+def solve_third_rate(
+    budget: float, first: float, second: float, layers: tuple[int, int, int]
+) -> float:
     """Solve the mean over layers for the third rate (R3 of the paper), at most 1.
 
     Args:
@@ -207,7 +213,7 @@ def third_rate(budget: float, first: float, second: float, layers: tuple[int, in
 
 
 @typed
-def importance(
+def weigh(
     received: Received,
     layout: Layout,
     threshold: float,
@@ -226,15 +232,11 @@ def importance(
         entropy: in bits; its softmax over the image or frame is added with weight alpha.
         combine: "mean" or "sum" over the calibration set.
     """
-    within, valid = segments.frames(layout), layout.visual_valid
-    count = jnp.maximum(within.count, 1)
-
-    def total(values: jax.Array) -> jax.Array:
-        return over_segment(jax.ops.segment_sum, values, within)
-
+    within, valid = Segments.by_frame(layout), layout.visual_valid
+    count = jnp.maximum(within.count, 1)  # [B, V], as all that follows
     attention = received()
-    asked = valid & (attention > threshold * total(attention) / count)
-    number = total(asked.astype(jnp.int32))
+    asked = valid & (attention > threshold * within.sum(attention) / count)
+    number = within.sum(asked.astype(jnp.int32))
     asked, number = asked | (valid & (number == 0)), jnp.where(number == 0, count, number)
     worth = received(asked.astype(jnp.float32))
     if combine == "sum":
@@ -242,19 +244,70 @@ def importance(
     if entropy is None:
         return worth
     raised = jnp.exp(entropy)  # at most 8 bits, nothing overflows
-    return worth + alpha * raised / total(raised)
+    return worth + alpha * raised / within.sum(raised)
 
 
 @typed
 def rank_late_first(
     worth: Float[Array, "B V"], segment: Int[Array, "B V"], valid: Bool[Array, "B V"]
 ) -> Int[Array, "B V"]:
-    """Rank inside segments like `scoring.rank_in_segment`, but ties go to the highest index."""
+    """Rank inside segments like `ivc.rank_in_segment`, but ties go to the highest index."""
     fields = (field[:, ::-1] for field in (worth, segment, valid))
-    return scoring.rank_in_segment(*fields)[:, ::-1]
+    return rank_in_segment(*fields)[:, ::-1]
 
 
-def _left(rate: float, max_count: int) -> np.ndarray:
+def _count_left(rate: float, max_count: int) -> np.ndarray:
     """Tabulate what is left of 0 .. max_count tokens: those dropped are rounded half to even."""
-    dropped = scoring.rounded_counts(1 - rate, max_count)
-    return scoring.at_least_one(np.arange(max_count + 1, dtype=np.int32) - dropped)
+    dropped = round_counts(1 - rate, max_count)
+    return keep_one(np.arange(max_count + 1, dtype=np.int32) - dropped)
+
+
+@typed
+def recycle(
+    worth: Float[Array, "B V"],
+    keep: Bool[Array, "B V"],
+    pool: Bool[Array, "B V"],
+    cell: Int[Array, "B V"],
+    num_keep: int,
+) -> Selection:
+    """Keep tokens as they are, and the pool of each cell as its mean, weighted by worth.
+
+    The mean takes the slot of the most important token of the pool in its cell, the first of
+    equals. A grid of 3 x 4 and cells of 2 x 2; k is kept, the others are the pool:
+
+         0   1 |  k   3      cells {0, 1, 4}, {3, 6, 7}, {8}, {10, 11}: each becomes its mean,
+         4   k |  6   7      weighted by importance, in the slot of its most important token
+        -------+-------
+         8   k | 10  11
+    """
+    leads = rank_in_segment(worth, cell, pool) == 0  # [B, V]
+    chosen = from_mask(keep | leads, num_keep)
+
+    def of_kept(field: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(field, chosen.index, axis=1)[..., None]
+
+    mean = of_kept(leads) & chosen.valid[..., None]  # [B, K, 1]
+    member = mean & pool[:, None] & (of_kept(cell) == cell[:, None])  # [B, K, V]
+    mass = jnp.where(member, jnp.maximum(worth, _LEAST_WEIGHT)[:, None], 0.0)
+    mass /= jnp.where(mean, mass.sum(axis=2, keepdims=True), 1.0)
+    itself = keep_weights(chosen, worth.shape[1])
+    return chosen.replace(weights=jnp.where(mean, mass, itself))
+
+
+@typed
+def number_cells(layout: Layout, cell: float) -> Int[Array, "B V"]:
+    """Number the cells that tokens lie in; alike in every image, anything at padding."""
+    across = np.floor(np.arange(max(layout.visual_slots, 1)) / cell).astype(np.int32)
+    place = jnp.asarray(across)[layout.grid[..., 1:]]  # [B, V, 2]
+    return place[..., 0] * (across[-1] + 1) + place[..., 1]
+
+
+def bound_cells(cell: float, max_count: int) -> np.ndarray:
+    """Tabulate the most cells that a grid of 0 .. max_count tokens, rows by columns, can touch."""
+    cells = np.zeros(max_count + 1, np.int32)
+    touched = np.floor(np.arange(max_count) / cell).astype(np.int32) + 1  # by 1, 2, ... in a row
+    for rows in range(1, math.isqrt(max_count) + 1):
+        columns = np.arange(rows, max_count // rows + 1)
+        sizes = rows * columns
+        cells[sizes] = np.maximum(cells[sizes], touched[rows - 1] * touched[columns - 1])
+    return cells

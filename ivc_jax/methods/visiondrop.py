@@ -3,11 +3,12 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods import scoring
 from ivc_jax.methods.base import (
     AttentionReceived,
     Keys,
@@ -17,11 +18,11 @@ from ivc_jax.methods.base import (
     TowerAttention,
     TowerKeys,
 )
-from ivc_jax.methods.parts.contextual import reduce
-from ivc_jax.methods.presets import check_positions, chosen_positions, resolved
-from ivc_jax.methods.progressive import Family, Progressive, scaled_layers
-from ivc_jax.methods.segments import Segments, images
-from ivc_jax.types import Layout, Selection
+from ivc_jax.methods.defaults import choose_positions
+from ivc_jax.methods.fields import check_positions, require
+from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.select import Segments, bound_total, from_mask, keep_weights, normalize
+from ivc_jax.types import Layout, Selection, typed
 
 # Published for 32 blocks, behind a cut at the end of the tower.
 _DEPTH, _LAYERS = 32, (8, 16, 24)
@@ -71,7 +72,7 @@ class VisionDrop(Progressive):
 
     def resolve(self, config: ModelConfig) -> Progressive:
         """Fill in layers, ratios and positions."""
-        positions = chosen_positions(self.positions, config)
+        positions = choose_positions(self.positions, config)
         return Progressive.resolve(dataclasses.replace(self, positions=positions), config)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
@@ -83,34 +84,37 @@ class VisionDrop(Progressive):
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left: a sum over images in the tower, one count in the decoder."""
         counts = self._counts(stage, visual_slots)
-        return scoring.largest_total(counts, num_images if stage.layer == 0 else 1)
+        return bound_total(counts, num_images if stage.layer == 0 else 1)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Reduce each image in the tower, or all present tokens in the decoder."""
         if stage.keep_ratio == 1:
-            return scoring.from_mask(layout.visual_valid, num_keep)
+            return from_mask(layout.visual_valid, num_keep)
         if stage.layer == 0:
             scores, metric = signals[TowerAttention()](), signals[TowerKeys()]
-            within, unpruned = images(layout), layout.image_count
+            within, unpruned = Segments.by_image(layout), layout.image_count
         else:
             scores = signals[AttentionReceived(stage.layer, self.causal)]
             metric = signals[Keys(stage.layer)].visual.astype(jnp.float32).mean(axis=2)
-            within, unpruned = _present(layout), layout.visual_count[:, None]
+            left = layout.visual_valid.sum(axis=1, keepdims=True, dtype=jnp.int32)  # [B, 1]
+            within = Segments.by_sample(layout)
+            within = within.replace(count=jnp.where(within.valid, left, 0))
+            unpruned = layout.visual_count[:, None]
         left = self._counts(stage, layout.visual_slots)
-        folded = self._contextual(stage, left)
-        most = scoring.largest_total(folded, within.bound)
+        folded = self._count_contextual(stage, left)
+        most = bound_total(folded, within.bound)
         left, folded = jnp.asarray(left)[unpruned], jnp.asarray(folded)[unpruned]
         # Where no more are present than are to be left, all others are targets without a group.
         dominant = jnp.broadcast_to(left - folded, scores.shape)
         contextual = jnp.broadcast_to(folded, scores.shape)
         return reduce(scores, metric, within, dominant, contextual, num_keep, most)
 
-    def _contextual(self, stage: Stage, left: np.ndarray) -> np.ndarray:
+    def _count_contextual(self, stage: Stage, left: np.ndarray) -> np.ndarray:
         share = _TOWER_CONTEXTUAL if stage.layer == 0 else _CONTEXTUAL
         return np.rint(share * left).astype(np.int32)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
-        layers = self.layers or (0, *scaled_layers(_LAYERS, _DEPTH, num_layers))
+        layers = self.layers or (0, *scale_layers(_LAYERS, _DEPTH, num_layers))
         steps = range(1 - len(layers), 1)
         return layers, lambda last: tuple(min(1.0, last * _FALL**step) for step in steps)
 
@@ -119,11 +123,62 @@ class VisionDrop(Progressive):
         return tuple(_ENTERING * _PUBLISHED_BUDGET * _FALL**step for step in range(cuts))
 
     def _stage(self, layer: int, ratio: float) -> Stage:
-        renumber = resolved(self.positions, self.name, "positions") == "reindex"
+        renumber = require(self.positions, self.name, "positions") == "reindex"
         return Stage(layer, ratio, renumber=renumber)
 
 
-def _present(layout: Layout) -> Segments:
-    """Make all visual tokens that a sample still has one segment."""
-    count = jnp.where(layout.visual_valid, layout.visual_valid.sum(axis=1, keepdims=True), 0)
-    return Segments(scoring.one_segment(layout), count.astype(jnp.int32), 1)
+@typed
+def reduce(
+    scores: Float[Array, "B V"],
+    metric: Float[Array, "B V C"],
+    within: Segments,
+    dominant: Int[Array, "B V"],
+    contextual: Int[Array, "B V"],
+    num_keep: int,
+    num_contextual: int,
+) -> Selection:
+    """Keep the best tokens of each segment and merge its others into strided ones of them.
+
+    One reduction of eight tokens, the three most attended kept (D) and two contextual ones made:
+
+        token       0  1  2  3  4  5  6  7
+                    .  D  .  D  .  D  .  .
+        rest        T     o     T     o  o      every second one of the rest is a target T
+        goes to     0     0     4     4  0      the target with the nearest key
+        result      0: x0 + (x2 + x7) / 2       1, 3, 5 as they are       4: x4 + x6
+
+    The procedure of VisionZip (arXiv 2412.04467), which VisionDrop repeats inside the decoder.
+    A contextual token is its target plus the mean of the others that are nearest to the target:
+    a sum of two terms, as in the released code.
+
+    Args:
+        scores: larger is kept.
+        metric: vectors whose cosine says to which target a token goes, ties to the first.
+        within: the segments, with the tokens present in each.
+        dominant: tokens of this token's segment to keep as they are.
+        contextual: targets of this token's segment; fewer where fewer are left.
+        num_keep: bound on the tokens kept in a sample.
+        num_contextual: bound on its targets.
+    """
+    V, valid = scores.shape[1], within.valid
+    rest = valid & (within.rank(scores) >= dominant)  # [B, V]
+    stride = jnp.maximum((within.count - dominant) // jnp.maximum(contextual, 1), 1)
+    # Number the rest of each segment 0, 1, 2, ...; anything at the others.
+    before = jnp.cumsum(rest, axis=1, dtype=jnp.int32) - rest
+    place = before - jax.lax.cummax(jnp.where(within.begins, before, 0), axis=1)
+    target = rest & (place % stride == 0) & (place // stride < contextual)
+    chosen = from_mask((valid & ~rest) | target, num_keep)
+    if num_contextual == 0:
+        return chosen
+    targets = from_mask(target, num_contextual)
+    metric = normalize(metric)
+    centres = jnp.take_along_axis(metric, targets.index[..., None], axis=1)  # [B, A, C]
+    cosine = jnp.einsum("bvc,btc->bvt", metric, centres, precision=jax.lax.Precision.HIGHEST)
+    owner = jnp.take_along_axis(within.number, targets.index, axis=1)  # [B, A]
+    same = (within.number[:, :, None] == owner[:, None]) & targets.valid[:, None]
+    nearest = jnp.argmax(jnp.where(same, cosine, -jnp.inf), axis=2)  # [B, V], which of the A
+    goes = rest & ~target & (contextual > 0)  # without a target in its segment a token is lost
+    goal = jnp.where(goes, jnp.take_along_axis(targets.index, nearest, axis=1), -1)
+    group = (chosen.index[..., None] == goal[:, None]) & chosen.valid[..., None]  # [B, K, V]
+    mean = group / jnp.maximum(group.sum(axis=2, keepdims=True), 1)
+    return chosen.replace(weights=keep_weights(chosen, V) + mean.astype(jnp.float32))

@@ -11,7 +11,7 @@ from helpers.prompts import IMAGE, hf_arrays
 import ivc_jax
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.inputs.bucket import Buckets, collate
-from ivc_jax.methods import scoring
+from ivc_jax.methods import select
 from ivc_jax.methods.base import (
     AttentionReceived,
     AttentionRows,
@@ -62,7 +62,7 @@ class Probe(Method):
                 weights = (layout.visual_origin % 3 == 0).astype(np.float32)
                 heard = heard(), heard(weights)
             self.heard[request] = heard
-        return scoring.from_mask(layout.visual_valid, num_keep)
+        return select.from_mask(layout.visual_valid, num_keep)
 
 
 def listen(model, *asked, layer=CUT, arrays=None):

@@ -22,6 +22,7 @@ class Slow:
     def __init__(self, sample, values, method):
         row = lay_out(sample)
         self.method, self.values = method, values.astype(np.float64)
+        self.coded, self.asking = method.coordinates, method.foreground_rule
         self.slots, self.text = np.array(row["visual"]), np.array(row["text"])
         self.image, self.frame = np.array(row["image"]), np.array(row["grid"])[:, 0]
         self.positions = np.array(row["positions"])[self.slots].T
@@ -60,28 +61,28 @@ class Slow:
     def coordinates(self, group) -> set[int]:
         positions = self.positions.copy()
         for members in self.images:
-            if self.method.positions == "relative":
+            if self.coded.positions == "relative":
                 positions[:, members] += 1 - self.positions[:, members[:1]]
-            elif self.method.positions == "index":
+            elif self.coded.positions == "index":
                 positions[:, members] = np.arange(len(members)) + 1
-        positions += self.method.position_offset
-        turns = (self.method.theta or ROPE.theta) ** -(np.arange(8) / 8)  # of 8 planes
+        positions += self.coded.position_offset
+        turns = (self.coded.theta or ROPE.theta) ** -(np.arange(8) / 8)  # of 8 planes
         thirds = {"high": slice(0, 3), "middle": slice(3, 6), "low": slice(6, 8)}
-        turns = turns[thirds.get(self.method.frequencies, slice(None))]
+        turns = turns[thirds.get(self.coded.frequencies, slice(None))]
         chosen = set()
-        fractions = self.method.cos_fraction, self.method.sin_fraction
+        fractions = self.coded.cos_fraction, self.coded.sin_fraction
         for wave, fraction in zip((np.cos, np.sin), fractions, strict=True):
             t, h, w = wave(positions[:, group, None] * turns).mean(axis=2)
-            total = h + w if self.method.axes == "hw" else t + (h + w)
+            total = h + w if self.coded.axes == "hw" else t + (h + w)
             chosen |= {group[token] for token in top(total, round(fraction * len(group)))}
         return chosen
 
     def foreground(self):
-        method, score, seeds = self.method, np.zeros(len(self.slots)), set()
+        method, score, seeds = self.asking, np.zeros(len(self.slots)), set()
         for group in self.asked:
             last = self.slots[group[-1]] + 1 + method.query_offset
             askers = [t for t in self.text if method.queries == "all" or t >= last]
-            if method.quirks == "official":
+            if self.method.quirks == "official":
                 askers += [slot for slot in self.slots if slot >= last]
             rows = [self.row(slot, group) for slot in askers] or [np.zeros(len(group))]
             count = method.seed_fraction * len(group)
@@ -95,9 +96,9 @@ class Slow:
 
     def row(self, slot, group):
         keys = self.slots[group]
-        if self.method.foreground == "attention":
+        if self.asking.foreground == "attention":
             return self.values[:, slot, keys].mean(axis=0)
-        scope = keys if self.method.key_scope == "image" else np.arange(len(self.values))
+        scope = keys if self.asking.key_scope == "image" else np.arange(len(self.values))
         rows = []
         for head in range(G):
             logits = self.values[:, head] @ self.values[slot, head] / np.sqrt(C)

@@ -9,7 +9,7 @@ import ivc_jax
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import METHODS, BudgetError, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
-from ivc_jax.methods.budget import layer_mean, solve
+from ivc_jax.methods.budget import measure, solve
 
 PRUNING = [name for name in METHODS if name not in ("dense", "ivc_removal")]  # no budget
 BUDGETS = (0.5, 0.33, 0.22, 0.11)
@@ -19,11 +19,11 @@ BUCKET = Buckets(text=(24,), visual=(384,), patches=(1536,), rows=(1,), images=(
 
 
 def test_layer_mean_by_hand():
-    assert layer_mean((), 4) == 1.0
-    assert layer_mean((Stage(2, 0.5),), 4) == 0.75
-    assert layer_mean((Stage(2, 0.5, compact_earlier_kv=True),), 4) == 0.5
-    assert layer_mean((Stage(2, 0.5, True, whole_kv_layers=1),), 4) == 0.625
-    assert layer_mean((Stage(1, 0.5), Stage(3, 0.25)), 4) == (1 + 0.5 + 0.5 + 0.25) / 4
+    assert measure((), 4) == 1.0
+    assert measure((Stage(2, 0.5),), 4) == 0.75
+    assert measure((Stage(2, 0.5, compact_earlier_kv=True),), 4) == 0.5
+    assert measure((Stage(2, 0.5, True, whole_kv_layers=1),), 4) == 0.625
+    assert measure((Stage(1, 0.5), Stage(3, 0.25)), 4) == (1 + 0.5 + 0.5 + 0.25) / 4
 
 
 def test_solve_finds_the_share_or_nothing():
@@ -46,7 +46,7 @@ def test_every_method_solves_every_budget(name, depth):
             assert (name, budget) in {("sparsevlm", 0.11), ("fastv", 0.11)} or depth == 12
             assert f"budget={budget}" in str(error)  # noqa: PT017
             continue
-        assert layer_mean(method.stages, depth) == pytest.approx(budget, rel=2e-3)
+        assert measure(method.stages, depth) == pytest.approx(budget, rel=2e-3)
         assert method.budget is None  # equal schedules are equal methods
 
 
@@ -105,11 +105,12 @@ def test_fastv_moves_its_cut_forward_only_where_it_must():
 
 def test_ivc_fractions_shrink_with_the_budget():
     half, fifth = (parse(f"ivc:budget={b}").resolve(model_config(28)) for b in (0.6, 0.2))
-    assert (half.cos_fraction, half.keep_ratio) == (0.1, 0.6)
-    assert (fifth.cos_fraction, fifth.sin_fraction) == pytest.approx((0.04, 0.04))
+    assert (half.coordinates.cos_fraction, half.keep_ratio) == (0.1, 0.6)
+    shrunk = fifth.coordinates.cos_fraction, fifth.coordinates.sin_fraction
+    assert shrunk == pytest.approx((0.04, 0.04))
     host = parse("fastv+ivc:budget=0.5").resolve(model_config(28)).host
     # 0.2 of IVC tokens and 0.375 of the host, overlapping in 0.2 * 0.375
-    assert layer_mean(host.stages, 28) == pytest.approx(0.375)
+    assert measure(host.stages, 28) == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize("name", PRUNING)

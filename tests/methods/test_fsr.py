@@ -10,12 +10,11 @@ import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 
 from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
-from ivc_jax.methods import MethodError, scoring, segments
+from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.base import Hidden, TokenVectors, TowerAttention
-from ivc_jax.methods.budget import layer_mean
-from ivc_jax.methods.frames import frame_targets
-from ivc_jax.methods.fsr import FSR
-from ivc_jax.methods.parts.cover import focus, joint_scores, refine, scan
+from ivc_jax.methods.budget import measure
+from ivc_jax.methods.fsr import FSR, focus, join_scores, refine, scan
+from ivc_jax.methods.select import Segments, split_over_frames
 
 # Text, two unequal images, text between them and after them; a video of three frames; one image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)
@@ -33,7 +32,7 @@ VECTORS = [
 
 # Programs that run once: optimising them would cost more than it saves.
 jitted = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-jitted_joint, jitted_focus = jitted(joint_scores), jitted(focus, static_argnums=3)
+jitted_joint, jitted_focus = jitted(join_scores), jitted(focus, static_argnums=3)
 jitted_scan, jitted_refine = jitted(scan, static_argnums=4), jitted(refine, static_argnums=3)
 
 
@@ -134,7 +133,7 @@ def reference_sample(sample, drawn, method):
 
 def example(relevance=None):
     layout = make_layout([((2, 5), 3)], visual_slots=12)
-    within = segments.images(layout)
+    within = Segments.by_image(layout)
     saliency, given = (
         jnp.array([[*row, 9, jnp.nan]], jnp.float32) for row in (SALIENCY, relevance or SALIENCY)
     )
@@ -179,7 +178,7 @@ def test_worked_example_without_relevance_scans_nothing():
     given = signals_of(layout, [[*SALIENCY, 9, np.nan]], vectors, text)
     chosen = run_stage(FSR(), layout, given)
     assert listed(chosen) == [[0, 3, 5, 7, 9]]
-    np.testing.assert_array_equal(chosen.weights, scoring.keep_weights(chosen, 12))
+    np.testing.assert_array_equal(chosen.weights, select.keep_weights(chosen, 12))
 
 
 @pytest.mark.parametrize(
@@ -209,47 +208,6 @@ def test_fsr_equals_the_slow_reference(method):
     assert scanned > 3  # tokens merged: the scan was at work
 
 
-def test_padding_and_batch_mates_change_nothing():
-    samples, method = [PAIR, VIDEO], FSR(keep_ratio=0.4, focus_mass=0.5)
-    drawn = [draw(sample, seed) for seed, sample in enumerate(samples)]
-    alone = []
-    for sample, signals in zip(samples, drawn, strict=True):
-        layout = make_layout([sample])
-        alone.append(run_stage(method, layout, drawn_signals(layout, [signals])))
-    layout = make_layout([VIDEO, (5,), PAIR], 31, 60, 4)
-    given = drawn_signals(layout, [drawn[1], draw((5,), 9), drawn[0]])
-    together = run_stage(method, layout, given)
-    kept = listed(together)
-    assert kept[1] == []
-    for place, i in ((0, 1), (2, 0)):
-        assert [kept[place]] == listed(alone[i])
-        weights = np.asarray(alone[i].weights[0, : len(kept[place])])
-        given = together.weights[place, : len(weights), : weights.shape[1]]
-        np.testing.assert_allclose(given, weights, atol=1e-6)
-
-
-def test_nan_stays_in_its_image():
-    method = FSR(keep_ratio=0.4, focus_mass=0.5)
-    layout, (received, vectors) = make_layout([PAIR]), draw(PAIR, 0)
-    sound = run_stage(method, layout, drawn_signals(layout, [(received, vectors)]))
-    received[4], vectors[5] = np.nan, np.nan
-    chosen = run_stage(method, layout, drawn_signals(layout, [(received, vectors)]))
-    (kept,), (expected,) = listed(chosen), listed(sound)
-    assert len(kept) == len(expected)
-    assert [v for v in kept if v >= 20] == [v for v in expected if v >= 20]
-    np.testing.assert_array_equal(chosen.weights[0, 8:], sound.weights[0, 8:])
-
-
-@pytest.mark.parametrize("relevance", ["none", "embedding"])
-def test_keep_ratio_one_leaves_every_token_as_it_is(relevance):
-    layout = make_layout([PAIR, VIDEO], visual_slots=45)
-    drawn = [draw(PAIR, 0), draw(VIDEO, 1)]
-    method = FSR(keep_ratio=1.0, relevance=relevance)
-    chosen = run_stage(method, layout, drawn_signals(layout, drawn))
-    assert listed(chosen) == [list(range(41)), list(range(36))]
-    np.testing.assert_array_equal(chosen.weights, scoring.keep_weights(chosen, 45))
-
-
 def test_flat_scores_and_equal_vectors_fall_to_the_lowest_index():
     layout = make_layout([((3, 4), 2)])
     given = signals_of(layout, np.ones((1, 12)), np.ones((1, 12, 3)), np.ones((1, 2, 3)))
@@ -261,29 +219,9 @@ def test_flat_scores_and_equal_vectors_fall_to_the_lowest_index():
 
 def test_a_video_splits_its_count_over_the_frames():
     layout = make_layout([(1, (4, 2, 3), 2, (2, 2), 1)], visual_slots=30)
-    counts = scoring.rounded_counts(0.45, 30, "floor")  # 10 of 24, 1 of 4
-    target = frame_targets(layout, counts)
+    counts = select.round_counts(0.45, 30, "floor")  # 10 of 24, 1 of 4
+    target = split_over_frames(layout, counts)
     assert target[0].tolist() == [3] * 12 + [2] * 12 + [1] * 4 + [0] * 2
-
-
-@pytest.mark.parametrize("ratio", [0.03, 0.5])
-def test_capacity_is_never_exceeded(ratio):
-    method = FSR(keep_ratio=ratio)
-    for sample in ((2, (3, 3), (2, 5), (1, 1), 4), (1, (5, 2, 2), 3), (2, (5, 8), 2)):
-        wide = make_layout([sample], text_slots=9, visual_slots=44, num_images=3)
-        given = drawn_signals(wide, [draw(sample, 0)])
-        (kept,) = listed(run_stage(method, wide, given, num_keep=44))
-        count, images = int(wide.visual_count[0]), int(wide.image_id.max()) + 1
-        assert images <= len(kept) <= method.capacity(method.stages[0], count, images) <= count
-
-
-def test_a_bucket_without_images_is_empty():
-    layout, method = make_layout([(5,)]), FSR()
-    signals = signals_of(layout, np.zeros((1, 0)), np.zeros((1, 0, D)), np.zeros((1, 5, D)))
-    chosen = run_stage(method, layout, signals)
-    assert method.capacity(method.stages[0], 0, 0) == 0
-    assert chosen.index.shape == (1, 0)
-    assert chosen.weights.shape == (1, 0, 0)
 
 
 def config_of(num_layers, sections=(2, 3, 3)) -> ModelConfig:
@@ -295,7 +233,7 @@ def config_of(num_layers, sections=(2, 3, 3)) -> ModelConfig:
 def test_budget_is_the_keep_ratio_and_positions_follow_the_model():
     for budget in (0.5, 0.33, 0.22, 0.11, 1.0):
         method = FSR(budget=budget).resolve(config_of(5))
-        assert abs(layer_mean(method.stages, 5) - budget) < 1e-6
+        assert abs(measure(method.stages, 5) - budget) < 1e-6
         assert method.budget is None
     assert not FSR().resolve(config_of(5)).stages[0].renumber
     assert FSR().resolve(config_of(5, None)).stages[0].renumber

@@ -1,6 +1,5 @@
 """HoloV: the worked numbers, a slow reference, and the counts of images and frames."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
-from helpers.tiny import tiny_config
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.models import model_config
 
-from ivc_jax.families import parse_config
-from ivc_jax.methods.base import Hidden, MethodError, TokenVectors, TowerAttention, TowerFeatures
-from ivc_jax.methods.budget import layer_mean
-from ivc_jax.methods.holov import HoloV, crop_number, holistic_scores
-from ivc_jax.methods.parts.crops import crop_mean, crop_quotas, cut
+from ivc_jax.methods.base import Hidden, MethodError, TokenVectors, TowerAttention
+from ivc_jax.methods.budget import measure
+from ivc_jax.methods.holov import (
+    HoloV,
+    count_crops,
+    cut_crops,
+    score_holistically,
+    share_quotas,
+)
 from ivc_jax.methods.scope import Scope
-from ivc_jax.methods.segments import frames, images
+from ivc_jax.methods.select import Segments
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 VIDEO = (2, (3, 3, 4), 2, (2, 9), 6)
@@ -34,8 +35,8 @@ H = [0.18569, 0.20623, 0.10897, 0.29911, 0.13762, 0.12096, 0.12743, 0.09399]
 H += [0.27080, 0.24936, 0.10556, 0.09428]
 
 fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-jitted_scores = fast(holistic_scores, static_argnums=3)
-jitted_quotas, jitted_cut = fast(crop_quotas), fast(cut)
+jitted_scores = fast(score_holistically, static_argnums=3)
+jitted_quotas, jitted_cut = fast(share_quotas), fast(cut_crops)
 
 
 def make_signals(layout, tokens, attention, junk=9.0):
@@ -140,7 +141,7 @@ def reference(sample, tokens, attention, method) -> list[int]:
 
 def example_crops(number=3, count=12):
     layout = make_layout([(1, (1, count), 2)])
-    within = images(layout)
+    within = Segments.by_image(layout)
     return within, jitted_cut(within, jnp.full((1, count), number, jnp.int32))
 
 
@@ -150,7 +151,7 @@ def test_scores_of_the_worked_example():
     score = jitted_scores(tokens, attention, crops, 1.0)
     np.testing.assert_allclose(score[0], H, atol=1e-5)
     # The mean score of a crop is twice its mean attention, whatever the similarities.
-    np.testing.assert_allclose(crop_mean(score, crops)[0, ::4], [0.2, 0.12, 0.18], atol=1e-5)
+    np.testing.assert_allclose(crops.mean(score)[0, ::4], [0.2, 0.12, 0.18], atol=1e-5)
     variance = [0.29900, 0.21204, 0.08587, 0.28450, 0.33227, 0.30373, 0.37423, 0.01709]
     variance += [0.46710, 0.46263, 0.07916, 0.10619]
     scale = np.repeat(np.reshape(A, (3, 4)).mean(1) / np.reshape(variance, (3, 4)).mean(1), 4)
@@ -194,7 +195,7 @@ def test_quotas(weights, amount, expected):
 def test_crops_are_runs_and_the_first_are_longer():
     layout = make_layout([(1, (1, 7), 2, (2, 1, 3), 1)], visual_slots=15)
     number = jnp.array([[3] * 7 + [9] * 3 + [2] * 3 + [0] * 2])
-    crops = jitted_cut(frames(layout), number)
+    crops = jitted_cut(Segments.by_frame(layout), number)
     assert crops.number.tolist() == [[0, 0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 6, 7, -1, -1]]
     assert crops.count[0, :13].tolist() == [3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 2, 2, 1]
 
@@ -204,7 +205,7 @@ def test_crops_are_runs_and_the_first_are_longer():
     [(576, 192, 5), (576, 128, 8), (576, 64, 16), (1296, 432, 5), (1296, 288, 8), (1296, 144, 16)],
 )
 def test_number_of_crops_follows_the_budget(tokens, kept, number):
-    assert crop_number(jnp.array([[tokens]]), jnp.array([[kept]])).tolist() == [[number]]
+    assert count_crops(jnp.array([[tokens]]), jnp.array([[kept]])).tolist() == [[number]]
 
 
 @pytest.mark.parametrize(
@@ -237,81 +238,16 @@ def test_every_frame_keeps_its_share_of_the_sample():
     assert np.histogram(few[0], [0, 12, 24, 36, 54])[0].tolist() == [1, 0, 0, 1]
 
 
-def test_padding_and_batch_mates_change_nothing():
-    drawn = [draw(sample, seed) for seed, sample in enumerate(SAMPLES)]
-    tight = {"text_slots": 12, "visual_slots": 41, "num_images": 2}
-    (alone,) = run(HoloV(), [PAIR], drawn[:1], bucket=tight)
-    together = run(HoloV(), SAMPLES, drawn)
-    assert together[0] == alone
-    for junk in (np.nan, np.inf):
-        assert run(HoloV(), SAMPLES[::-1], drawn[::-1], junk) == together[::-1]
-
-
-def test_nan_stays_inside_its_frame():
-    drawn = [draw(PAIR)]
-    (sound,) = run(HoloV(), [PAIR], drawn)
-    drawn[0][0][3] = np.nan
-    drawn[0][1][7] = np.nan
-    (kept,) = run(HoloV(), [PAIR], drawn)
-    assert len(kept) == len(sound)
-    assert [token for token in kept if token >= 20] == [token for token in sound if token >= 20]
-
-
-@pytest.mark.parametrize("kind", [HoloV, Scope])
-def test_a_bucket_without_images_is_empty(kind):
-    layout, method = make_layout([(5,)]), kind()
-    (stage,) = method.stages
-    assert method.capacity(stage, 0, 0) == 0
-    signals = make_signals(layout, [np.zeros((0, D))], [[]])
-    signals[TowerFeatures()] = jnp.zeros((1, 0, D))
-    assert listed(run_stage(method, layout, signals)) == [[]]
-
-
-def test_keep_ratio_one_keeps_all():
-    drawn = [draw(sample, seed) for seed, sample in enumerate(SAMPLES)]
-    kept = run(HoloV(keep_ratio=1.0), SAMPLES, drawn)
-    assert kept == [list(range(len(d[0]))) for d in drawn]
-
-
-@given(
-    sizes=st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=3),
-    ratio=st.sampled_from([0.05, 0.29]),
-)
-@settings(max_examples=30, deadline=None)
-def test_capacity_is_never_exceeded(sizes, ratio):
-    method, sample = HoloV(keep_ratio=ratio), (2, *sizes, 4)
-    wide = make_layout([sample], text_slots=6, visual_slots=192, num_images=3)
-    signals = make_signals(wide, *[[part] for part in draw(sample)])
-    (kept,) = listed(run_stage(method, wide, signals, num_keep=192))
-    slots = int(wide.visual_count[0])
-    bound = method.capacity(method.stages[0], slots, len(sizes))
-    assert len({wide.image_id[0, token].item() for token in kept}) == len(sizes)
-    assert len(kept) <= bound <= min(slots, ratio * slots + len(sizes))
-
-
 @pytest.mark.parametrize("kind", [HoloV, Scope])
 def test_the_budget_is_the_keep_ratio(kind):
-    model = parse_config(tiny_config())
+    model = model_config()
     for share in (0.1, 0.2, 1 / 3, 0.5, 0.7, 1.0):
         method = kind(budget=share).resolve(model)
         assert (method.keep_ratio, method.budget) == (share, None)
-        assert layer_mean(method.stages, model.decoder.num_layers) == pytest.approx(
-            share, abs=1e-12
-        )
+        assert measure(method.stages, model.decoder.num_layers) == pytest.approx(share, abs=1e-12)
         assert method.resolve(model) == method
     assert kind().resolve(model).stages == (*kind().stages,)
     assert kind().stages[0].keep_ratio == 0.5
-
-
-@pytest.mark.parametrize("kind", [HoloV, Scope])
-def test_positions_are_numbered_anew_with_one_axis_only(kind):
-    model = parse_config(tiny_config())
-    assert kind().resolve(model).positions == "original"
-    assert kind(positions="reindex").resolve(model).stages[0].renumber
-    rope = dataclasses.replace(model.decoder.rope, sections=None)
-    flat = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, rope=rope))
-    assert kind().resolve(flat).stages[0].renumber
-    assert not kind(positions="original").resolve(flat).stages[0].renumber
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from ivc_jax.methods import (
     WithIVC,
     describe,
     parse,
-    scoring,
-    segments,
+    select,
 )
 from ivc_jax.methods.base import AttentionRows, RopeSettings, TokenVectors
-from ivc_jax.methods.foreground import ForegroundRules, attention_scores, foreground_scores
+from ivc_jax.methods.foreground import Foreground, score_attention, score_values
+from ivc_jax.methods.select import Segments
 
 SCORE = {"theta": 30.0, "position_offset": 1000, "frequencies": "middle"}
 
@@ -102,10 +102,10 @@ def test_attention_scores_are_means_of_the_rows_and_zero_where_nothing_asks():
     rows[0, :, 2, :3] = [[0.2, 0.3, 0.0], [0.0, 0.1, 0.4]]
     rows[0, :, 3, :3] = [[0.0, 0.2, 0.6], [0.4, 0.0, 0.0]]
     rows[..., 3] = np.nan  # padding
-    run = jax.jit(attention_scores, static_argnums=4)
+    run = jax.jit(score_attention, static_argnums=4)
     two = jnp.full_like(layout.image_id, 2)
-    rules = ForegroundRules(query_offset=1)  # past the end mark
-    scores, seeds = run(jnp.asarray(rows), layout, segments.images(layout), two, rules)
+    rules = Foreground(query_offset=1)  # past the end mark
+    scores, seeds = run(jnp.asarray(rows), layout, Segments.by_image(layout), two, rules)
     np.testing.assert_allclose(scores, [[0.15, 0.15, 0.25, 0], [0, 0, 0, 0]], atol=1e-7)
     # Ties go to the lowest index.
     assert seeds.tolist() == [[True, False, True, False], [True, True, False, False]]
@@ -146,10 +146,10 @@ def test_score_options_are_checked_and_written_back():
         parse("ivc:foreground=keys")
 
 
-def scored(values, layout, **rules):
+def scored(values, layout, score_dtype="float32", **rules):
     counts = jnp.ones_like(layout.image_id)
-    rules = ForegroundRules(**rules)
-    return foreground_scores(values, layout, segments.images(layout), counts, 1, rules)[0]
+    rules, within = Foreground(**rules), Segments.by_image(layout)
+    return score_values(values, layout, within, counts, 1, rules, score_dtype)[0]
 
 
 # One head, four image tokens, two text tokens, and three slots of padding that no key may reach.
@@ -166,13 +166,13 @@ def test_softmax_over_all_tokens_of_the_prompt():
     found = scored(values, layout, query_offset=0, key_scope="all")
     expected = [0.267242, 0.059432, 0.115320, 0.059432]
     np.testing.assert_allclose(found[0, :4], expected, atol=1e-6)
-    before = foreground_scores(
+    before = score_values(
         values,
         layout,
-        segments.images(layout),
+        Segments.by_image(layout),
         jnp.zeros_like(layout.image_id),
         1,
-        ForegroundRules(query_offset=0, key_scope="all"),
+        Foreground(query_offset=0, key_scope="all"),
     )[0]
     expected = [0.220611, 0.064753, 0.106669, 0.064753]
     np.testing.assert_allclose(before[0, :4], expected, atol=1e-6)
@@ -190,10 +190,10 @@ def test_half_precision_rounds_rows_heads_and_means():
 
 def test_frames_are_counted_by_runs():
     layout = make_layout(SAMPLES, visual_slots=60)
-    frames = segments.frames(layout)
+    frames = Segments.by_frame(layout)
     assert frames.number[2].tolist() == [*np.repeat([0, 1, 2], 12), *[3] * 10, *[-1] * 14]
     assert frames.count[2].tolist() == [*[12] * 36, *[10] * 10, *[0] * 14]
-    assert segments.first_of_image(layout)[0, :41].tolist() == [*[0] * 20, *[20] * 21]
+    assert Segments.by_image(layout).first[0, :41].tolist() == [*[0] * 20, *[20] * 21]
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 0.9])
@@ -201,8 +201,8 @@ def test_frames_are_counted_by_runs():
 def test_capacity_per_frame_holds_the_worst_split(ratio, scope):
     method = IVCPrune(layer=1, keep_ratio=ratio, scope=scope, per_frame=True)
     (stage,) = method.stages
-    quota = scoring.rounded_counts(ratio, 60)
-    coordinates = 2 * scoring.rounded_counts(0.1, 60)
+    quota = select.round_counts(ratio, 60)
+    coordinates = 2 * select.round_counts(0.1, 60)
     for frame in range(1, 61):
         most = 60 // frame * max(int(quota[frame]), int(coordinates[frame]))
         assert method.capacity(stage, 60, 2) >= min(60, most + 1)

@@ -11,7 +11,7 @@ from helpers.reference import SAMPLES, Slow, top
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.methods import IVCPrune, MethodError, ProgressiveIVC, describe, parse
 from ivc_jax.methods.base import Values
-from ivc_jax.methods.budget import BudgetError, layer_mean
+from ivc_jax.methods.budget import BudgetError, measure
 
 # These programs run once: compiling them well would cost more than it saves.
 jitted_compact = jax.jit(compact, compiler_options={"xla_backend_optimization_level": 0})
@@ -24,7 +24,7 @@ def reference_cut(slow: Slow, present: list[int], share: float) -> list[int]:
         left = [token for token in image if token in present]
         askers = [slot for slot in slow.text if slot >= slow.slots[image[-1]] + 3]
         rows = [slow.row(slot, left) for slot in askers]
-        count = max(1, round(slow.method.seed_fraction * len(image)))
+        count = max(1, round(slow.asking.seed_fraction * len(image)))
         seeds = [left[seed] for seed in sorted(top(np.mean(rows, axis=0), count))]
         rows += [slow.row(slow.slots[seed], left) for seed in seeds]
         chosen = slow.coordinates(image) | set(seeds)
@@ -74,7 +74,7 @@ def test_default_schedule(depth, layers):
     factor = 0.5 ** (1 / len(layers))
     assert method.ratios == pytest.approx([factor ** (cut + 1) for cut in range(len(layers))])
     assert method.ratios[-1] == 0.5
-    assert layer_mean(method.stages, depth) == pytest.approx(0.5)
+    assert measure(method.stages, depth) == pytest.approx(0.5)
 
 
 def test_one_block_is_too_few():
@@ -87,15 +87,17 @@ def test_a_budget_is_the_last_share_and_shrinks_the_fractions_with_it():
     once = IVCPrune(budget=0.2).resolve(model_config(28))
     assert method.ratios[-1] == pytest.approx(once.keep_ratio)
     for name in ("cos_fraction", "sin_fraction"):
-        assert getattr(method, name) == pytest.approx(getattr(once, name))
-    assert ProgressiveIVC(keep_ratio=0.2).resolve(model_config(28)).cos_fraction == 0.1
+        shrunk = getattr(once.coordinates, name)
+        assert getattr(method.coordinates, name) == pytest.approx(shrunk)
+    usual = ProgressiveIVC(keep_ratio=0.2).resolve(model_config(28))
+    assert usual.coordinates.cos_fraction == 0.1
 
 
 def test_a_budget_with_whole_early_caches():
     lazy = ProgressiveIVC(budget=0.5, compact_earlier_kv=False).resolve(model_config(28))
-    assert layer_mean(lazy.stages, 28) == pytest.approx(0.5)
+    assert measure(lazy.stages, 28) == pytest.approx(0.5)
     assert lazy.ratios[-1] < 0.2
-    assert lazy.cos_fraction == pytest.approx(0.1 * lazy.ratios[-1] / 0.5)
+    assert lazy.coordinates.cos_fraction == pytest.approx(0.1 * lazy.ratios[-1] / 0.5)
     with pytest.raises(BudgetError, match="cannot be reached on 4 layers"):
         ProgressiveIVC(budget=0.2, compact_earlier_kv=False).resolve(model_config(4))
 

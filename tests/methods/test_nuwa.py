@@ -10,12 +10,12 @@ import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 
 from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
-from ivc_jax.methods import MethodError, scoring, segments
+from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.base import AttentionRows, Hidden, TokenVectors, TowerAttention, TowerFeatures
-from ivc_jax.methods.budget import layer_mean
-from ivc_jax.methods.nuwa import Nuwa, rpme
-from ivc_jax.methods.parts.question import question_cosine
-from ivc_jax.methods.parts.regions import best_of_regions, mark_pillars, regions
+from ivc_jax.methods.budget import measure
+from ivc_jax.methods.nuwa import Nuwa, mark_pillars, number_regions, pick_from_regions
+from ivc_jax.methods.question import compare_with_question
+from ivc_jax.methods.select import Segments
 
 # Text and two unequal images; a video of three frames with odd sides.
 PAIR = (3, (4, 6), 4, (3, 5), 5)
@@ -125,7 +125,7 @@ def test_worked_example_self_one():
 def test_worked_example_pillars():
     layout = make_layout([((2, 6), 3)])
     keep = jnp.zeros((1, 12), bool).at[0, jnp.array([0, 3, 10, 11])].set(True)
-    saliency, within = jnp.array([SALIENCY]), segments.images(layout)
+    saliency, within = jnp.array([SALIENCY]), Segments.by_image(layout)
     mark = jitted(mark_pillars, static_argnums=3)
     for tau, expected in ((0.55, [3, 11]), (0.1, [3, 10, 11]), (1.0, [3])):
         pillars = mark(saliency, keep, within, tau)
@@ -141,24 +141,19 @@ def test_worked_example_of_the_second_cut():
     chosen = run_stage(method, layout, {Hidden(): vectors}, number=1)
     assert listed(chosen) == [[0, 1]]
     assert chosen.weights is None
-    cosine = jitted(question_cosine)(vectors, layout)
+    cosine = jitted(compare_with_question)(vectors, layout)
     np.testing.assert_allclose(cosine[0], [0.99099, 0.85749, 0.44721, 0.77611], atol=2e-5)
-
-
-def test_worked_example_of_rpme():
-    kept = jnp.array([[0, 3, 10, 11, 0], [0, 0, 0, 0, 0]])
-    assert rpme(kept, 5, 12).tolist() == [[5, 7, 12, 12, 5], [5] * 5]
 
 
 def test_regions_are_blocks_of_an_image_or_frame():
     layout = make_layout([(1, (3, 5), 2, (2, 2, 3), 1)], visual_slots=29)
     image = [0, 0, 2, 2, 4, 0, 0, 2, 2, 4, 10, 10, 12, 12, 14]
     video = [15, 15, 17, 15, 15, 17, 21, 21, 23, 21, 21, 23]
-    assert regions(layout)[0].tolist() == [*image, *video, -1, -1]
+    assert number_regions(layout)[0].tolist() == [*image, *video, -1, -1]
 
 
 def test_equal_tokens_go_by_region_and_then_by_index():
-    layout, best = make_layout([((2, 4), 2)]), jitted(best_of_regions, static_argnums=2)
+    layout, best = make_layout([((2, 4), 2)]), jitted(pick_from_regions, static_argnums=2)
     # Regions {0, 1, 4, 5} and {2, 3, 6, 7}; 5 is the first of its region, 0 ties with 2, 3 and 6.
     saliency = jnp.array([[0.5, 0.1, 0.5, 0.5, 0.2, 0.9, 0.5, 0.1]])
     for count, expected in ((2, [0, 5]), (3, [0, 2, 5]), (4, [0, 2, 3, 5]), (6, [0, 2, 3, 5])):
@@ -195,28 +190,12 @@ def test_first_cut_equals_the_slow_reference(ratio, fields, per_region):
         assert not given[:, weights.shape[1] :].any()
 
 
-def test_padding_and_batch_mates_change_nothing():
-    samples, method = [VIDEO, (5,), PAIR], Nuwa(**FIXED, ratios=(0.5, 0.2))
-    drawn = [draw(VIDEO, 1), (np.zeros(0), np.zeros((0, D))), draw(PAIR, 0)]
-    layout = make_layout(samples, 31, 60, 4)
-    together = run_stage(method, layout, drawn_signals(layout, drawn))
-    kept = listed(together)
-    assert kept[1] == []
-    for place in (0, 2):
-        layout = make_layout(samples[place : place + 1])
-        alone = run_stage(method, layout, drawn_signals(layout, drawn[place : place + 1]))
-        assert [kept[place]] == listed(alone)
-        weights = np.asarray(alone.weights[0, : len(kept[place])])
-        given = together.weights[place, : len(weights), : weights.shape[1]]
-        np.testing.assert_allclose(given, weights, atol=1e-6)
-
-
 def test_nan_stays_in_its_image_and_vectors_without_length_stay_themselves():
     layout, method = make_layout([PAIR]), Nuwa(**FIXED, ratios=(0.5, 0.2), tau=0.9)
     received, features = draw(PAIR, 0)
     features[24:] = 0
     sound = run_stage(method, layout, drawn_signals(layout, [(received, features)]))
-    np.testing.assert_array_equal(sound.weights[0, 12:], scoring.keep_weights(sound, 39)[0, 12:])
+    np.testing.assert_array_equal(sound.weights[0, 12:], select.keep_weights(sound, 39)[0, 12:])
     received[4], features[5] = np.nan, np.nan
     chosen = run_stage(method, layout, drawn_signals(layout, [(received, features)]))
     assert [v for v in listed(chosen)[0] if v >= 24] == [v for v in listed(sound)[0] if v >= 24]
@@ -265,29 +244,6 @@ def test_keep_ratio_one_keeps_every_token_and_still_absorbs():
     assert method._second_counts(50).tolist() == list(range(51))
 
 
-@pytest.mark.parametrize("fields", [{"ratios": (0.03, 0.01)}, {"ratios": (0.6, 0.4)}])
-def test_capacity_is_never_exceeded(fields):
-    method = Nuwa(**FIXED, **fields)
-    for sample in ((2, (3, 3), (2, 5), (1, 1), 4), (1, (5, 2, 2), 3)):
-        wide = make_layout([sample], text_slots=9, visual_slots=44, num_images=3)
-        given = drawn_signals(wide, [draw(sample, 0)])
-        (kept,) = listed(run_stage(method, wide, given, num_keep=44))
-        count, images = int(wide.visual_count[0]), int(wide.image_id.max()) + 1
-        first, second = (method.capacity(stage, count, images) for stage in method.stages)
-        assert images <= len(kept) <= first <= count
-        left = int(method._second_counts(44)[len(kept)])
-        assert 1 <= left <= second <= first
-    assert [method.capacity(stage, 0, 0) for stage in method.stages] == [0, 0]
-
-
-def test_a_bucket_without_images_is_empty():
-    layout, method = make_layout([(5,)]), Nuwa(**FIXED, ratios=(0.5, 0.3))
-    given = tower_signals(layout, np.zeros((1, 0)), np.zeros((1, 0, D)))
-    chosen = run_stage(method, layout, given)
-    assert chosen.index.shape == (1, 0)
-    assert chosen.weights.shape == (1, 0, 0)
-
-
 def config_of(num_layers, depth=32) -> ModelConfig:
     decoder = DecoderConfig(num_layers, 32, 64, 2, 2, 100, RopeConfig(16, 1e4, (2, 3, 3)))
     return ModelConfig("qwen2_vl", VisionConfig(depth, 32, 2, 64, 32), decoder, 1, 2, 3, 4)
@@ -314,7 +270,7 @@ def test_published_schedules():
 def test_budgets_are_met(num_layers, budget):
     for layers in (None, (0, 1)):
         method = Nuwa(budget=budget, layers=layers).resolve(config_of(num_layers))
-        assert abs(layer_mean(method.stages, num_layers) - budget) < 1e-6
+        assert abs(measure(method.stages, num_layers) - budget) < 1e-6
         assert method.ratios[0] >= method.ratios[1] > 0
 
 

@@ -10,12 +10,13 @@ import pytest
 from helpers.packages import install
 
 from ivc_jax import methods
+from ivc_jax.methods import spec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULE = '''
 import dataclasses
 import jax.numpy as jnp
-from ivc_jax.methods import scoring
+from ivc_jax.methods import select
 from ivc_jax.methods.base import Method, Stage
 
 
@@ -31,11 +32,10 @@ class LeftHalf(Method):
         return (Stage(0, self.keep_ratio),)
 
     def select(self, signals, layout, stage, num_keep):
-        rank = scoring.rank_in_segment(
-            -layout.grid[..., 2].astype(jnp.float32), layout.image_id, layout.visual_valid
-        )
-        counts = jnp.asarray(scoring.rounded_counts(stage.keep_ratio, layout.visual_slots))
-        return scoring.from_mask(rank < counts[layout.image_count], num_keep)
+        within = select.Segments.by_image(layout)
+        counts = within.look_up(select.round_counts(stage.keep_ratio, layout.visual_slots))
+        keep = within.top(-layout.grid[..., 2].astype(jnp.float32), counts)
+        return select.from_mask(keep, num_keep)
 '''
 ENTRY_POINTS = """[ivc_jax.methods]
 left_half = left_half:LeftHalf
@@ -68,13 +68,13 @@ def test_an_installed_method_runs_and_is_reported(site, tiny_hf, tmp_path):
 def test_names_are_kept_and_broken_packages_left_out(site, monkeypatch, caplog):
     monkeypatch.syspath_prepend(site)
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    methods._load_plugins.cache_clear()
+    spec._load_plugins.cache_clear()
     try:
         assert methods.parse("left_half").name == "left_half"
         assert isinstance(methods.parse("ivc"), methods.IVCPrune)
         with pytest.raises(methods.MethodError, match=r"known methods: dense.*left_half"):
             methods.parse("broken")
     finally:
-        methods._load_plugins.cache_clear()
+        spec._load_plugins.cache_clear()
     assert "the name 'ivc' is taken" in caplog.text
     assert "method 'broken' of left_half:Missing does not load" in caplog.text

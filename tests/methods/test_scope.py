@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ivc_jax.methods.base import MethodError, TowerAttention, TowerFeatures
 from ivc_jax.methods.scope import Scope, cover
@@ -170,47 +168,6 @@ def test_frames_do_not_see_each_other():
     before = run(Scope(), [VIDEO], drawn)[0]
     drawn[0][0][12:24] *= -1  # the second frame turns around, which changes no cosine within it
     assert run(Scope(), [VIDEO], drawn)[0] == before
-
-
-def test_padding_and_batch_mates_change_nothing():
-    drawn = [draw(sample, seed) for seed, sample in enumerate(SAMPLES)]
-    tight = {"text_slots": 12, "visual_slots": 41, "num_images": 2}
-    (alone,) = run(Scope(), [PAIR], drawn[:1], bucket=tight)
-    together = run(Scope(), SAMPLES, drawn)
-    assert together[0] == alone
-    for junk in (np.nan, np.inf):
-        assert run(Scope(), SAMPLES[::-1], drawn[::-1], junk) == together[::-1]
-
-
-def test_nan_stays_inside_its_frame():
-    drawn = [draw(PAIR)]
-    (sound,) = run(Scope(), [PAIR], drawn)
-    drawn[0][0][3], drawn[0][1][7] = np.nan, np.nan
-    (kept,) = run(Scope(), [PAIR], drawn)
-    assert len(kept) == len(sound)
-    assert [token for token in kept if token >= 20] == [token for token in sound if token >= 20]
-
-
-def test_keep_ratio_one_keeps_all():
-    drawn = [draw(sample, seed) for seed, sample in enumerate(SAMPLES)]
-    kept = run(Scope(keep_ratio=1.0), SAMPLES, drawn)
-    assert kept == [list(range(len(d[0]))) for d in drawn]
-
-
-@given(
-    sizes=st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=3),
-    ratio=st.sampled_from([0.05, 0.29]),
-)
-@settings(max_examples=30, deadline=None)
-def test_capacity_is_never_exceeded(sizes, ratio):
-    method, sample = Scope(keep_ratio=ratio), (2, *sizes, 4)
-    wide = make_layout([sample], text_slots=6, visual_slots=192, num_images=3)
-    signals = make_signals(wide, *[[part] for part in draw(sample)])
-    (kept,) = listed(run_stage(method, wide, signals, num_keep=192))
-    slots = int(wide.visual_count[0])
-    bound = method.capacity(method.stages[0], slots, len(sizes))
-    assert len({wide.image_id[0, token].item() for token in kept}) == len(sizes)
-    assert len(kept) <= bound <= min(slots, ratio * slots + len(sizes))
 
 
 def test_norm_needs_no_attention():

@@ -7,26 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, listed, make_layout, run_stage, shorten
-from helpers.tiny import tiny_config
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.models import model_config
 
 from ivc_jax.config import RopeConfig
-from ivc_jax.families import parse_config
 from ivc_jax.methods import MethodError, budget
 from ivc_jax.methods.base import AttentionReceived, Keys, TokenVectors, TowerAttention, TowerKeys
-from ivc_jax.methods.parts.contextual import reduce
-from ivc_jax.methods.segments import Segments
-from ivc_jax.methods.visiondrop import VisionDrop
+from ivc_jax.methods.select import Segments
+from ivc_jax.methods.visiondrop import VisionDrop, reduce
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 OTHER = (2, (6, 6), 6)
 VIDEO = (1, (3, 2, 4), 2)
 LATE = VisionDrop(layers=(0, 1), ratios=(0.7, 0.5), positions="original")
-
-
-def config(num_layers):
-    return parse_config(tiny_config(num_hidden_layers=num_layers))
 
 
 def draw(layout, seed=0, spoil=np.nan):
@@ -161,25 +153,25 @@ TABLE = {
 
 @pytest.mark.parametrize("average", TABLE)
 def test_schedule_is_the_published_one(average):
-    method = VisionDrop(budget=average / 576).resolve(config(32))
+    method = VisionDrop(budget=average / 576).resolve(model_config(32))
     splits = []
     for stage in method.stages:
         left = method._counts(stage, 576)
-        contextual = method._contextual(stage, left)[576]
+        contextual = method._count_contextual(stage, left)[576]
         splits.append((left[576] - contextual, contextual))
     assert splits == TABLE[average]
     assert [stage.layer for stage in method.stages] == [0, 8, 16, 24]
 
 
 def test_default_is_the_row_of_a_third():
-    default = VisionDrop().resolve(config(32))
+    default = VisionDrop().resolve(model_config(32))
     assert [default._counts(stage, 576)[576] for stage in default.stages] == [288, 211, 155, 114]
-    assert VisionDrop().resolve(config(28)).layers == (0, 7, 14, 21)
-    assert default.resolve(config(32)) == default
+    assert VisionDrop().resolve(model_config(28)).layers == (0, 7, 14, 21)
+    assert default.resolve(model_config(32)) == default
 
 
 def test_official_run_through_four_cuts():
-    method = VisionDrop(budget=32 / 576).resolve(config(32))
+    method = VisionDrop(budget=32 / 576).resolve(model_config(32))
     layout = make_layout([(2, (24, 24), 3)])
     for number, (layer, split) in enumerate(zip(method.layers, TABLE[32], strict=True)):
         drawn = draw(layout, seed=number)
@@ -247,62 +239,35 @@ def test_cut_that_meets_fewer_tokens_changes_nothing():
     assert len(listed(run_stage(LATE, whole, draw(whole), 1))[0]) == 18
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_padding_and_batch_mates_change_nothing(number):
-    alone = []
-    for sample in (PAIR, OTHER):
-        layout = make_layout([sample], text_slots=12, visual_slots=41, num_images=2)
-        chosen = run_stage(LATE, layout, draw(layout, spoil=0), number)
-        alone.append((listed(chosen)[0], chosen.weights[0]))
-    batch = make_layout([OTHER, (4,), PAIR], visual_slots=60, num_images=4)
-    together = run_stage(LATE, batch, draw(batch), number)
-    kept = listed(together)
-    assert kept == [alone[1][0], [], alone[0][0]]
-    for row, (_, weights) in ((0, alone[1]), (2, alone[0])):
-        K, V = weights.shape
-        np.testing.assert_allclose(together.weights[row, :K, :V], weights, atol=1e-6)
-        assert together.weights[row].sum() == pytest.approx(float(weights.sum()), abs=1e-4)
-    assert not np.asarray(together.weights[1]).any()
-
-
 def test_keep_ratio_one_keeps_all():
-    method, layout = VisionDrop(keep_ratio=1).resolve(config(5)), make_layout([PAIR, VIDEO])
+    method, layout = VisionDrop(keep_ratio=1).resolve(model_config(5)), make_layout([PAIR, VIDEO])
     for number, stage in enumerate(method.stages):
         requests = method.requests(stage)
         chosen = run_stage(method, layout, dict.fromkeys(requests, jnp.zeros(())), number)
         assert listed(chosen) == [list(range(41)), list(range(24))]
         assert chosen.weights is None
-    assert VisionDrop(budget=1).resolve(config(28)).ratios == (1, 1, 1, 1)
+    assert VisionDrop(budget=1).resolve(model_config(28)).ratios == (1, 1, 1, 1)
     empty = make_layout([(5,)])
     assert LATE.capacity(LATE.stages[0], 0, 0) == 0
     for number in (0, 1):
         assert listed(run_stage(LATE, empty, draw(empty), number)) == [[]]
 
 
-@given(sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
-def test_capacity_is_never_exceeded(sizes):
-    layout = make_layout([(2, *sizes, 4)], text_slots=9, visual_slots=80, num_images=3)
-    (kept,) = listed(run_stage(LATE, layout, draw(layout), num_keep=80))
-    slots = sum(rows * columns for rows, columns in sizes)
-    assert len(sizes) <= len(kept) <= LATE.capacity(LATE.stages[0], slots, len(sizes)) <= slots
-
-
 @pytest.mark.parametrize("share", [0.5, 0.33, 0.22, 0.11, 0.9])
 @pytest.mark.parametrize("depth", [5, 28, 32])
 def test_budget_is_the_mean_over_layers(share, depth):
-    method = VisionDrop(budget=share).resolve(config(depth))
-    assert budget.layer_mean(method.stages, depth) == pytest.approx(share, abs=1e-6)
+    method = VisionDrop(budget=share).resolve(model_config(depth))
+    assert budget.measure(method.stages, depth) == pytest.approx(share, abs=1e-6)
     falls = np.array(method.ratios[1:]) / method.ratios[:-1]
     below = np.array(method.ratios[:-1]) < 1
     np.testing.assert_allclose(falls[below], 0.73362)
 
 
 def test_fields():
-    late = VisionDrop(keep_ratio=0.2).resolve(config(28))
+    late = VisionDrop(keep_ratio=0.2).resolve(model_config(28))
     np.testing.assert_allclose(late.ratios[-2:], [0.2 / 0.73362, 0.2])
     assert [stage.renumber for stage in late.stages] == [False] * 4
-    plain = config(28)
+    plain = model_config(28)
     decoder = dataclasses.replace(plain.decoder, rope=RopeConfig(16, 1e4))
     plain = dataclasses.replace(plain, decoder=decoder)
     assert all(stage.renumber for stage in VisionDrop().resolve(plain).stages)

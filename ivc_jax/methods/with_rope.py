@@ -15,13 +15,14 @@ same planes as visual ones.
 
 import dataclasses
 import math
-import operator
+from typing import ClassVar
 
 import jax
 
 from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.methods.base import Method, MethodError, Modifier, Signals, Stage
-from ivc_jax.methods.modifiers import chain
+from ivc_jax.methods.base import Method, MethodError, Signals, Stage
+from ivc_jax.methods.fields import sort_planes
+from ivc_jax.methods.modifier import Modifier, unwrap
 from ivc_jax.types import Layout, Selection
 
 
@@ -38,24 +39,21 @@ class WithRope(Modifier):
         attention_theta: base of the frequencies; None is the model's.
     """
 
+    suffix: ClassVar[str] = "rope"
+
     host: Method
     stop_planes: tuple[int, ...] = ()
     attention_theta: float | None = None
 
     def __post_init__(self) -> None:
-        if any(isinstance(part, WithRope) for part in chain(self.host)):
+        if any(isinstance(part, WithRope) for part in unwrap(self.host)):
             raise MethodError(f"{self.host.name} has its rotary embedding changed; drop one +rope")
-        object.__setattr__(self, "stop_planes", _canonical_planes(self.stop_planes))
+        object.__setattr__(self, "stop_planes", sort_planes("stop_planes", self.stop_planes))
         if self.attention_theta is not None:
             theta = float(self.attention_theta)
             if not (math.isfinite(theta) and theta > 0):
                 raise MethodError(f"attention_theta must be finite and above 0, got {theta}")
             object.__setattr__(self, "attention_theta", theta)
-
-    @property
-    def name(self) -> str:
-        """Name of the host and the modifier."""
-        return f"{self.host.name}+rope"
 
     @property
     def has_score(self) -> bool:
@@ -69,7 +67,7 @@ class WithRope(Modifier):
             raise MethodError(
                 f"stop_planes: the model has planes 0 to {planes - 1}, got {self.stop_planes[-1]}"
             )
-        return dataclasses.replace(self, host=self.host.resolve(config))
+        return super().resolve(config)
 
     def rope(self, rope: RopeConfig) -> RopeConfig:
         """Stop planes and change the base of what the host uses."""
@@ -92,15 +90,3 @@ class WithRope(Modifier):
     ) -> Selection:
         """Let the host choose by the given scores."""
         return self.host.choose(scores, signals, layout, stage, num_keep)
-
-
-def _canonical_planes(planes: tuple[int, ...]) -> tuple[int, ...]:
-    """Sort plane indices, so that equal sets are equal fields."""
-    try:
-        found = tuple(sorted({operator.index(plane) for plane in planes}))
-    except TypeError:
-        found = (-1,)
-    # A mask of bools would be read as planes 0 and 1.
-    if any(plane < 0 for plane in found) or any(isinstance(plane, bool) for plane in planes):
-        raise MethodError(f"stop_planes must be plane indices from 0 on, got {planes!r}")
-    return found

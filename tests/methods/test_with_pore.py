@@ -4,20 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import draw_attention, lay_out, listed, make_layout, run_stage
+from helpers.models import model_config
 
-from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
-from ivc_jax.methods import FastV, Random, WithIVC, scoring
-from ivc_jax.methods.base import AttentionRows, Method, MethodError
-from ivc_jax.methods.pore import (
-    RELEASED_SIGMAS,
+from ivc_jax.ivc import rank_in_segment
+from ivc_jax.methods import FastV, Random, WithIVC
+from ivc_jax.methods.base import Method, MethodError
+from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.with_pore import (
     WithPoRe,
-    cubic_weights,
     debias,
     fit_trend,
-    letterbox_padding,
-    trend_weights,
+    weigh_cubic,
+    weigh_exponential,
 )
-from ivc_jax.methods.pyramiddrop import PyramidDrop
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 OTHER = (2, (6, 6), 6)
@@ -29,18 +28,6 @@ TREND = [0.05000, 0.05809, 0.06749, 0.07842, 0.09111, 0.10585, 0.12298, 0.14288]
 CORRECTED = [1.20000, 0.86071, 1.33347, 0.89268, 0.87810, 1.03921, 0.97577, 0.90984]
 HOST = FastV(keep_ratio=0.5, rounding="floor")
 MEANS = [0.052, 0.056, 0.069, 0.077, 0.093, 0.104, 0.125, 0.139]
-# The released tables (LLaVA-1.5-7B), one number a benchmark.
-TABLES = {
-    "pyramiddrop": "1.8777 2.2938 2.3291 1.8094 2.1597 1.4484 1.5516 1.5248 1.4931 2.3768",
-    "sparsevlm": "2.1866 1.3232 2.6663 1.8099 2.3696 1.5767 1.7206 1.8375 1.4944 2.4293",
-    "himap": "1.1738 1.2490 1.2955 0.8504 1.2732 1.1334 0.9816 0.9254 0.8510 0.9791",
-    "tokencarve": "0.8450 0.9593 0.9860 0.6787 0.9755 0.8227 0.6783 0.7447 0.6397 0.9755",
-}
-
-
-def model_config() -> ModelConfig:
-    decoder = DecoderConfig(32, 8, 8, 1, 1, 9, RopeConfig(128, 1e6, (16, 24, 24)))
-    return ModelConfig("qwen2_vl", VisionConfig(1, 8, 1, 8, 8), decoder, 1, 2, 3, 4)
 
 
 def kept(method, layout, attention=None, number=0) -> list[list[int]]:
@@ -58,28 +45,21 @@ def row(values) -> jnp.ndarray:
 
 
 def top(scores, count) -> list[int]:
-    rank = scoring.rank_in_segment(scores, jnp.zeros(scores.shape, int), jnp.isfinite(scores))
+    rank = rank_in_segment(scores, jnp.zeros(scores.shape, int), jnp.isfinite(scores))
     return np.flatnonzero(rank[0] < count).tolist()
 
 
 def test_worked_example():
-    weights = trend_weights(row(places(8)), SIGMA)
+    weights = weigh_exponential(row(places(8)), SIGMA)
     np.testing.assert_allclose(0.05 / weights[0], TREND, atol=5.1e-6)
     corrected = debias(row(SCORES), weights)
     np.testing.assert_allclose(corrected[0] / 0.05, CORRECTED, atol=5.1e-6)
     assert top(row(SCORES), 4) == [2, 5, 6, 7]
     assert top(corrected, 4) == [0, 2, 5, 6]
-    pad = jnp.arange(8)[None] >= 6
-    padded = debias(row(SCORES), weights, pad)
-    assert top(padded, 4) == [0, 2, 3, 5]
-    assert padded[0, 6:].tolist() == [-np.inf] * 2
-    # A token without attention is still better than padding.
-    nothing = debias(jnp.zeros((1, 8)), weights, ~pad)
-    assert top(nothing, 1) == [6]
 
 
 def test_half_precision_scores_are_corrected_in_float32():
-    corrected = debias(row(SCORES).astype(jnp.bfloat16), trend_weights(row(places(8)), SIGMA))
+    corrected = debias(row(SCORES).astype(jnp.bfloat16), weigh_exponential(row(places(8)), SIGMA))
     assert corrected.dtype == jnp.float32
     exact = np.asarray(row(SCORES).astype(jnp.bfloat16), np.float64) * np.exp(-SIGMA * places(8))
     np.testing.assert_allclose(corrected[0], exact[0], rtol=1e-6)
@@ -115,44 +95,14 @@ def test_fit_needs_two_places(means):
 
 
 def test_cubic():
-    weights = cubic_weights(row(places(8, endpoint=True)))
+    weights = weigh_cubic(row(places(8, endpoint=True)))
     expected = [1.0, 0.85954, 0.82286, 0.80580, 0.75412, 0.64273, 0.49607, 0.35824]
     np.testing.assert_allclose(weights[0], expected, atol=5.1e-6)
 
 
-def test_released_numbers():
-    for host, table in TABLES.items():
-        mean = np.mean([float(number) for number in table.split()])
-        np.testing.assert_allclose(RELEASED_SIGMAS[host], mean, atol=5.1e-4)
-    end = trend_weights(row([1.0]), RELEASED_SIGMAS["fastv"])
-    np.testing.assert_allclose(end, cubic_weights(row([1.0])), atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "threshold", "first", "rows"),
-    [
-        (640, 480, 0.5, 3, 18),
-        (640, 480, 0.01, 3, 18),
-        (800, 500, 0.5, 4, 16),
-        (800, 500, 0.01, 5, 14),
-        (336, 336, 0.01, 0, 24),
-    ],
-)
-def test_letterbox_padding(width, height, threshold, first, rows):
-    content = np.zeros((24, 24), bool)
-    content[first : first + rows] = True
-    pad = letterbox_padding(width, height, 24, threshold)
-    assert pad.dtype == bool
-    assert pad.tolist() == (~content).ravel().tolist()
-    upright = letterbox_padding(height, width, 24, threshold)
-    assert upright.tolist() == (~content.T).ravel().tolist()
-
-
-def test_letterbox_of_a_sliver():
-    # Two patches of the middle line are a quarter full each.
-    assert letterbox_padding(8, 1, 4).all()
-    assert letterbox_padding(8, 1, 4, 0.74).sum() == 16
-    assert letterbox_padding(8, 1, 4, 0.75).sum() == 8
+def test_the_exponential_that_ends_as_the_cubic():
+    end = weigh_exponential(row([1.0]), 1.0266)
+    np.testing.assert_allclose(end, weigh_cubic(row([1.0])), atol=2e-5)
 
 
 def reference(sample, scores, method) -> list[int]:
@@ -200,8 +150,8 @@ def test_without_a_trend_nothing_changes():
 
 
 def test_later_cuts_rank_by_the_raw_score():
-    host, layout = PyramidDrop().resolve(model_config()), make_layout(SAMPLES)
-    method = WithPoRe(PyramidDrop(), sigma=9.0).resolve(model_config())
+    host, layout = PyramidDrop().resolve(model_config(32)), make_layout(SAMPLES)
+    method = WithPoRe(PyramidDrop(), sigma=9.0).resolve(model_config(32))
     assert method.stages == host.stages
     assert kept(method, layout, number=0) != kept(host, layout, number=0)
     for number in (1, 2):
@@ -211,7 +161,7 @@ def test_later_cuts_rank_by_the_raw_score():
 def test_hosts_on_the_worked_example():
     layout = make_layout([(1, (2, 4), 2)])
     rows = SCORES[None, None, None]
-    method = WithPoRe(PyramidDrop(), sigma=SIGMA).resolve(model_config())
+    method = WithPoRe(PyramidDrop(), sigma=SIGMA).resolve(model_config(32))
     assert kept(method, layout, rows) == [[0, 2, 5, 6]]
     assert kept(method.host, layout, rows) == [[2, 5, 6, 7]]
     wide = make_layout([(1, (2, 4), 2)], visual_slots=11)
@@ -222,30 +172,12 @@ def test_hosts_on_the_worked_example():
 
 def test_the_host_decides_the_rest():
     host = PyramidDrop(budget=0.3, per_image=True)
-    method = WithPoRe(host, sigma=1.0).resolve(model_config())
+    method = WithPoRe(host, sigma=1.0).resolve(model_config(32))
     assert method.name == "pyramiddrop+pore"
-    assert method.host == host.resolve(model_config())
+    assert method.host == host.resolve(model_config(32))
     for stage in method.stages:
         assert method.requests(stage) == method.host.requests(stage)
         assert method.capacity(stage, 41, 2) == method.host.capacity(stage, 41, 2)
-
-
-@pytest.mark.parametrize("fields", [{}, {"per_image_trend": True, "endpoint": True}], ids=str)
-def test_padding_and_batch_mates_change_nothing(fields):
-    method = WithPoRe(HOST, sigma=1.5, **fields)
-    alone = [kept(method, make_layout([sample]))[0] for sample in (PAIR, OTHER)]
-    bucket = {"text_slots": 31, "visual_slots": 100, "num_images": 4, "num_positions": 99}
-    for order in ([0, 1, 3], [3, 1, 0]):
-        layout = make_layout([SAMPLES[i] for i in order], **bucket)
-        rows = jnp.where(layout.visual_valid[:, None, None], draw_attention(layout), jnp.nan)
-        assert kept(method, layout, rows) == [[*alone, None, []][i] for i in order]
-
-
-def test_a_bucket_without_images_is_empty():
-    for per_image in (False, True):
-        method = WithPoRe(HOST, sigma=1.0, per_image_trend=per_image)
-        signals = {AttentionRows(1): jnp.zeros((1, 3, 1, 0))}
-        assert listed(method.select(signals, make_layout([(5,)]), method.stages[0], 0)) == [[]]
 
 
 @pytest.mark.parametrize(

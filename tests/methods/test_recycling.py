@@ -8,10 +8,14 @@ from helpers.layouts import listed, make_layout, run_stage
 
 from ivc_jax.config import RopeConfig
 from ivc_jax.methods.base import AttentionRows, Embeddings, Hidden, TokenVectors
-from ivc_jax.methods.parts.cluster import density_peaks, merge
-from ivc_jax.methods.parts.gravity import corrected, gravity
-from ivc_jax.methods.parts.raters import match, raters
-from ivc_jax.methods.sparsevlm import SparseVLM
+from ivc_jax.methods.recycling import find_peaks, merge
+from ivc_jax.methods.sparsevlm import (
+    SparseVLM,
+    compute_gravity,
+    divide_by_gravity,
+    find_raters,
+    match,
+)
 
 # Example (a): four text tokens behind six visual ones; the raters are the first and the third.
 VISUAL = [[1, 0], [0.5, 0.5], [0, 1], [1, 1], [-1, 0], [0, -1]]
@@ -21,8 +25,8 @@ ROWS = [[0.1, 0.05, 0.2, 0.02, 0.08, 0.03], [9] * 6, [0.04, 0.12, 0.02, 0.16, 0.
 
 # These programs run once or twice: compiling them well would cost more than it saves.
 quick = {"compiler_options": {"xla_backend_optimization_level": 0}}
-find_peaks = jax.jit(density_peaks, static_argnums=3, **quick)
-find_raters = jax.jit(raters, **quick)
+jitted_peaks = jax.jit(find_peaks, static_argnums=3, **quick)
+jitted_raters = jax.jit(find_raters, **quick)
 
 
 def example_a():
@@ -51,14 +55,14 @@ def test_raters_come_from_the_text_after_the_first_image_or_are_all_of_it():
     layout = make_layout([(2, (1, 2), 1, (1, 2), 2), (3, (2, 2), 1), (4,), (1, (2, 2), 4)])
     visual = jnp.ones((4, 4, 4)).at[3].set(200 * jnp.eye(4)[jnp.array([0, 0, 1, 2])])
     text = jnp.zeros((4, 5, 4)).at[0, 0].set(9.0).at[0, 2].set(1.0).at[3, 1:].set(jnp.eye(4))
-    chosen = find_raters(TokenVectors(visual, text), layout)
+    chosen = jitted_raters(TokenVectors(visual, text), layout)
     assert chosen.tolist() == [
         [False, False, True, False, False],  # the text between the images, not that before
         [False, False, False, True, False],  # a single token is never above the mean
         [False] * 5,
         [False, True, False, False, False],  # of 1/2, 1/4, 1/4, 0 around the mean 1/4
     ]
-    alike = find_raters(TokenVectors(visual, jnp.ones((4, 5, 4))), layout)
+    alike = jitted_raters(TokenVectors(visual, jnp.ones((4, 5, 4))), layout)
     assert alike[0].tolist() == [False, False, True, True, True]
 
 
@@ -71,7 +75,7 @@ def test_density_peaks_worked_example(shift):
     vectors = np.full((2, 14, 2), np.nan, np.float32)
     vectors[0, :12] = np.array(POINTS) + shift
     valid = jnp.arange(14) < jnp.array([12, 0])[:, None]
-    peaks = find_peaks(jnp.asarray(vectors), valid, jnp.array([3, 0]), 5)
+    peaks = jitted_peaks(jnp.asarray(vectors), valid, jnp.array([3, 0]), 5)
     rho = [0.97004, 0.97979, 0.96641, 0.95401, 0.94925, 0.93629, 0.91355, 0.91813]
     rho += [0.95123, 0.94020, 0.94649, 0.65377]
     near = 1e-5 if shift == 0 else 1e-3  # the points themselves are rounded
@@ -93,7 +97,7 @@ def test_ties_of_density_go_to_the_lower_slot():
     line = np.full((2, 14, 2), 9, np.float32)
     line[:, :4] = [[0, 0], [0, 1], [0, 10], [0, 11.5]]
     valid = jnp.arange(14) < jnp.full((2, 1), 4)
-    peaks = find_peaks(jnp.asarray(line), valid, jnp.array([2, 1]), 5)
+    peaks = jitted_peaks(jnp.asarray(line), valid, jnp.array([2, 1]), 5)
     assert peaks.log_density[0, 0] == peaks.log_density[0, 1] > peaks.log_density[0, 2]
     assert peaks.centre[:, :4].tolist() == [[0, 0, 2, 2], [0, 0, 0, 0]]
 
@@ -113,11 +117,13 @@ def test_given_scores_select_and_the_methods_own_recycle():
 
 def test_gravity_of_llama_and_its_bound():
     llama = RopeConfig(128, 1e4)
-    pull = gravity(np.array([0, 1, 10, 100, 600]), llama)
+    pull = compute_gravity(np.array([0, 1, 10, 100, 600]), llama)
     np.testing.assert_allclose(pull, [11.31371, 10.97672, 7.56958, 5.39937, 2.34931], atol=5e-6)
-    tail = gravity(np.arange(1800), llama)
+    tail = compute_gravity(np.arange(1800), llama)
     assert np.flatnonzero(tail <= 0)[0] == 1707
     layout = make_layout([((1, 2), 1)], num_positions=1800)
     layout = layout.replace(positions=jnp.broadcast_to(jnp.array([0, 1705, 1707]), (3, 1, 3)))
-    found = corrected(jnp.ones((1, 1, 1, 2)), layout, llama)
-    np.testing.assert_allclose(found[0, 0, 0], [2.0, 1 / gravity(np.array(2), llama)], rtol=1e-6)
+    found = divide_by_gravity(jnp.ones((1, 1, 1, 2)), layout, llama)
+    np.testing.assert_allclose(
+        found[0, 0, 0], [2.0, 1 / compute_gravity(np.array(2), llama)], rtol=1e-6
+    )

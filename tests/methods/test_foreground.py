@@ -1,34 +1,33 @@
-"""IVC-Prune against worked numbers and a slow reference; padding may change no method's set."""
+"""Foreground, and IVC-Prune by it, against worked numbers and a slow reference."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import ROPE, C, G, gather_values, kept_sets, lay_out, make_layout, token_values
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ivc_jax import methods
-from ivc_jax.methods import FastV, IVCPrune, Random, Uniform, WithIVC, scoring, segments
+from ivc_jax.methods import IVCPrune
 from ivc_jax.methods.base import TokenVectors
-from ivc_jax.methods.foreground import ForegroundRules, fill, foreground_scores
+from ivc_jax.methods.foreground import Foreground, fill, score_values
+from ivc_jax.methods.select import Segments
 
 # A first text, two unequal images, text between them and after them; and one large image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 OTHER = (2, (6, 6), 6)
-TIGHT = {"text_slots": 12, "visual_slots": 41, "num_images": 2}
 
 # Small programs that run once: optimising them would cost more than it saves.
 jitted_foreground = jax.jit(
-    foreground_scores,
+    score_values,
     static_argnums=(4, 5),
     compiler_options={"xla_backend_optimization_level": 0},
 )
 
 
 def score_foreground(values, layout, seed_count, num_seeds, query_offset):
-    rules = ForegroundRules(query_offset)
-    return jitted_foreground(values, layout, segments.images(layout), seed_count, num_seeds, rules)
+    rules = Foreground(query_offset=query_offset)
+    return jitted_foreground(
+        values, layout, Segments.by_image(layout), seed_count, num_seeds, rules
+    )
 
 
 def softmax(logits):
@@ -113,13 +112,13 @@ def test_fill_tops_up_the_priority_tokens():
     layout = make_layout([((4, 4), 3)], visual_slots=20)
     foreground = jnp.array([[((5 * i + 3) % 16) / 16 for i in range(20)]])
     priority = jnp.zeros((1, 20), bool).at[0, jnp.array([0, 3, 9, 11, 15])].set(True)
-    keep = fill(foreground, priority, jnp.full((1, 20), 8), layout.image_id)
+    within = Segments.by_image(layout)
+    keep = fill(foreground, priority, jnp.full((1, 20), 8), within)
     assert np.flatnonzero(keep[0]).tolist() == [0, 2, 3, 5, 9, 11, 12, 15]
-    rank = scoring.rank_in_segment(foreground, layout.image_id, layout.visual_valid)
-    union = (rank < 6) | priority.at[0, 9].set(False)
+    union = within.top(foreground, jnp.full((1, 20), 6)) | priority.at[0, 9].set(False)
     assert np.flatnonzero(union[0]).tolist() == [0, 2, 3, 5, 8, 11, 12, 15]
     # A priority set above the target stays whole.
-    assert fill(foreground, priority, jnp.full((1, 20), 2), layout.image_id).sum() == 5
+    assert fill(foreground, priority, jnp.full((1, 20), 2), within).sum() == 5
 
 
 @pytest.mark.parametrize(
@@ -143,58 +142,6 @@ def test_ivc_equals_the_slow_reference(fields, expected):
     assert kept_sets(IVCPrune(layer=2, **fields), layout, values) == reference
 
 
-ALL = (
-    IVCPrune(layer=2),
-    FastV(keep_ratio=0.4),
-    Random(layer=2, seed=3),
-    Uniform(layer=2),
-    WithIVC(FastV(keep_ratio=0.3)),
-)
-
-
-@pytest.mark.parametrize("method", ALL, ids=methods.describe)
-def test_padding_and_batch_mates_change_nothing(method):
-    values = [token_values(PAIR, 0), token_values(OTHER, 1)]
-    alone = kept_sets(method, make_layout([PAIR], **TIGHT), values[:1])
-    alone += kept_sets(method, make_layout([OTHER], **TIGHT), values[1:])
-    # A sample without images rides along in a larger bucket.
-    bucket = {"text_slots": 31, "visual_slots": 100, "num_images": 4, "num_positions": 99}
-    values.append(token_values((5,), 2))
-    for order in ([0, 1, 2], [2, 1, 0]):
-        layout = make_layout([(PAIR, OTHER, (5,))[i] for i in order], **bucket)
-        together = kept_sets(method, layout, [values[i] for i in order])
-        assert together == [[*alone, []][i] for i in order]
-
-
-def test_ivc_of_a_bucket_without_images_is_empty():
-    method, layout = IVCPrune(layer=2), make_layout([(5,)])
-    assert method.capacity(method.stages[0], 0, 0) == 0
-    assert kept_sets(method, layout, num_keep=0) == [[]]
-
-
-@pytest.mark.parametrize("kind", [IVCPrune, FastV, Random, Uniform])
-def test_keep_ratio_one_keeps_all(kind):
-    layout = make_layout([PAIR, OTHER])
-    values = [token_values(PAIR, 0), token_values(OTHER, 1)]
-    kept = kept_sets(kind(layer=2, keep_ratio=1), layout, values)
-    assert kept == [list(range(41)), list(range(36))]
-
-
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
-    ratio=st.sampled_from([0.05, 0.5]),
-)
-@settings(max_examples=30, deadline=None)
-def test_capacity_is_never_exceeded(sizes, ratio):
-    sample, method = (2, *sizes, 4), IVCPrune(layer=1, keep_ratio=ratio)
-    wide = make_layout([sample], text_slots=9, visual_slots=80, num_images=3)
-    (kept,) = kept_sets(method, wide, [token_values(sample, 0)], num_keep=80)
-    assert len(kept) >= len(sizes)
-    slots = sum(rows * columns for rows, columns in sizes)
-    assert len(kept) <= method.capacity(method.stages[0], slots, len(sizes))
-    assert all(method.capacity(method.stages[0], slots, m) <= slots for m in (1, 2, 3, 9))
-
-
 def test_half_precision_values_are_scored_in_float32():
     values = [token_values(PAIR, 0).astype(jnp.bfloat16).astype(np.float32)]
     layout = make_layout([PAIR])
@@ -204,13 +151,3 @@ def test_half_precision_values_are_scored_in_float32():
     one, other = (score_foreground(v, layout, seed_count, 2, 2)[0] for v in (full, half))
     assert one.dtype == other.dtype == jnp.float32
     np.testing.assert_allclose(one, other, atol=1e-7)
-
-
-def test_nan_values_stay_inside_their_image():
-    layout = make_layout([PAIR], **TIGHT)
-    values = token_values(PAIR, 0)
-    (sound,) = kept_sets(IVCPrune(layer=2), layout, [values])
-    values[3] = np.nan  # the first token of the first image
-    (kept,) = kept_sets(IVCPrune(layer=2), layout, [values])
-    assert len(kept) == len(sound)
-    assert [token for token in kept if token >= 20] == [token for token in sound if token >= 20]

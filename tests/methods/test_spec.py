@@ -41,7 +41,7 @@ from ivc_jax.methods.base import RopeSettings, Stage, Values
         ("ivc:frequencies=0-2/8", IVCPrune(frequencies=(8, 2, 1, 0, 0))),
         (
             "ivc:combine=union,foreground_fraction=0.2",
-            IVCPrune(None, 0.5, *[0.1] * 2, 0.01, 2, "all", "union", 0.2),
+            IVCPrune(combine="union", foreground_fraction=0.2),
         ),
         (
             "ivc:key_scope=all,keep_seeds=false,scope=sample,score_dtype=bfloat16",
@@ -83,11 +83,8 @@ def test_specifications_are_read_and_written_back(spec, method):
 
 def test_fields_have_their_declared_types():
     method = parse("ivc:keep_ratio=1,layer=3,sin_fraction=0")
-    assert [type(x) for x in (method.keep_ratio, method.layer, method.sin_fraction)] == [
-        float,
-        int,
-        float,
-    ]
+    values = method.keep_ratio, method.layer, method.coordinates.sin_fraction
+    assert [type(value) for value in values] == [float, int, float]
     assert describe(IVCPrune(keep_ratio=1)) == describe(IVCPrune(keep_ratio=1.0))
 
 
@@ -106,9 +103,17 @@ def test_descriptions_are_short():
     ("spec", "message"),
     [
         ("ivcprune", "unknown method 'ivcprune'; known methods: dense, random, uniform, ivc"),
-        ("", "unknown method ''"),
-        ("fastv+pdrop", "unknown modifier 'pdrop'; known modifiers: ivc"),
-        ("ivc:ratio=0.5", "no field 'ratio'; known fields: .*keep_ratio, keep_seeds"),
+        ("fastvv", r"method 'fastvv'; did you mean 'fastv'\? known methods: dense"),
+        (
+            "ivc:cos_fractoin=0.1",
+            r"'cos_fractoin'; did you mean 'cos_fraction'\? known fields: axes",
+        ),
+        ("", "unknown method ''; known"),
+        ("fastv+pdrop", r"unknown modifier 'pdrop'; did you mean 'rope'\? known modifiers: ivc"),
+        (
+            "ivc:ratio=0.5",
+            r"no field 'ratio'; did you mean 'keep_ratio'\? known fields: .*keep_ratio, keep_seeds",
+        ),
         ("dense:layer=1", "no field 'layer'; known fields: none"),
         ("fastv+ivc:seed=1", "no field 'seed'; known fields: cos_fraction, .*per_image"),
         ("fastv+ivc:host=ivc", "no field 'host'"),

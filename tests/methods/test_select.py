@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivc_jax import ivc
-from ivc_jax.methods import FastV, Random, Uniform, WithIVC, scoring
+from ivc_jax.methods import FastV, Random, Uniform, WithIVC, select
 from ivc_jax.methods.base import Method, RopeSettings, Stage
 
 
@@ -30,22 +30,22 @@ from ivc_jax.methods.base import Method, RopeSettings, Stage
 )
 @settings(max_examples=200, deadline=None)
 def test_largest_total_bounds_every_split(sizes, ratio, mode):
-    counts = np.maximum(scoring.rounded_counts(ratio, sum(sizes), mode), 1)
+    counts = np.maximum(select.round_counts(ratio, sum(sizes), mode), 1)
     counts[0] = 0
-    bound = scoring.largest_total(counts, len(sizes))
+    bound = select.bound_total(counts, len(sizes))
     assert counts[sizes].sum() <= bound <= sum(sizes)
     assert bound <= ratio * sum(sizes) + len(sizes) + 1e-3
-    assert scoring.largest_total(counts, 1) == counts.max()
+    assert select.bound_total(counts, 1) == counts.max()
 
 
 def test_counts_are_rounded_in_float64():
-    counts = scoring.rounded_counts(0.1, 500)
+    counts = select.round_counts(0.1, 500)
     assert counts[345] == 34
     assert counts.tolist() == [round(0.1 * n) for n in range(501)]
-    halves = scoring.rounded_counts(0.5, 15)
+    halves = select.round_counts(0.5, 15)
     assert halves[[13, 15]].tolist() == [6, 8]
-    assert scoring.rounded_counts(0.29, 100, "floor")[100] == 28  # 28.999999999999996
-    assert scoring.rounded_counts(0.333, 9, "ceil")[9] == 3
+    assert select.round_counts(0.29, 100, "floor")[100] == 28  # 28.999999999999996
+    assert select.round_counts(0.333, 9, "ceil")[9] == 3
 
 
 def fastv_kept(attention, images=((2, 4),), **fields):
@@ -109,10 +109,10 @@ class _Late(Method):
         return Stage(1, 0.5), Stage(2, 0.1)
 
     def select(self, signals, layout, stage, num_keep):
-        counts = jnp.asarray(scoring.rounded_counts(stage.keep_ratio, 99))[layout.image_count]
+        counts = jnp.asarray(select.round_counts(stage.keep_ratio, 99))[layout.image_count]
         late = jnp.broadcast_to(jnp.arange(1.0 * layout.grid.shape[1]), layout.image_id.shape)
-        rank = scoring.rank_in_segment(late, layout.image_id, layout.visual_valid)
-        return scoring.from_mask(rank < counts, num_keep)
+        keep = select.Segments.by_image(layout).top(late, counts)
+        return select.from_mask(keep, num_keep)
 
 
 def test_ivc_modifier_adds_the_same_set_at_every_stage():

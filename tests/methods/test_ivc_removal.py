@@ -10,7 +10,7 @@ from helpers.reference import SAMPLES, Slow
 from ivc_jax.engine.plan import Cut, make_plan
 from ivc_jax.methods import IVCPrune, IVCRemoval, MethodError, describe, parse
 from ivc_jax.methods.base import RopeSettings, Stage
-from ivc_jax.methods.baselines import cell_draws
+from ivc_jax.methods.cells import draw_cells
 
 LAYOUT = make_layout(SAMPLES)
 LARGE = {"cos_fraction": 0.2, "sin_fraction": 0.25}
@@ -55,7 +55,7 @@ def with_control(control):
 @pytest.mark.parametrize("control", ["random", "other"])
 def test_controls_remove_as_many_from_every_image(control):
     lost = removed_sets(with_control(control))
-    draws = np.array(jax.jit(cell_draws, static_argnums=1)(LAYOUT, 3))
+    draws = np.array(jax.jit(draw_cells, static_argnums=1)(LAYOUT, 3))
     for row, reference in enumerate(ivc_sets(SAMPLES, **LARGE)):
         image = np.asarray(LAYOUT.image_id[row])
         for number, wanted in enumerate(reference):
@@ -64,15 +64,6 @@ def test_controls_remove_as_many_from_every_image(control):
             allowed -= wanted if control == "other" else set()
             drawn = sorted(allowed, key=lambda token: -draws[row, token])
             assert lost[row][number] == set(drawn[: len(wanted)])
-
-
-def test_padding_and_batch_mates_change_nothing():
-    method = with_control("other")  # which reads the IVC set and the draw
-    together = kept_sets(method, LAYOUT)
-    bucket = {"text_slots": 31, "visual_slots": 70, "num_images": 4, "num_positions": 99}
-    # A sample without images rides along.
-    wide = make_layout([(5,), *SAMPLES[::-1]], **bucket)
-    assert kept_sets(method, wide) == [[], *together[::-1]]
 
 
 def test_one_token_of_every_image_stays():
@@ -96,8 +87,10 @@ def test_capacity_is_the_most_that_two_images_can_keep(fields):
     method = IVCRemoval(layer=2, **fields)
     (stage,) = method.stages
 
+    fields = method.coordinates
+
     def most(size):
-        counts = [round(f * size) for f in (method.cos_fraction, method.sin_fraction)]
+        counts = [round(f * size) for f in (fields.cos_fraction, fields.sin_fraction)]
         sets = range(max(counts), min(sum(counts), size) + 1)
         rest = [size - s if method.control == "other" else size - 1 for s in sets]
         return size - min(min(pair) for pair in zip(sets, rest, strict=True)) if size else 0

@@ -11,33 +11,18 @@ divided by the trend before tokens are ranked:
 """
 
 import dataclasses
-from types import MappingProxyType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from ivc_jax.config import ModelConfig
-from ivc_jax.methods import segments
-from ivc_jax.methods.base import Method, MethodError, Modifier, Signals, Stage
-from ivc_jax.methods.coordinates import check_choice
+from ivc_jax.methods.base import Method, MethodError, Signals, Stage
+from ivc_jax.methods.fields import check_choice
+from ivc_jax.methods.modifier import Modifier
+from ivc_jax.methods.select import Segments
 from ivc_jax.types import Layout, Selection, typed
-
-RELEASED_SIGMAS = MappingProxyType(
-    {
-        "fastv": 1.0266,
-        "pyramiddrop": 1.886,
-        "sparsevlm": 1.941,
-        "himap": 1.071,
-        "tokencarve": 0.831,
-    }
-)
-"""Trends of LLaVA-1.5-7B by host, for x = i / (L - 1) (endpoint=true).
-
-Means over the ten tables, one a benchmark, in playground/data/weight of intcomp/attention-bias.
-FastV has one table, the cubic; its number is the exponential with the same end point.
-"""
 
 # 1 / weight of FastV's table, by rising powers of x.
 _CUBIC = (1.0, 1.73374, -4.82643, 4.88413)
@@ -53,11 +38,15 @@ class WithPoRe(Modifier):
     Attributes:
         host: the method to correct, one that ranks by an attention score.
         sigma: strength of the exponential trend; 0 changes nothing, right for a model whose trend
-            nobody has fitted.
+            nobody has fitted. Released for LLaVA-1.5-7B with endpoint=true (playground/data/weight
+            of intcomp/attention-bias, means over ten benchmarks): 1.886 under pyramiddrop, 1.941
+            under sparsevlm; the exponential of the same end as FastV's table has 1.0266.
         trend: "exponential", or "cubic" for the table released for FastV on LLaVA-1.5-7B.
         per_image_trend: x runs over each image (or video) instead of over all visual tokens.
         endpoint: the last token has x = 1 (released tables); otherwise x = i / L.
     """
+
+    suffix: ClassVar[str] = "pore"
 
     host: Method
     sigma: float = 0.0
@@ -75,58 +64,40 @@ class WithPoRe(Modifier):
         if self.trend == "cubic" and self.sigma != 0:
             raise MethodError("sigma has an effect with trend=exponential only")
 
-    @property
-    def name(self) -> str:
-        """Name of the host and the modifier."""
-        return f"{self.host.name}+pore"
-
-    def resolve(self, config: ModelConfig) -> "WithPoRe":
-        """Resolve the host."""
-        return dataclasses.replace(self, host=self.host.resolve(config))
-
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Let the host choose, at its first cut by the corrected score."""
         if stage != self.host.stages[0]:
             return self.host.select(signals, layout, stage, num_keep)
-        x = self._places(layout)
-        weights = cubic_weights(x) if self.trend == "cubic" else trend_weights(x, self.sigma)
-        scores = debias(self.host.scores(signals, layout, stage), weights)
+        x = self._place(layout)  # [B, V]
+        weights = weigh_cubic(x) if self.trend == "cubic" else weigh_exponential(x, self.sigma)
+        scores = debias(self.host.scores(signals, layout, stage), weights)  # [B, V]
         return self.host.choose(scores, signals, layout, stage, num_keep)
 
-    def _places(self, layout: Layout) -> jax.Array:
+    def _place(self, layout: Layout) -> jax.Array:
         """Return x of the tokens of an unpruned prompt: float32 [B, V], 0 at padding."""
         index, count = layout.visual_origin, layout.visual_count[:, None]
         if self.per_image_trend:
-            index, count = index - segments.first_of_image(layout), layout.image_count
+            index, count = index - Segments.by_image(layout).first, layout.image_count
         last = count - 1 if self.endpoint else count
         return jnp.where(layout.visual_valid, index / jnp.maximum(last, 1), 0.0)
 
 
 @typed
-def trend_weights(x: Float[Array, "B V"], sigma: float) -> Float[Array, "B V"]:
+def weigh_exponential(x: Float[Array, "B V"], sigma: float) -> Float[Array, "B V"]:
     """Return exp(-sigma x), the inverse of the trend up to a factor that no ranking sees."""
     return jnp.exp(-sigma * x.astype(jnp.float32))
 
 
 @typed
-def cubic_weights(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
+def weigh_cubic(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
     """Return the weights released for FastV on LLaVA-1.5-7B at any x in [0, 1]."""
     return 1 / jnp.polyval(jnp.array(_CUBIC[::-1], jnp.float32), x.astype(jnp.float32))
 
 
 @typed
-def debias(
-    scores: Float[Array, "B V"],
-    weights: Float[Array, "B V"],
-    pad: Bool[Array, "B V"] | None = None,
-) -> Float[Array, "B V"]:
-    """Multiply scores by weights in float32; whatever is marked `pad` ranks behind all else.
-
-    Padding gets -inf, where the released code has 0, which a token without attention would tie
-    with. A caller that has padding must not keep more than the tokens that are none.
-    """
-    corrected = scores.astype(jnp.float32) * weights
-    return corrected if pad is None else jnp.where(pad, -jnp.inf, corrected)
+def debias(scores: Float[Array, "B V"], weights: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    """Multiply scores by weights in float32."""
+    return scores.astype(jnp.float32) * weights
 
 
 def fit_trend(mean_scores: np.ndarray, x: np.ndarray, steps: int = 50) -> tuple[float, float]:
@@ -165,23 +136,3 @@ def fit_trend(mean_scores: np.ndarray, x: np.ndarray, steps: int = 50) -> tuple[
                 step = step / 2
         fit = fit + step
     return float(fit[0]), float(fit[1])
-
-
-def letterbox_padding(width: int, height: int, grid: int, threshold: float = 0.5) -> np.ndarray:
-    """Mark the patches that a letterboxed image leaves empty: bool [grid * grid], row by row.
-
-    The image lies centred in a square of its longer side. A patch is padding if more than
-    `threshold` of it lies outside (0.5 in the released FastV, HiMAP and TokenCarve, 0.01 in
-    PyramidDrop).
-
-    640 x 480 on 8 x 8 patches: rows 0 and 7 are padding, 6 rows hold the image.
-    """
-    side = max(width, height)
-
-    def inside(length: int) -> np.ndarray:
-        # Whole numbers in units of 1 / (2 side) patches, so that half a patch is exactly half.
-        bar, edges = (side - length) * grid, np.arange(grid + 1, dtype=np.int64) * 2 * side
-        ends = np.minimum(edges[1:], 2 * side * grid - bar)
-        return np.maximum(ends - np.maximum(edges[:-1], bar), 0) / (2 * side)
-
-    return (1 - np.outer(inside(height), inside(width)) > threshold).reshape(-1)
