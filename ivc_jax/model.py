@@ -49,6 +49,9 @@ def load(
     dtype: str | None = None,
     mesh: Mesh | None = None,
     weights: str | None = None,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[Model, Processor]:
     """Load a model and its processor.
 
@@ -59,10 +62,13 @@ def load(
         mesh: from `ivc_jax.parallel.mesh.make_mesh`; parameters are sharded while they are read.
         weights: "int8" stores the decoder's projections, its feed-forward layers and an untied
             output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
+        min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
+        max_pixels: largest area, likewise.
 
     Raises:
         CheckpointError: no such path, unreadable or unfitting files.
         ConfigError: an architecture or setting that is not supported.
+        InputError: bounds on pictures that are impossible, or that the checkpoint does not have.
         ValueError: unknown dtype or weights.
         ImportError: int8 weights without the library behind them.
     """
@@ -71,7 +77,7 @@ def load(
     folder = find_folder(path)
     config = read_config(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
-    processor = load_processor(folder, config, find_family(folder))
+    processor = load_processor(folder, config, find_family(folder)).bound(min_pixels, max_pixels)
     config = _with_pixels(config, processor)
     return Model(config, load_params(folder, config, chosen, mesh, weights), mesh), processor
 

@@ -83,6 +83,19 @@ class Processor:
             stop_ids=stop_ids(path, tokenizer),
         )
 
+    def bound(self, min_pixels: int | None, max_pixels: int | None) -> "Processor":
+        """Return a processor that resizes pictures within other bounds; None leaves one as it is.
+
+        Videos follow where they have no settings of their own.
+
+        Raises:
+            InputError: bounds that are impossible, or that this checkpoint does not have.
+        """
+        images, videos = self.images.bound(min_pixels, max_pixels), self.videos
+        return dataclasses.replace(
+            self, images=images, videos=images if videos == self.images else videos
+        )
+
     def __call__(
         self,
         prompts: Sequence[str],

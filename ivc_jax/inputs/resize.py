@@ -60,6 +60,19 @@ class PictureRule(abc.ABC):
         fields = {name: value for name, value in found.items() if value is not None}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
+    def bound(self, min_pixels: int | None, max_pixels: int | None) -> Self:
+        """Return the rule with other bounds on the area of a picture; None leaves one as it is.
+
+        Raises:
+            InputError: bounds that are impossible, or that the rule does not have.
+        """
+        if min_pixels is not None or max_pixels is not None:
+            raise InputError(
+                "this checkpoint does not resize pictures within bounds; leave out min_pixels and"
+                " max_pixels"
+            )
+        return self
+
     @abc.abstractmethod
     def find_grid(self, width: int, height: int) -> tuple[int, int, int]:
         """Say what a picture of this size in pixels becomes: (t, h, w) in patches, t its slices.
@@ -146,6 +159,20 @@ class SmartResize(PictureRule):
         }
         stated = {name: value for name, value in config.items() if value is not None}
         return super().from_hf(bounds | stated)
+
+    def bound(self, min_pixels: int | None, max_pixels: int | None) -> Self:
+        """Return the rule with other bounds on the area of a picture; None leaves one as it is."""
+        low = self.min_pixels if min_pixels is None else min_pixels
+        high = self.max_pixels if max_pixels is None else max_pixels
+        if (low, high) == (self.min_pixels, self.max_pixels):
+            return self
+        if not self.do_resize:
+            return super().bound(min_pixels, max_pixels)
+        if not 1 <= low <= high:
+            raise InputError(
+                f"min_pixels {low} must be in 1..max_pixels = {high}; give bounds that fit"
+            )
+        return dataclasses.replace(self, min_pixels=low, max_pixels=high)
 
     def find_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (height, width) in pixels at which a picture is cut into patches.

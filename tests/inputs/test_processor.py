@@ -128,6 +128,30 @@ def test_templates_are_found_where_hf_finds_them(folder):
     assert render() == "N"
 
 
+def test_bounds_replace_those_of_the_files(folder, processor):
+    # files: 16 * 16 to 64 * 64, cells of 8 x 8: 32 x 32 takes 4 x 4 of them
+    def count(bounded):
+        return bounded.measure("?", [(32, 32)]).visual
+
+    assert count(processor) == 16
+    assert count(processor.bound(None, 16 * 16)) == 4
+    assert count(processor.bound(48 * 48, None)) == 36
+    narrow = processor.bound(8 * 8, 16 * 16)
+    assert narrow.videos == narrow.images  # no settings of their own
+    assert len(narrow(["?"], [[noise(32, 32)]]).images[0].patches) == 4 * 4
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    videos = settings | {"max_pixels": 32 * 32}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
+    own = load_processor(folder, CONFIG, QWEN2_VL)
+    assert own.bound(None, 16 * 16).videos.max_pixels == 32 * 32
+    with pytest.raises(InputError, match=r"min_pixels 5000 must be in 1\.\.max_pixels = 4096"):
+        processor.bound(5000, None)
+    fixed = dataclasses.replace(processor.images, do_resize=False)
+    with pytest.raises(InputError, match="leave out min_pixels and max_pixels"):
+        fixed.bound(None, 256)
+    assert fixed.bound(None, None) is fixed
+
+
 def test_placeholders_repeat_for_each_visual_token(processor):
     batch = processor(
         ["a<video>b<image>c"], [[noise(16, 24)]], [[np.stack([noise(16, 16)] * 4)]], chat=False

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from ivc_jax import config as ivc_config
 from ivc_jax import families
 from ivc_jax import model as ivc_model
+from ivc_jax.inputs.batch import InputError
 from ivc_jax.model import load_params, read_config
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.weights import keymap
@@ -252,6 +253,13 @@ def test_load_gives_model_and_processor(tiny_hf):
     assert model.dtype == np.float32  # the default on CPU
     assert model.mesh is None
     assert processor.config == model.config
+
+
+def test_load_takes_bounds_on_pictures(tiny_hf):
+    _, processor = ivc_model.load(tiny_hf(), min_pixels=100, max_pixels=200)
+    assert (processor.images.min_pixels, processor.images.max_pixels) == (100, 200)
+    with pytest.raises(InputError, match=r"min_pixels 300 must be in 1\.\.max_pixels = 200"):
+        ivc_model.load(tiny_hf(), min_pixels=300, max_pixels=200)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "half"])
