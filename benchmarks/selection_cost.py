@@ -26,7 +26,7 @@ import ivc_jax
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.plan import Span
-from ivc_jax.engine.tower import tap_of, tower_signals
+from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
@@ -58,7 +58,7 @@ class _Selections(Walk):
         super().__init__(*arguments)
         self.queries, self.keys = queries, keys
 
-    def _span(self, sequence: Sequence, span: Span, requests: tuple[Request, ...]) -> Sequence:
+    def _run_span(self, sequence: Sequence, span: Span, requests: tuple[Request, ...]) -> Sequence:
         length = sequence.hidden.shape[1]
         queries, keys = self.queries[:, :length], self.keys[:, :length]
         for layer in range(span.start, span.stop):
@@ -97,14 +97,14 @@ def _tower(
     vision, tapped = config.vision, {}
     requests = [request for request in asked if isinstance(request, TowerRequest)]
     angles = rope.vision_angles(vision.head_dim, inputs.patch_positions, vision.rope_theta)
-    for tap in {tap_of(request, vision) for request in requests} - {None}:
+    for tap in {choose_tap(request, vision) for request in requests} - {None}:
         if isinstance(tap, Projections):
             block = jax.tree.map(lambda p, i=tap.block: p[i], params["blocks"])
             projected = VisionBlock(vision).apply({"params": block}, x, method="project")
             tapped[tap] = *projected[:2], angles
         elif isinstance(tap, Features):
             tapped[tap] = _features(config, params, tap, x)
-    return tower_signals(requests, inputs, tapped, vision)
+    return answer_tower(requests, inputs, tapped, vision)
 
 
 def _features(config: ModelConfig, params: dict, tap: Features, x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from ivc_jax.commands.origin import commit, name_model
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
-from ivc_jax.engine.prefill import compiled_programs
+from ivc_jax.engine.prefill import count_programs
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.running import runner
 from ivc_jax.evals.running.answerer import ModelAnswerer, fingerprint
@@ -132,7 +132,7 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
         batch_size=plan.batch_size,
         shared_tower=session.answerer.share_tower,
         limit=plan.limit,
-        compiled_programs=compiled_programs(),
+        compiled_programs=count_programs(),
         compiled_decodes=run_decode._cache_size(),
         statistics=statistics,
         mesh=dict(model.mesh.shape) if model.mesh else None,

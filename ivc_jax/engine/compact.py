@@ -5,6 +5,10 @@ token         <v>   a    b    c    d   </v>  Q    -       - : padding
 keep           1    0    1    0    1    1    1    0
 order          0    2    4    5    6  | 1    3    7       stable sort, kept slots first
 result        <v>   b    d   </v>  Q                      cut to N - V + K slots
+new slot       0    .    1    .    2    3    4    .       how many are kept before it
+
+Whatever names a slot (`visual_index`, `text_index`) is sent through "new slot"; whatever lies in
+slots (hidden states, positions, keys and values) is gathered by "order".
 """
 
 import flax.struct
@@ -25,16 +29,16 @@ class Sequence:
 
 
 @typed
-def keep_mask(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
+def mark_kept(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
     """Mark the slots that stay: every valid text slot and the selected visual slots."""
     B, N = layout.positions.shape[1:]
     rows = jnp.arange(B)[:, None]
     slots = jnp.arange(N)
     # Padding entries are sent to slot N, which `drop` discards.
-    visual = jnp.where(layout.visual_valid, layout.visual_index, N)
-    chosen = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)
+    visual = jnp.where(layout.visual_valid, layout.visual_index, N)  # [B, V]
+    chosen = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     chosen = jnp.where(selection.valid, chosen, N)
-    keep = slots < layout.lengths[:, None]
+    keep = slots < layout.lengths[:, None]  # [B, N]
     keep = keep.at[rows, visual].set(False, mode="drop")
     return keep.at[rows, chosen].set(True, mode="drop")
 
@@ -52,17 +56,18 @@ def compact(
         The sequence of static length S = N - V + K, and the old slot of each new slot.
     """
     layout = sequence.layout
-    keep = keep_mask(layout, selection)
+    keep = mark_kept(layout, selection)
     N, V = keep.shape[1], layout.visual_index.shape[1]
-    length = N - V + selection.index.shape[1]
-    order = jnp.argsort(~keep, axis=1, stable=True)[:, :length].astype(jnp.int32)
-    new_slot = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
-    valid = selection.valid
+    length = N - V + selection.index.shape[1]  # S
+    order = jnp.argsort(~keep, axis=1, stable=True)[:, :length].astype(jnp.int32)  # [B, S]
+    new_slot = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1  # [B, N]
+    valid = selection.valid  # [B, K]
 
     def take(array: jax.Array) -> jax.Array:
+        """Take what is known of the kept visual tokens: [B, V] to [B, K]."""
         return jnp.take_along_axis(array, selection.index, axis=1)
 
-    positions = jnp.take_along_axis(layout.positions, order[None], axis=2)
+    positions = jnp.take_along_axis(layout.positions, order[None], axis=2)  # [3, B, S]
     if renumber:
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), positions.shape)
     shorter = layout.replace(
@@ -96,32 +101,40 @@ def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
     hidden, layout = sequence.hidden, sequence.layout
     if selection.weights is None:
         return hidden
-    visual = jnp.take_along_axis(hidden, layout.visual_index[..., None], axis=1)
+    visual = jnp.take_along_axis(hidden, layout.visual_index[..., None], axis=1)  # [B, V, D]
     # Padding may hold anything, and 0 * NaN is NaN.
     visual = jnp.where(layout.visual_valid[..., None], visual, 0).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
     merged = jnp.einsum("bkv,bvd->bkd", selection.weights, visual, precision=exact)
-    slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)
+    slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     slot = jnp.where(selection.valid, slot, hidden.shape[1])
     rows = jnp.arange(hidden.shape[0])[:, None]
     return hidden.at[rows, slot].set(merged.astype(hidden.dtype), mode="drop")
 
 
-@typed
-def compact_cache(span: KVSpan, order: Int[Array, "B S"], lengths: Int[Array, "B"]) -> KVSpan:
-    """Drop the same tokens from the caches of earlier layers."""
-    index = order[None, :, :, None, None]
-    return span.replace(
-        keys=jnp.take_along_axis(span.keys, index, axis=2),
-        values=jnp.take_along_axis(span.values, index, axis=2),
-        lengths=lengths,
-    )
-
-
 def compact_caches(
     cache: list[KVSpan], order: jax.Array, lengths: jax.Array, whole_layers: int = 0
 ) -> list[KVSpan]:
-    """Compact the caches of all layers but the first `whole_layers`, which may split a span."""
+    """Drop the same tokens from the caches of earlier blocks.
+
+    Args:
+        cache: spans of N slots.
+        order: [B, S], old slot of each new slot.
+        lengths: [B], tokens that stay.
+        whole_layers: blocks whose cache stays as it is. A span that holds others too is split:
+
+            layers       0 1 2 | 3 4          whole_layers=2
+            becomes      0 1 | 2 | 3 4        whole | compacted | compacted
+    """
+    index = order[None, :, :, None, None]
+
+    def shorten(span: KVSpan) -> KVSpan:
+        keys, values = (
+            jnp.take_along_axis(x, index, axis=2)  # [L, B, S, G, C]
+            for x in (span.keys, span.values)
+        )
+        return span.replace(keys=keys, values=values, lengths=lengths)
+
     result, layer = [], 0
     for span in cache:
         count = span.keys.shape[0]
@@ -130,6 +143,6 @@ def compact_caches(
             result.append(span.replace(keys=span.keys[:whole], values=span.values[:whole]))
         if whole < count:
             rest = span.replace(keys=span.keys[whole:], values=span.values[whole:])
-            result.append(compact_cache(rest if whole else span, order, lengths))
+            result.append(shorten(rest if whole else span))
         layer += count
     return result

@@ -15,7 +15,7 @@ from ivc_jax.config import DecoderConfig
 from ivc_jax.engine.prefill import Prefill
 
 
-def block_flops(config: DecoderConfig, tokens: np.ndarray) -> np.ndarray:
+def count_block_flops(config: DecoderConfig, tokens: np.ndarray) -> np.ndarray:
     """Return the floating-point operations of one block on so many tokens, float64."""
     width = config.rope.head_dim
     heads, groups = config.num_heads * width, config.num_kv_heads * width
@@ -25,11 +25,11 @@ def block_flops(config: DecoderConfig, tokens: np.ndarray) -> np.ndarray:
     return 2 * (tokens * linear + 2 * tokens**2 * heads)
 
 
-def prefill_flops(config: DecoderConfig, prompt: Prefill) -> np.ndarray:
+def count_prefill_flops(config: DecoderConfig, prompt: Prefill) -> np.ndarray:
     """Return the operations of all decoder blocks in a prefill: float64 [B].
 
     Tower, embedding, selection and logits are left out: pruning does not change the first, and the
     rest is small. Padding is not counted.
     """
     tokens = np.asarray(prompt.visual_computed) + np.asarray(prompt.text_count)[:, None]
-    return block_flops(config, tokens).sum(axis=1)
+    return count_block_flops(config, tokens).sum(axis=1)

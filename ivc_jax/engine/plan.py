@@ -54,19 +54,21 @@ def make_plan(num_layers: int, method: Method) -> Plan:
         MethodError: a stage or a request outside the model or in the wrong order.
     """
     steps: list[Span | Cut] = []
-    done = 0
+    done = 0  # blocks that have run
     for stage in method.stages:
         _check_stage(stage, done, num_layers)
         requests = method.requests(stage)
         _check_requests(requests, done, stage)
+        # The block behind the cut is projected before it runs, so it need not run alone.
         alone = {request.layer for request in requests if isinstance(request, _NEED_QUERIES)}
-        steps += _spans(done, stage.layer, alone - {stage.layer})
+        steps += _lay_spans(done, stage.layer, alone - {stage.layer})
         steps.append(Cut(stage))
         done = stage.layer
-    return tuple(steps + _spans(done, num_layers, set()))
+    return tuple(steps + _lay_spans(done, num_layers, set()))
 
 
-def _spans(start: int, stop: int, alone: set[int]) -> list[Span]:
+def _lay_spans(start: int, stop: int, alone: set[int]) -> list[Span]:
+    """Cover blocks start..stop-1, those of `alone` by themselves."""
     spans = []
     for layer in sorted(alone):
         if start < layer:

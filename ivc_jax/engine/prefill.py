@@ -12,9 +12,9 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.engine.compact import Sequence
+from ivc_jax.engine.decoder_signals import split
 from ivc_jax.engine.plan import make_plan
-from ivc_jax.engine.signals import split
-from ivc_jax.engine.tower import tap_of, tower_signals
+from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate
@@ -111,7 +111,7 @@ def encode(model: Model, batch: Batch | Inputs) -> Inputs:
     Raises:
         InputError: as `prefill`.
     """
-    inputs = place(model, batch).replace(visual=None)
+    inputs = place(model, batch).replace(visual=None)  # what was encoded before is forgotten
     if inputs.visual_source.shape[1] == 0:
         return inputs
     with on_mesh(model.mesh):
@@ -124,7 +124,7 @@ def with_rope(config: ModelConfig, rope: RopeConfig) -> ModelConfig:
     return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, rope=rope))
 
 
-def compiled_programs() -> int:
+def count_programs() -> int:
     """Count the prefill programs compiled so far in this process."""
     return run_prefill._cache_size()
 
@@ -157,15 +157,16 @@ def trace_prefill(
     layout, rope = inputs.layout, method.rope(config.decoder.rope)
     # Without a single image in the bucket there is nothing to cut.
     method = method if inputs.visual_source.shape[1] else DENSE
+    # A dict for a set that stays in order: equal methods must trace equal programs.
     asked = dict.fromkeys(r for stage in method.stages for r in method.requests(stage))
-    hidden, signals = _embed(config, params, inputs, list(asked))
-    slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
+    hidden, signals = embed_inputs(config, params, inputs, list(asked))
+    slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)  # [B, N]
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
     hidden = constrain_hidden(hidden)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
     last = (sequence.layout.lengths - 1)[:, None, None]
-    hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]
+    hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]  # [B, D]
     prompt = Prefill(
         logits=decoder.logits(config.decoder, params["decoder"], hidden),
         cache=tuple(walk.cache),
@@ -181,22 +182,22 @@ def trace_prefill(
     return prompt, walk.signals
 
 
-def embed_inputs(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:
-    """Embed text and put the tower's tokens into their slots: [B, N, D]."""
-    return _embed(config, params, inputs, ())[0]
-
-
-def _embed(
-    config: ModelConfig, params: dict[str, Any], inputs: Inputs, asked: Several[Request]
+def embed_inputs(
+    config: ModelConfig, params: dict[str, Any], inputs: Inputs, asked: Several[Request] = ()
 ) -> tuple[jax.Array, dict[Request, Any]]:
-    """Embed the inputs; answer what is asked about the tower and the embeddings."""
-    hidden = decoder.embed(params["decoder"], inputs.tokens)
+    """Embed text and put the tower's tokens into their slots.
+
+    Returns:
+        Hidden states [B, N, D], and the answers to what is asked about tower and embeddings.
+    """
+    hidden = decoder.embed(params["decoder"], inputs.tokens)  # [B, N, D]
     signals: dict[Request, Any] = {RopeSettings(): config.decoder.rope, Carry(): None}
     if inputs.visual_source.shape[1] == 0:
         return hidden, signals
     visual, seen = _encode(config, params, inputs, asked)
     signals |= seen
     B, N = inputs.tokens.shape
+    # [B, V]; padding is sent to slot N, which `drop` discards.
     slot = jnp.where(inputs.layout.visual_valid, inputs.layout.visual_index, N)
     rows = jnp.arange(B)[:, None]
     hidden = hidden.at[rows, slot].set(visual.astype(hidden.dtype), mode="drop")
@@ -213,7 +214,7 @@ def _encode(
     The tower is traced if something needs it; blocks whose outputs nobody reads are not compiled.
     """
     requests = [request for request in asked if isinstance(request, TowerRequest)]
-    taps = dict.fromkeys(tap for r in requests if (tap := tap_of(r, config.vision)))
+    taps = dict.fromkeys(tap for r in requests if (tap := choose_tap(r, config.vision)))
     visual, tapped = inputs.visual, {}
     if visual is None or taps:
         with jax.named_scope("vision_tower"):
@@ -224,4 +225,4 @@ def _encode(
             )  # fmt: skip
         if visual is None:
             visual = gather_cells(merged, inputs.visual_source)
-    return visual, tower_signals(requests, inputs, tapped, config.vision)
+    return visual, answer_tower(requests, inputs, tapped, config.vision)

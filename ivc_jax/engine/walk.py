@@ -1,4 +1,11 @@
-"""The decoder part of a prefill, traced step by step along its plan."""
+"""The decoder part of a prefill, traced step by step along its plan.
+
+    plan      Span(0, 2)       Cut(2), earlier caches too    Span(2, 4)
+    hidden    [B, N, D]        [B, S, D]                     [B, S, D]         S = N - V + K
+    cache     [2, B, N, G, C]  [2, B, S, G, C]               and [2, B, S, G, C]
+
+What a cut asks about is answered on the way, by the blocks before it.
+"""
 
 from collections.abc import Sequence as Several
 from typing import Any
@@ -8,8 +15,8 @@ import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.compact import Sequence, compact, compact_caches
+from ivc_jax.engine.decoder_signals import answer_layer, split
 from ivc_jax.engine.plan import Cut, Span, make_plan
-from ivc_jax.engine.signals import layer_signals, split
 from ivc_jax.methods.base import (
     Carry,
     Hidden,
@@ -38,27 +45,28 @@ class Walk:
         self.sizes, self.method, self.params = config.decoder, method, params
         self.inputs, self.signals = inputs, signals
         self.cache: list[KVSpan] = []
-        self.computed: list[jax.Array] = []
-        self.selection: Selection | None = None
-        self.shift: jax.Array | None = None
+        self.computed: list[jax.Array] = []  # a block: visual tokens that it ran on, [B]
+        self.selection: Selection | None = None  # of the last cut
+        self.shift: jax.Array | None = None  # [B], see `KVSpan.shift`
 
     def run(self, sequence: Sequence) -> Sequence:
-        """Take all steps."""
+        """Take all steps; the sequence is what the last block leaves behind."""
         steps = make_plan(self.sizes.num_layers, self.method)
         for number, step in enumerate(steps):
+            # A span answers the cut that follows it.
             cut = next((later for later in steps[number:] if isinstance(later, Cut)), None)
             requests = self.method.requests(cut.stage) if cut else ()
             if isinstance(step, Cut):
-                sequence = self._cut(sequence, step.stage, requests)
+                sequence = self._run_cut(sequence, step.stage, requests)
             else:
-                sequence = self._span(sequence, step, requests)
+                sequence = self._run_span(sequence, step, requests)
         return sequence
 
-    def _span(self, sequence: Sequence, span: Span, requests: Several[Request]) -> Sequence:
+    def _run_span(self, sequence: Sequence, span: Span, requests: Several[Request]) -> Sequence:
         """Run the blocks of a span and answer what the next cut asks about them."""
         layers, layout = self.params["layers"], sequence.layout
-        angles = rope.angles(self.sizes.rope, layout.positions)
-        queries = None
+        angles = rope.angles(self.sizes.rope, layout.positions)  # [B, N, F]
+        queries = None  # [B, N, H, C], of a block that runs alone
 
         def attend(*vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             mixed, cached = decoder.attend_whole(*vectors, lengths=layout.lengths)
@@ -72,14 +80,14 @@ class Walk:
         else:
             hidden, (keys, values) = decoder.run_span(
                 self.sizes, layers, sequence.hidden, angles, span.start, span.stop, attend
-            )
+            )  # [B, N, D], [L, B, N, G, C]
         asked = {request.layer for request in requests if isinstance(request, LayerRequest)}
         for layer in sorted(asked.intersection(range(span.start, span.stop))):
             offset = layer - span.start
             self._answer(requests, layer, layout, queries, keys[offset], values[offset])
         keys, values = constrain_cache(keys), constrain_cache(values)
         self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
-        count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)
+        count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)  # [B]
         self.computed += [count] * (span.stop - span.start)
         return sequence.replace(hidden=constrain_hidden(hidden))
 
@@ -88,15 +96,15 @@ class Walk:
     ) -> None:
         """Note the signals of one block, made of its queries, keys and values."""
         here = [r for r in requests if isinstance(r, LayerRequest) and r.layer == layer]
-        self.signals |= layer_signals(here, layout, *vectors)
+        self.signals |= answer_layer(here, layout, *vectors)
 
-    def _cut(self, sequence: Sequence, stage: Stage, requests: Several[Request]) -> Sequence:
+    def _run_cut(self, sequence: Sequence, stage: Stage, requests: Several[Request]) -> Sequence:
         """Select and compact."""
         method, layout = self.method, sequence.layout
         with jax.named_scope("selection"):
             self._look_ahead(sequence, stage, requests)
             capacity = method.capacity(stage, layout.visual_slots, layout.num_images)
-            num_keep = min(capacity, layout.visual_index.shape[1])
+            num_keep = min(capacity, layout.visual_index.shape[1])  # K, at most the V there are
             chosen = method.select(self.signals, layout, stage, num_keep)
             if chosen.weights is not None and stage.compact_earlier_kv and stage.layer:
                 raise MethodError(
@@ -104,7 +112,7 @@ class Walk:
                     " must not have compact_earlier_kv"
                 )
             self.signals[Carry()] = chosen.carry
-            sequence, order = compact(sequence, chosen, stage.renumber)
+            sequence, order = compact(sequence, chosen, stage.renumber)  # order [B, S]
             lengths = sequence.layout.lengths
             self.selection = Selection(sequence.layout.visual_origin, chosen.valid)
             if stage.renumber:
@@ -119,7 +127,7 @@ class Walk:
         if Hidden() in requests:
             self.signals[Hidden()] = split(layout, sequence.hidden)
         if any(isinstance(r, LayerRequest) and r.layer == stage.layer for r in requests):
-            angles = rope.angles(self.sizes.rope, layout.positions)
+            angles = rope.angles(self.sizes.rope, layout.positions)  # [B, N, F]
             layers = self.params["layers"]
             vectors = decoder.project(self.sizes, layers, sequence.hidden, angles, stage.layer)
             self._answer(requests, stage.layer, layout, *vectors)

@@ -49,7 +49,11 @@ def attend_whole(
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block. Its caller attends, between projections and mixing, to the keys it knows."""
+    """Pre-norm block. Between its halves the caller attends, to whatever keys it knows.
+
+    x -> norm -> q, k, v -> rotate -> attend -> o_proj -> + x -> norm -> feed forward -> +
+         `---------- qkv ---------'  caller's   `------------------ mix ----------------'
+    """
 
     config: DecoderConfig
 
@@ -68,7 +72,7 @@ class DecoderBlock(nn.Module):
     def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, C]."""
         B, N, _ = x.shape
-        x = self.input_layernorm(x)
+        x = self.input_layernorm(x)  # [B, N, D]
         # Split by whole heads: with fewer key heads than devices, columns would split within one.
         queries, keys, values = (
             constrain(
@@ -81,7 +85,7 @@ class DecoderBlock(nn.Module):
     def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Add the projected attention output [B, N, H, C] and the feed-forward part to x."""
         B, N, _ = x.shape
-        x = x + self.o_proj(mixed.reshape(B, N, -1))
+        x = x + self.o_proj(mixed.reshape(B, N, -1))  # heads side by side: [B, N, H * C]
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
@@ -90,7 +94,7 @@ class DecoderBlock(nn.Module):
         return self.mix(x, mixed), handed
 
 
-def layer_params(layers: Params, index: jax.Array | int) -> Params:
+def take_layer(layers: Params, index: jax.Array | int) -> Params:
     """Take one block's parameters out of the stack, as floats."""
     block = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
     return dequantized(block, block["input_layernorm"]["scale"].dtype)
@@ -105,7 +109,7 @@ def project(
     index: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return queries, keys and values of block `index` without running it."""
-    params = {"params": layer_params(layers, index)}
+    params = {"params": take_layer(layers, index)}
     return DecoderBlock(config).apply(params, hidden, angles, method="qkv")
 
 
@@ -119,7 +123,7 @@ def run_layer(
     attend: Attend = attend_whole,
 ) -> tuple[Float[Array, "B N D"], Any]:
     """Run block `index`; return hidden states and what `attend` handed on."""
-    params = {"params": layer_params(layers, index)}
+    params = {"params": take_layer(layers, index)}
     with jax.named_scope("decoder_layer"):
         return DecoderBlock(config).apply(params, hidden, angles, attend)
 
@@ -156,6 +160,7 @@ def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Arra
     """Map hidden states [..., D] to float32 logits [..., vocab]."""
     hidden = nn.RMSNorm(epsilon=config.norm_eps).apply({"params": params["norm"]}, hidden)
     if config.tie_embeddings:
+        # The table [vocab, D] serves twice.
         kernel = params["embed_tokens"]["embedding"].T
     else:
         kernel = dequantized(params["lm_head"]["kernel"], hidden.dtype)

@@ -12,7 +12,7 @@ from helpers.batches import BUCKET, STEPS, WIDE, batch_of
 import ivc_jax
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.engine.plan import Cut, Span, make_plan
-from ivc_jax.engine.prefill import compiled_programs, embed_inputs
+from ivc_jax.engine.prefill import count_programs, embed_inputs
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, parse
 from ivc_jax.methods.base import DENSE, AttentionRows, MethodError, Stage, Values
@@ -129,7 +129,7 @@ def run_masked(model, inputs):
 
     @jax.jit
     def run(params, inputs, mask):
-        hidden = embed_inputs(model.config, params, inputs)
+        hidden, _ = embed_inputs(model.config, params, inputs)
         angles = rope.angles(config.rope, inputs.layout.positions)
         attend = functools.partial(decoder.attend_whole, mask=mask)
         layers = params["decoder"]["layers"]
@@ -230,11 +230,11 @@ def test_caches_have_the_pruned_length_and_kv_bytes_is_theirs(model, inputs, pro
 
 def test_equal_methods_share_one_program(model, inputs, prompts):
     prompts("ivc")
-    before = compiled_programs()
+    before = count_programs()
     again = collate(batch_of(3, 2, 1, 0), model.config, BUCKET)
     for method in (parse("ivc:keep_ratio=0.50"), IVCPrune(keep_ratio=0.5)):
         ivc_jax.prefill(model, again, method)
-    assert compiled_programs() == before
+    assert count_programs() == before
 
 
 def test_plan_of_a_late_and_an_early_cut():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.tiny import tiny_config
 
-from ivc_jax.engine.cost import block_flops
+from ivc_jax.engine.cost import count_block_flops
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import parse
 from ivc_jax.studies.planning import cost, hlo, plan, report, sizes, slices
@@ -219,7 +219,7 @@ def test_the_largest_batch_is_found_with_few_compilations(peak, limit, answer):
 def test_the_formula_follows_the_cuts_of_a_method():
     config = parse_config(list_sizes()["qwen2-vl-7b"])
     workload = Workload(batch=8, visual=4096, text=64, new_tokens=1)
-    before, behind = (block_flops(config.decoder, n) for n in (4160, 2112))
+    before, behind = (count_block_flops(config.decoder, n) for n in (4160, 2112))
     assert formula_flops(config, parse("dense"), workload) == 8 * 28 * before
     method = parse("ivc:layer=16,keep_ratio=0.5").resolve(config)
     assert formula_flops(config, method, workload) == 8 * (16 * before + 12 * behind)

@@ -104,7 +104,7 @@ def test_products_stay_within_half_a_step_a_weight(models):
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
     kernel = plain.params["decoder"]["layers"]["q_proj"]["kernel"][1]
     stored = quantized.params["decoder"]["layers"]["q_proj"]["kernel"]
-    block = decoder.layer_params(quantized.params["decoder"]["layers"], 1)
+    block = decoder.take_layer(quantized.params["decoder"]["layers"], 1)
     bound = np.abs(x).sum(axis=1, keepdims=True) * np.asarray(stored.scale[1]) / 2
     error = np.abs(x @ np.asarray(block["q_proj"]["kernel"]) - x @ np.asarray(kernel))
     assert (error <= bound * 1.001 + 1e-6).all()
@@ -126,7 +126,7 @@ def test_int8_does_not_depend_on_the_dtype_of_the_rest(tiny_hf, models):
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, kernels(models[1].params)[0]))
     assert {leaf.dtype for leaf in floats.values()} == {BFLOAT16}
     hidden = jnp.ones((1, 2, 64), BFLOAT16)
-    block = decoder.layer_params(half.params["decoder"]["layers"], 0)
+    block = decoder.take_layer(half.params["decoder"]["layers"], 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(block)} == {BFLOAT16}
     logits = decoder.logits(half.config.decoder, half.params["decoder"], hidden)
     assert logits.dtype == np.float32

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from ivc_jax.engine.cost import prefill_flops
+from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.evals.running.recording import Answer
@@ -105,7 +105,8 @@ class ModelAnswerer:
         tokens, lengths, layout = fetch((output.tokens, output.lengths, places))
         prompt = _fetch_counts(prompt)
         texts = self.processor.decode(tokens, lengths)
-        shares, flops = prompt.cached_share, prefill_flops(self.model.config.decoder, prompt)  # [B]
+        shares = prompt.cached_share  # [B]
+        flops = count_prefill_flops(self.model.config.decoder, prompt)  # [B]
         size = len(texts)
         return [
             Answer(

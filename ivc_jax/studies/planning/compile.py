@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.cost import block_flops
+from ivc_jax.engine.cost import count_block_flops
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import Span, make_plan
 from ivc_jax.engine.prefill import run_prefill, with_rope
@@ -196,7 +196,7 @@ def formula_flops(config: ModelConfig, method: Method, workload: Workload) -> fl
     total = 0.0
     for step in make_plan(layers, method):
         if isinstance(step, Span):
-            block = block_flops(config.decoder, np.array(visual + workload.text))
+            block = count_block_flops(config.decoder, np.array(visual + workload.text))
             total += (step.stop - step.start) * float(block)
         else:
             visual = min(method.capacity(step.stage, workload.visual, 1), visual)

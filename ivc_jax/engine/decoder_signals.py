@@ -18,7 +18,7 @@ from ivc_jax.nn.attention import attention_received, attention_rows
 from ivc_jax.types import Layout
 
 
-def layer_signals(
+def answer_layer(
     requests: Iterable[Request],
     layout: Layout,
     queries: jax.Array | None,
@@ -40,9 +40,9 @@ def layer_signals(
         elif isinstance(request, Keys):
             signals[request] = split(layout, keys)
         elif isinstance(request, AttentionRows):
-            signals[request] = _rows(request, layout, queries, keys)
+            signals[request] = _form_rows(request, layout, queries, keys)
         elif isinstance(request, AttentionReceived):
-            signals[request] = _received(request, layout, queries, keys)
+            signals[request] = _average_received(request, layout, queries, keys)
     return signals
 
 
@@ -54,36 +54,41 @@ def split(layout: Layout, vectors: jax.Array) -> TokenVectors:
 
 
 def _take(vectors: jax.Array, slots: jax.Array) -> jax.Array:
+    """Take vectors [B, N, ...] at slots [B, Q]: [B, Q, ...]."""
     index = slots.reshape(*slots.shape, *(1,) * (vectors.ndim - 2))
     return jnp.take_along_axis(vectors, index, axis=1)
 
 
-def _rows(request: AttentionRows, layout: Layout, queries: jax.Array, keys: jax.Array) -> jax.Array:
+def _form_rows(
+    request: AttentionRows, layout: Layout, queries: jax.Array, keys: jax.Array
+) -> jax.Array:
     """Return causal attention rows over the visual tokens: [B, H, Q, V]."""
     if request.queries == "text":
-        slots, valid = layout.text_index, layout.text_valid
+        slots, valid = layout.text_index, layout.text_valid  # [B, T]
     else:
+        # The last ones of the prompt, [B, count]; a shorter prompt has fewer.
         slots = layout.lengths[:, None] - request.count + jnp.arange(request.count)
         valid = slots >= 0
         slots = jnp.maximum(slots, 0)
-    visible = (jnp.arange(keys.shape[1]) <= slots[..., None]) & valid[..., None]
+    visible = (jnp.arange(keys.shape[1]) <= slots[..., None]) & valid[..., None]  # [B, Q, N]
     rows = attention_rows(_take(queries, slots), keys, visible)  # [B, H, Q, N]
     columns = jnp.take_along_axis(rows, layout.visual_index[:, None, None], axis=3)
     return jnp.where(layout.visual_valid[:, None, None], columns, 0.0)
 
 
-def _received(
+def _average_received(
     request: AttentionReceived, layout: Layout, queries: jax.Array, keys: jax.Array
 ) -> jax.Array:
     """Return the mean attention from visual tokens to each of them: [B, V]."""
     valid = layout.visual_valid
-    ends = layout.visual_index + 1
+    ends = layout.visual_index + 1  # [B, V], a query sees itself and what is before
     if not request.causal:
+        # Every query sees the prompt up to the last visual token.
         last = jnp.where(valid, ends, 0).max(axis=1, keepdims=True, initial=0)
         ends = jnp.broadcast_to(last, ends.shape)
-    visible = jnp.arange(keys.shape[1]) < layout.lengths[:, None]
+    visible = jnp.arange(keys.shape[1]) < layout.lengths[:, None]  # [B, N]
     mass = attention_received(
         _take(queries, layout.visual_index), keys, visible, valid.astype(jnp.float32), ends
-    )
+    )  # [B, N]
     mass = _take(mass, layout.visual_index) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
     return jnp.where(valid, mass, 0.0)

@@ -37,7 +37,7 @@ from ivc_jax.types import Inputs
 _GREY_LEVELS = 256
 
 
-def tap_of(request: TowerRequest, vision: VisionConfig) -> Tap | None:
+def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
     """Say what of the tower a request needs; None is nothing but the pixels.
 
     Raises:
@@ -47,14 +47,14 @@ def tap_of(request: TowerRequest, vision: VisionConfig) -> Tap | None:
     if isinstance(request, PixelEntropy):
         return None
     if isinstance(request, TowerFeatures):
-        first, last = _block(request.first, vision), _block(request.last, vision)
+        first, last = _find_block(request.first, vision), _find_block(request.last, vision)
         if first > last:
             raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
         return Features(first, last, request.merged)
     full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
     if request.block is None:
         return Projections(max(full, default=vision.depth - 1))
-    block = _block(request.block, vision)
+    block = _find_block(request.block, vision)
     if isinstance(request, TowerAttention) and block not in full:
         raise MethodError(
             f"block {block} of the tower attends within windows; choose one of {tuple(full)}"
@@ -62,27 +62,28 @@ def tap_of(request: TowerRequest, vision: VisionConfig) -> Tap | None:
     return Projections(block)
 
 
-def _block(block: int, vision: VisionConfig) -> int:
+def _find_block(block: int, vision: VisionConfig) -> int:
+    """Count a block from the front; -1 is the last."""
     if not -vision.depth <= block < vision.depth:
         raise MethodError(f"the vision tower has blocks 0 to {vision.depth - 1}, asked for {block}")
     return block % vision.depth
 
 
-def tower_signals(
+def answer_tower(
     requests: Iterable[TowerRequest], inputs: Inputs, tapped: dict[Tap, Any], vision: VisionConfig
 ) -> dict[Request, Any]:
     """Turn what was tapped into signals."""
     cells = _Cells(inputs, vision.merge_area)
     signals: dict[Request, Any] = {}
     for request in requests:
-        tap = tap_of(request, vision)
+        tap = choose_tap(request, vision)
         if isinstance(request, PixelEntropy):
-            signals[request] = cells.pooled(_entropy(inputs.patches, vision))
+            signals[request] = cells.pool(_measure_entropy(inputs.patches, vision))
         elif isinstance(request, TowerFeatures):
-            gather = cells.gathered if request.merged else cells.pooled
+            gather = cells.gather if request.merged else cells.pool
             signals[request] = gather(tapped[tap])
         elif isinstance(request, TowerKeys):
-            signals[request] = cells.pooled(tapped[tap][1].astype(jnp.float32).mean(axis=2))
+            signals[request] = cells.pool(tapped[tap][1].astype(jnp.float32).mean(axis=2))
         else:
             queries, keys, angles = tapped[tap]
             turned = rope.rotate(queries, angles), rope.rotate(keys, angles)
@@ -97,24 +98,24 @@ class _Cells:
     inputs: Inputs
     area: int
 
-    def gathered(self, cells: jax.Array) -> jax.Array:
+    def gather(self, cells: jax.Array) -> jax.Array:
         """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...]."""
         return gather_cells(cells, self.inputs.visual_source).astype(jnp.float32)
 
-    def pooled(self, patches: jax.Array) -> jax.Array:
+    def pool(self, patches: jax.Array) -> jax.Array:
         """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""
         R, P = patches.shape[:2]
-        split = patches.astype(jnp.float32).reshape(
-            R, P // self.area, self.area, *patches.shape[2:]
-        )
-        return self.gathered(split.mean(axis=2))
+        rest = patches.shape[2:]
+        by_cell = patches.astype(jnp.float32).reshape(R, P // self.area, self.area, *rest)
+        return self.gather(by_cell.mean(axis=2))
 
     def spread(self, tokens: jax.Array) -> jax.Array:
         """Hand each patch the value of its visual token: [B, V] to [R, P], 0 at padding."""
         R, P = self.inputs.patches.shape[:2]
         tokens = jnp.where(self.inputs.layout.visual_valid, tokens, 0.0)
-        flat = jnp.zeros(R * P // self.area, jnp.float32).at[self.inputs.visual_source].add(tokens)
-        return jnp.repeat(flat.reshape(R, -1), self.area, axis=1)
+        cells = jnp.zeros(R * P // self.area, jnp.float32)
+        cells = cells.at[self.inputs.visual_source].add(tokens)
+        return jnp.repeat(cells.reshape(R, -1), self.area, axis=1)
 
 
 @flax.struct.dataclass
@@ -128,23 +129,24 @@ class _ReceivedInTower(Received):
     def __call__(self, weights: jax.Array | None = None) -> jax.Array:
         layout = self.cells.inputs.layout
         weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights
-        patches = self.cells.spread(weights.astype(jnp.float32))
+        patches = self.cells.spread(weights.astype(jnp.float32))  # [R, P]
         visible = self.cells.inputs.patch_positions[..., 0] >= 0
-        mass = attention_received(self.queries, self.keys, visible, patches)
+        mass = attention_received(self.queries, self.keys, visible, patches)  # [R, P]
         total = patches.sum(axis=1, keepdims=True)
-        received = self.cells.pooled(mass / jnp.where(total > 0, total, 1.0))
+        received = self.cells.pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
         return jnp.where(layout.visual_valid, received, 0.0)
 
 
-def _entropy(patches: jax.Array, vision: VisionConfig) -> jax.Array:
+def _measure_entropy(patches: jax.Array, vision: VisionConfig) -> jax.Array:
     """Return the entropy in bits of the grey levels of each patch: [R, P]."""
     R, P, _ = patches.shape
+    # Patches are channel by channel: [R, P, 3, pixels].
     channels = patches.reshape(R, P, vision.in_channels, -1).astype(jnp.float32)
     mean, std = (np.array(x, np.float32)[:, None] for x in (vision.pixel_mean, vision.pixel_std))
-    grey = jnp.round((channels * std + mean).mean(axis=2) * (_GREY_LEVELS - 1))
+    grey = jnp.round((channels * std + mean).mean(axis=2) * (_GREY_LEVELS - 1))  # [R, P, pixels]
 
     def add_level(total: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
-        share = (grey == level).mean(axis=2, dtype=jnp.float32)
+        share = (grey == level).mean(axis=2, dtype=jnp.float32)  # [R, P]
         return total - jax.scipy.special.xlogy(share, share) / np.log(2), None
 
     levels = jnp.arange(_GREY_LEVELS, dtype=jnp.float32)
