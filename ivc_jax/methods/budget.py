@@ -26,6 +26,7 @@ _M = TypeVar("_M", bound=Method)
 
 def measure(stages: Sequence[Stage], num_layers: int) -> float:
     """Return the mean over layers of the share of visual tokens that the caches hold."""
+    # stages (2, 0.5), (4, 0.2) on six layers: shares 1 1 .5 .5 .2 .2
     shares = [1.0] * num_layers
     for stage in stages:
         start = stage.whole_kv_layers if stage.compact_earlier_kv else stage.layer
@@ -47,7 +48,7 @@ def solve(
     """
     if measure(family(_SMALLEST), num_layers) > budget:
         return None
-    low, high = _SMALLEST, 1.0
+    low, high = _SMALLEST, 1.0  # the budget lies between theirs
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (
@@ -69,7 +70,7 @@ def settle_keep_ratio(method: Method, default: float = 0.5) -> None:
             raise MethodError(f"{method.name}: keep_ratio and budget exclude each other; give one")
         return
     if keep_ratio is None:
-        object.__setattr__(method, "keep_ratio", default)
+        object.__setattr__(method, "keep_ratio", default)  # frozen, but not yet made
     check_keep_ratio(method.keep_ratio)
 
 

@@ -101,7 +101,7 @@ class Coordinates:
         within = within or Segments.by_image(layout)
         # A raster number can exceed every position id, but not the number of visual tokens.
         bound = max(layout.num_positions, layout.visual_slots) + 1
-        tables = ivc.make_tables(
+        tables = ivc.make_tables(  # of V and of U, [A, bound] each
             rope if self.theta is None else dataclasses.replace(rope, theta=float(self.theta)),
             self.frequencies,
             bound,

@@ -56,6 +56,7 @@ class FastV(Scored):
                 method = dataclasses.replace(self, layer=layer)
                 return budget.resolve(method, config.decoder.num_layers)
             except budget.BudgetError:
+                # The blocks before the cut cost more than the budget: cut one sooner.
                 if layer == 1:
                     raise
         raise AssertionError("layer is at least 1")
@@ -85,5 +86,5 @@ class FastV(Scored):
     ) -> Selection:
         """Keep the best tokens of the sample or of each image."""
         within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
-        counts = round_counts(stage.keep_ratio, layout.visual_slots, self.rounding)
+        counts = round_counts(stage.keep_ratio, layout.visual_slots, self.rounding)  # [V + 1]
         return from_mask(within.top(scores, within.look_up(counts)), num_keep)

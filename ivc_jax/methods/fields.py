@@ -93,6 +93,7 @@ def flat(*names: str) -> Callable[[type[_T]], type[_T]]:
         @functools.wraps(construct)
         def init(self: _T, *args: Any, **values: Any) -> None:
             construct(self, *args, **nest(kind, values))
+            # `Coordinates(axes="hw")` may be given whole to a method that has no `axes`.
             for name, (owner, field) in _find_nested(kind).items():
                 if name not in names and getattr(getattr(self, owner), name) != field.default:
                     raise MethodError(f"{self.name} has no field {name!r}")
@@ -108,7 +109,7 @@ def list_fields(kind: type) -> dict[str, dataclasses.Field]:
     nested = _find_nested(kind)
     own = {field.name: field for field in dataclasses.fields(kind) if field.name != "host"}
     fields = own | {name: field for name, (_, field) in nested.items()}
-    without = {owner for owner, _ in nested.values()}
+    without = {owner for owner, _ in nested.values()}  # coordinates, foreground_rule
     names = kind.__dict__.get("flat_names", [name for name in fields if name not in without])
     return {name: fields[name] for name in names}
 
@@ -120,6 +121,7 @@ def nest(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for name in nested.keys() & values.keys():
         inner.setdefault(nested[name][0], {})[name] = arguments.pop(name)
     for owner, changes in inner.items():
+        # `dataclasses.replace` gives the settings as they are beside the changes.
         settings = arguments.get(owner) or kind.__dataclass_fields__[owner].default
         arguments[owner] = dataclasses.replace(settings, **changes)
     return arguments

@@ -252,7 +252,7 @@ class _Mass:
             rows = _softmax(logits, member)
         else:
             rows = jnp.where(member, jnp.exp(logits - log_total[..., None]), 0.0)
-        rounded = round_scores(rows, self.score_dtype)
+        rounded = round_scores(rows, self.score_dtype)  # [B, G, Q, V]
         return round_scores(rounded.mean(axis=1), self.score_dtype)
 
     def _sum_over_prompt(self, queries: jax.Array) -> jax.Array | None:
@@ -268,7 +268,7 @@ class _Mass:
                 jnp.where(valid[:, None, None], _compare(rows, keys), -jnp.inf)
                 for keys, valid in parts
             ]
-            return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1)[:, 0]
+            return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1)[:, 0]  # [B, Q]
 
         # [G, B, Q, C] and alike
         by_head = [jnp.moveaxis(part, 2, 0) for part in (queries, self.visual, self.text)]

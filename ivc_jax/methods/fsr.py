@@ -86,7 +86,7 @@ class FSR(Upfront):
         if not slots:
             chosen = from_mask(layout.visual_valid, num_keep)
             return chosen.replace(weights=keep_weights(chosen, slots))
-        counts = keep_one(self._counts(stage, layout.visual_slots))
+        counts = keep_one(self._count(stage, layout.visual_slots))
         if self.per_frame:
             within, target = Segments.by_frame(layout), split_over_frames(layout, counts)
         else:
@@ -200,17 +200,18 @@ def scan(
     rank = within.rank(focused.astype(jnp.float32))
     group = jnp.where(rank < target, number, V)
     group, _, order = jax.lax.sort((group, rank, slots), num_keys=2)
-    is_focus = jnp.take_along_axis(focused, order, axis=1)
+    is_focus = jnp.take_along_axis(focused, order, axis=1)  # [B, V], in the order of steps
 
     def step(state: tuple[Cover, jax.Array], plan: tuple) -> tuple[tuple[Cover, jax.Array], None]:
         cover, nearest = state  # the largest cosine with a token kept so far
         group, token, from_focus = (part[:, None] for part in plan)  # [B, 1] each
-        mine = number == group
+        mine = number == group  # [B, V], the segment that this step fills
         farthest = jnp.where(mine & ~cover.keep, nearest, jnp.inf).argmin(axis=1)[:, None]
         token = jnp.where(from_focus, token, farthest.astype(jnp.int32))
         picked = jnp.take_along_axis(units, token[..., None], axis=1)[:, 0]  # [B, D]
         exact = jax.lax.Precision.HIGHEST
         cosine = jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
+        # The focus set owns nothing: only scanned tokens take in dropped ones.
         closer = mine & ~from_focus & (cosine > cover.closeness)
         hit = mine & (slots == token)
         cover = Cover(
@@ -246,12 +247,14 @@ def refine(
     anchors = within.sum(cover.anchor.astype(jnp.int32))  # S at every token, [B, V]
     merges = jnp.asarray(round_counts(merge_ratio, V, "floor"))[anchors]
     rank = within.rank(cover.closeness, dropped)
-    place = jnp.where(cover.keep, jnp.arange(V), -1)
+    # The kept token that each becomes a part of, itself if it is kept; -1 is lost.
+    place = jnp.where(cover.keep, jnp.arange(V), -1)  # [B, V]
     place = jnp.where(dropped & (rank < merges), cover.owner, place)
 
     chosen = from_mask(cover.keep, num_keep)
     member = (chosen.index[..., None] == place[:, None]) & chosen.valid[..., None]  # [B, K, V]
     weights = jnp.where(member, jnp.maximum(joint, _LEAST_WEIGHT)[:, None], 0.0)
     weights = weights / jnp.maximum(weights.sum(axis=2, keepdims=True), _LEAST_WEIGHT)
+    # A quotient of a number by itself may miss 1 by a bit.
     alone = member.sum(axis=2, keepdims=True) == 1  # [B, K, 1]
     return chosen.replace(weights=jnp.where(alone, member.astype(jnp.float32), weights))

@@ -80,7 +80,7 @@ class HoloV(Upfront):
     def _share_sample(self, layout: Layout, within: Segments, stage: Stage) -> jax.Array:
         """Return how many tokens the frame of each token keeps, by its size: int32 [B, V]."""
         total = layout.visual_count  # [B]
-        counts = keep_one(self._counts(stage, layout.visual_slots))
+        counts = keep_one(self._count(stage, layout.visual_slots))
         kept = jnp.asarray(counts)[total]
         # Unsigned: exact below 65,536 tokens.
         product = kept.astype(jnp.uint32)[:, None] * within.count.astype(jnp.uint32)

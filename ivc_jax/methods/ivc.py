@@ -161,11 +161,11 @@ class IVCPrune(Method):
         shared = Segments.by_frame(layout) if self.per_frame else asked
         rope, signal = signals[RopeSettings()], signals[self.foreground_rule.request(stage)]
         priority = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
-        scores, seeds = self.foreground_rule.score(
+        scores, seeds = self.foreground_rule.score(  # [B, V] both
             signal, layout, asked, self.score_dtype, visual_queries=self._official
         )
         if self._seeds_stay:
-            priority |= seeds
+            priority |= seeds  # what stays whatever its foreground
         filled = self.combine == "fill"
         share = self.keep_ratio if filled else self._foreground_share
         counts = shared.look_up(round_counts(share, layout.visual_slots))  # [B, V]
@@ -191,7 +191,7 @@ class IVCPrune(Method):
 
     def _bound_segment(self, max_count: int, seeds: np.ndarray) -> np.ndarray:
         """Bound the kept tokens of a segment of each size 0 .. max_count."""
-        most = sum(self.coordinates.count(max_count))
+        most = sum(self.coordinates.count(max_count))  # where no token is in both sets
         if self._seeds_stay:
             most = most + seeds
         if self.combine == "fill":

@@ -54,11 +54,13 @@ class ProgressiveIVC(Progressive):
     def resolve(self, config: ModelConfig) -> "ProgressiveIVC":
         """Fill in layers, ratios and the fractions of a budget; check the planes."""
         self.coordinates.check_planes(config.decoder.rope)
+        # All caches end with the last share where earlier ones are cut too.
         share = self.budget if self.compact_earlier_kv else None
         if (self.ratios, self.keep_ratio, self.budget) == (None, None, None):
             share = _LAST_SHARE
         wanted = dataclasses.replace(self, keep_ratio=share, budget=None) if share else self
         method = Progressive.resolve(wanted, config)
+        # The fractions of a budget follow what is left in the end.
         last = None if self.budget is None else method.ratios[-1]
         return dataclasses.replace(method, coordinates=self.coordinates.shrink(last))
 
@@ -85,7 +87,7 @@ class ProgressiveIVC(Progressive):
             foreground_rule=self.foreground_rule,
         )
 
-    def _stage(self, layer: int, ratio: float) -> Stage:
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
         return Stage(layer, ratio, self.compact_earlier_kv)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:

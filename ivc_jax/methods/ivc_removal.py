@@ -99,11 +99,11 @@ class IVCRemoval(Method):
         within = Segments.by_image(layout)
         marked = self.coordinates.mark(layout, signals[RopeSettings()])  # [B, V]
         if self.control == "ivc":
-            order = marked.astype(jnp.float32)
+            order = marked.astype(jnp.float32)  # the largest go first
         else:
             draws = draw_cells(layout, self.seed)
             order = draws if self.control == "random" else jnp.where(marked, -1.0, draws)
         size = within.sum(marked.astype(jnp.int32))  # of the IVC set, [B, V]
-        others = layout.image_count - size
+        others = layout.image_count - size  # tokens outside the set
         removed = jnp.minimum(size, others if self.control == "other" else layout.image_count - 1)
         return from_mask(within.valid & (within.rank(order) >= removed), num_keep)

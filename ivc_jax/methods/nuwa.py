@@ -117,6 +117,7 @@ class Nuwa(Progressive):
     def resolve(self, config: ModelConfig) -> "Nuwa":
         """Fill in layers, ratios and the tower blocks."""
         depth, (first, last, published) = config.vision.depth, _TOWER
+        # Block 7 of 32 is block 2 of 8.
         first, last = (min(round(block * depth / published), depth - 1) for block in (first, last))
         first = first if self.first_block is None else self.first_block
         last = last if self.last_block is None else self.last_block
@@ -143,6 +144,7 @@ class Nuwa(Progressive):
 
         return layers, shares
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
         first, second = _SHARES[1]
         return first, first * second
@@ -168,10 +170,10 @@ class Nuwa(Progressive):
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the first cut by the sum over the images, the second by its share of that."""
         first, _ = self.stages
-        most = bound_total(self._first_counts(first, visual_slots), num_images)
+        most = bound_total(self._count_first(first, visual_slots), num_images)
         if self.stage_number(stage) == 0:
             return most
-        return int(self._second_counts(visual_slots)[most])
+        return int(self._count_second(visual_slots)[most])
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Run one of the two cuts."""
@@ -183,9 +185,9 @@ class Nuwa(Progressive):
         elif self.text_score == "attention":
             scores = signal.mean(axis=2).max(axis=1)  # of [B, H, 3, V]
         else:
-            scores = signal[:, :, -1].mean(axis=1)
+            scores = signal[:, :, -1].mean(axis=1)  # of [B, H, 1, V]
         present = layout.visual_valid.sum(axis=1)  # [B]
-        target = jnp.asarray(self._second_counts(layout.visual_slots))[present]
+        target = jnp.asarray(self._count_second(layout.visual_slots))[present]
         rank = Segments.by_sample(layout).rank(scores)
         return from_mask(rank < target[:, None], num_keep)
 
@@ -195,11 +197,11 @@ class Nuwa(Progressive):
         saliency, within = signals[TowerAttention()](), Segments.by_frame(layout)
         # 4 * share candidates are wanted of a full region; 3 are published for the small shares.
         per_region = self.per_region or max(3, math.ceil(4 * stage.keep_ratio))
-        target = split_over_frames(layout, self._first_counts(stage, layout.visual_slots))
+        target = split_over_frames(layout, self._count_first(stage, layout.visual_slots))
         keep = pick_from_regions(saliency, layout, per_region, target)  # [B, V]
-        pillar = mark_pillars(saliency, keep, within, self.tau)
+        pillar = mark_pillars(saliency, keep, within, self.tau)  # [B, V]
         chosen = from_mask(keep, num_keep)
-        weights = aggregate(
+        weights = aggregate(  # [B, K, V]
             signals[self._features],
             chosen,
             pillar,
@@ -209,10 +211,10 @@ class Nuwa(Progressive):
         )
         return chosen.replace(weights=weights)
 
-    def _first_counts(self, stage: Stage, max_count: int) -> np.ndarray:
+    def _count_first(self, stage: Stage, max_count: int) -> np.ndarray:
         return round_counts(stage.keep_ratio, max_count, "ceil")
 
-    def _second_counts(self, max_count: int) -> np.ndarray:
+    def _count_second(self, max_count: int) -> np.ndarray:
         """Tabulate what stays of every number of tokens that the first cut may leave."""
         first, second = (stage.keep_ratio for stage in self.stages)
         # Rounded so that the quotient of two published shares is a published share again.

@@ -19,7 +19,7 @@ Family = Callable[[float], tuple[float, ...]]
 class Progressive(Method):
     """Base of progressive methods.
 
-    Subclasses give `_schedule`, `_published_ratios` and `select`, and may change `_counts`.
+    Subclasses give `_schedule`, `_published_ratios` and `select`, and may change `_count`.
 
     Attributes:
         layers: first block behind each cut, ascending; None asks `resolve`.
@@ -77,6 +77,7 @@ class Progressive(Method):
         """
         raise NotImplementedError
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
         """Return the shares if neither ratios nor keep_ratio nor budget is given."""
         raise NotImplementedError
@@ -85,13 +86,13 @@ class Progressive(Method):
         """Fill in layers and ratios."""
         num_layers = config.decoder.num_layers
         layers, family = self._schedule(num_layers, self.budget)
-        layers = layers if self.layers is None else self.layers
+        layers = layers if self.layers is None else self.layers  # a rule may only look at them
         if self.budget is not None:
             layers, ratios = self._solve_budget(layers, family, num_layers)
         elif self.keep_ratio is not None:
             ratios = _reach(family, self.keep_ratio)
         else:
-            ratios = self.ratios or self._published_ratios()
+            ratios = self.ratios or self._published_ratios
         return dataclasses.replace(self, layers=layers, ratios=ratios, keep_ratio=None, budget=None)
 
     def _solve_budget(
@@ -106,6 +107,7 @@ class Progressive(Method):
             x = budget.solve(stages, num_layers, self.budget)
             if x is not None:
                 return layers, family(x)
+            # Each cut one block sooner, as far as they can go without meeting.
             earlier = tuple(
                 max(self.first_layer + number, layer - 1) for number, layer in enumerate(layers)
             )
@@ -118,36 +120,37 @@ class Progressive(Method):
         """The cuts."""
         layers = require(self.layers, self.name, "layers")
         ratios = require(self.ratios, self.name, "ratios")
-        return tuple(map(self._stage, layers, ratios))
+        return tuple(map(self._make_stage, layers, ratios))
 
-    def _stage(self, layer: int, ratio: float) -> Stage:
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
         return Stage(layer, ratio)
 
     def stage_number(self, stage: Stage) -> int:
         """Return which of the cuts a stage is, from 0."""
         return self.stages.index(stage)
 
-    def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
+    def _count(self, stage: Stage, max_count: int) -> np.ndarray:
         """Tabulate the tokens left after a cut of every unpruned count 0 .. max_count."""
         return keep_one(round_counts(stage.keep_ratio, max_count, self.rounding))
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left by the largest count."""
-        return bound_total(self._counts(stage, visual_slots), 1)
+        return bound_total(self._count(stage, visual_slots), 1)
 
 
 def _reach(family: Family, keep_ratio: float) -> tuple[float, ...]:
     """Find the member of a family whose last share is keep_ratio."""
-    low, high = 0.0, 1.0
+    low, high = 0.0, 1.0  # the share grows with x: halve until float64 has no more to halve
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if family(middle)[-1] <= keep_ratio else (low, middle)
     ratios = family(1.0) if keep_ratio == 1 else family(high)
-    return (*ratios[:-1], keep_ratio)
+    return (*ratios[:-1], keep_ratio)  # to the last digit, which a count may hang on
 
 
 def scale_layers(layers: tuple[int, ...], depth: int, num_layers: int) -> tuple[int, ...]:
     """Move layers published for one depth to another, rounded half to even and kept ascending."""
+    # (8, 16, 24) of 32 on 28: 7, 14, 21; on 3: 1, 2, 3, where rounding alone gives 1, 2, 2
     scaled: list[int] = []
     for layer in layers:
         place = round(layer * num_layers / depth)

@@ -62,7 +62,7 @@ class PyramidDrop(Progressive, Scored):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left by the largest count, or sum of counts."""
-        counts = self._counts(stage, visual_slots)
+        counts = self._count(stage, visual_slots)
         return bound_total(counts, num_images if self.per_image else 1)
 
     def scores(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
@@ -75,7 +75,7 @@ class PyramidDrop(Progressive, Scored):
     ) -> Selection:
         """Keep the best of the present tokens."""
         within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
-        counts = within.look_up(self._counts(stage, layout.visual_slots))  # [B, V]
+        counts = within.look_up(self._count(stage, layout.visual_slots))  # [B, V]
         return from_mask(within.top(scores, counts), num_keep)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
@@ -86,11 +86,12 @@ class PyramidDrop(Progressive, Scored):
         powers = range(1, len(layers) + 1)
         return layers, lambda factor: tuple(factor**power for power in powers)
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
         cuts = len(_EVEN if self.layers is None else self.layers)
         return tuple(_FACTOR**power for power in range(1, cuts + 1))
 
-    def _stage(self, layer: int, ratio: float) -> Stage:
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
         renumber = require(self.positions, self.name, "positions") == "reindex"
         return Stage(layer, ratio, self.compact_earlier_kv, renumber=renumber)
 

@@ -117,7 +117,7 @@ class Recycling:
         dropped = layout.visual_valid & ~keep
         num_dropped = dropped.sum(axis=1)
         most_dropped = (np.minimum(np.arange(len(counts)), V) - counts).max(initial=0)
-        owner = jnp.where(keep, jnp.arange(V, dtype=jnp.int32), -1)
+        owner = jnp.where(keep, jnp.arange(V, dtype=jnp.int32), -1)  # [B, V]
         if not most_dropped:
             return owner  # a bucket without visual tokens
 
@@ -131,7 +131,7 @@ class Recycling:
         vectors = jnp.take_along_axis(hidden, pool.index[..., None], axis=1)  # [B, R, D]
         peaks = find_peaks(vectors, pool.valid, num_clusters, int(planned.max()))
         centre = jnp.take_along_axis(pool.index, peaks.centre, axis=1)  # [B, R], visual index
-        place = jnp.where(pool.valid, pool.index, V)
+        place = jnp.where(pool.valid, pool.index, V)  # V is out of bounds, and dropped
         return owner.at[jnp.arange(B)[:, None], place].set(centre, mode="drop")
 
 

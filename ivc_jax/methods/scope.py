@@ -61,10 +61,10 @@ class Scope(Upfront):
         within = Segments.by_frame(layout)
         features = signals[TowerFeatures()].astype(jnp.float32)  # [B, V, E]
         if self.saliency == "attention":
-            saliency = signals[TowerAttention()]()
+            saliency = signals[TowerAttention()]()  # [B, V]
         else:
             saliency = jnp.linalg.norm(features, axis=-1)
-        counts = within.look_up(self._counts(stage, layout.visual_slots))  # [B, V]
+        counts = within.look_up(self._count(stage, layout.visual_slots))  # [B, V]
         counts = lose_no_image(counts, layout)
         keep = cover(features, saliency**self.alpha, within.number, counts)
         return from_mask(keep, num_keep)
@@ -108,20 +108,21 @@ def cover(
         return (state[-1] > 0).any()
 
     def step(state: tuple) -> tuple:
-        covered, bound, fresh, picked, left = state
-        closed = picked | (left <= 0)
+        covered, bound, fresh, picked, left = state  # [B, V] each
+        closed = picked | (left <= 0)  # nothing to gain at these
         # Bring the most promising of the old scores up to date.
         stale = jnp.where(fresh | closed, -jnp.inf, bound)
-        index = jax.lax.top_k(stale, min(_CHUNK, V))[1]
+        index = jax.lax.top_k(stale, min(_CHUNK, V))[1]  # [B, chunk]
         near, before = cosine[rows, index], covered[:, None]  # [B, chunk, V], [B, 1, V]
-        gain = jnp.where(near > before, near - before, 0.0).sum(axis=2)
+        gain = jnp.where(near > before, near - before, 0.0).sum(axis=2)  # [B, chunk]
         bound = bound.at[rows, index].set(gain * saliency[rows, index])
         fresh = fresh.at[rows, index].set(True)
         # Pick the best token, unless its score is an old one.
         best = jnp.argmax(jnp.where(closed, -jnp.inf, bound), axis=1, keepdims=True)
-        pick = fresh[rows, best] & ~closed[rows, best]
+        pick = fresh[rows, best] & ~closed[rows, best]  # [B, 1]
         touched = pick & (segment == segment[rows, best])
-        row = cosine[rows, best][:, 0]
+        # What is covered better than before changes the scores of its segment, and of no other.
+        row = cosine[rows, best][:, 0]  # [B, V]
         covered = jnp.where(touched & (row > covered), row, covered)
         return covered, bound, fresh & ~touched, picked.at[rows, best].max(pick), left - touched
 

@@ -97,6 +97,7 @@ class SparseVLM(Progressive, Scored):
         """Fill in layers, ratios and positions."""
         method = super().resolve(config)
         ratios = method.ratios
+        # These were meant with what is recycled; the field `ratios` is without.
         if self.keep_ratio is not None or self.budget is not None:
             ratios = self._recycling.without_means(ratios)
             if min(ratios) <= 0:
@@ -112,9 +113,9 @@ class SparseVLM(Progressive, Scored):
         """The cuts; their shares include what is recycled."""
         layers = require(self.layers, self.name, "layers")
         ratios = require(self.ratios, self.name, "ratios")
-        return tuple(map(self._stage, layers, self._recycling.with_means(ratios)))
+        return tuple(map(self._make_stage, layers, self._recycling.with_means(ratios)))
 
-    def _stage(self, layer: int, ratio: float) -> Stage:
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
         return Stage(layer, ratio, renumber=self.positions == "reindex")
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
@@ -166,14 +167,16 @@ class SparseVLM(Progressive, Scored):
         ratios = require(self.ratios, self.name, "ratios")
         return self._recycling.plan(ratios[: self.stage_number(stage) + 1], max_count)
 
-    def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
+    def _count(self, stage: Stage, max_count: int) -> np.ndarray:
         return sum(self._plan(stage, max_count))
 
+    @property
     def _lists(self) -> list[tuple[float, ...]]:
         return [tuple(count / 576 for count in counts) for counts in _LISTS[self.recycle]]
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
-        return self._lists()[0]
+        return self._lists[0]
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
         def behind(depth: int) -> tuple[int, ...]:
@@ -186,7 +189,7 @@ class SparseVLM(Progressive, Scored):
             cost = budget.measure(tuple(map(Stage, behind(_DEPTH), left)), _DEPTH)
             return abs(cost - target)
 
-        nearest = min(self._lists(), key=distance)
+        nearest = min(self._lists, key=distance)
 
         def family(x: float) -> tuple[float, ...]:
             shares = tuple(min(1.0, x * share / nearest[-1]) for share in nearest)
@@ -211,8 +214,9 @@ def match(
     visual, text = (part.astype(jnp.float32) for part in (embeddings.visual, embeddings.text))
     exact = jax.lax.Precision.HIGHEST
     logits = jnp.einsum("bvd,btd->bvt", visual, text, precision=exact)  # [B, V, T]
-    both = asked[:, None] & layout.visual_valid[..., None]
+    both = asked[:, None] & layout.visual_valid[..., None]  # [B, V, T]
     logits = jnp.where(both, logits, -jnp.inf)
+    # A row without any text is all -inf: its maximum is bounded and its sum is not divided by.
     raised = jnp.exp(logits - logits.max(axis=2, keepdims=True, initial=jnp.finfo(jnp.float32).min))
     rows = raised / jnp.maximum(raised.sum(axis=2, keepdims=True), jnp.finfo(jnp.float32).tiny)
     return rows.sum(axis=1) / jnp.maximum(layout.visual_valid.sum(axis=1), 1)[:, None], asked
@@ -249,10 +253,10 @@ def divide_by_gravity(
 ) -> Float[Array, "B H T V"]:
     """Divide text-to-visual attention by the gravity between the two tokens."""
     text = jnp.take_along_axis(layout.positions, layout.text_index[None], axis=2)  # [3, B, T]
-    visual = gather_positions(layout)
+    visual = gather_positions(layout)  # [3, B, V]
     ids, pull = np.arange(layout.num_positions), 0.0
     for axis in range(3):
-        table = jnp.asarray(compute_gravity(ids, rope, axis), jnp.float32)
+        table = jnp.asarray(compute_gravity(ids, rope, axis), jnp.float32)  # by distance
         pull += table[jnp.abs(text[axis][:, :, None] - visual[axis][:, None])]  # [B, T, V]
     return attention / jnp.maximum(pull, _LEAST_GRAVITY)[:, None]
 
@@ -265,5 +269,5 @@ def average_heads(
     total = jnp.where(valid[:, None], votes, 0.0).sum(axis=2)  # [B, H]
     count = max(1, round(share * total.shape[1]))
     one = jnp.zeros(total.shape, jnp.int32)
-    chosen = rank_in_segment(total, one, one == 0) < count
+    chosen = rank_in_segment(total, one, one == 0) < count  # [B, H]
     return jnp.where(chosen[..., None], votes, 0.0).sum(axis=1) / count

@@ -48,6 +48,7 @@ def parse(spec: str | Method) -> Method:
         field, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise MethodError(f"{spec!r}: expected field=value, got {assignment!r}")
+        # The first of method and modifiers that has such a field.
         owner = next((i for i, fields in enumerate(known) if field in fields), None)
         if owner is None:
             # The modifiers' own fields come first.
@@ -59,6 +60,7 @@ def parse(spec: str | Method) -> Method:
         if field in values[owner]:
             raise MethodError(f"{spec!r}: {field} is given twice")
         values[owner][field] = _read(field, text, known[owner][field].type)
+    # From the inside out: fastv+pore+ivc is ivc around pore around fastv.
     method = kinds[0](**nest(kinds[0], values[0]))
     for kind, given in zip(kinds[1:], values[1:], strict=True):
         method = kind(host=method, **nest(kind, given))
@@ -114,6 +116,7 @@ def _list_choices(annotation: Any) -> tuple[Any, ...]:
 def _read(field: str, text: str, annotation: Any) -> Any:
     """Read a value as the first type of the annotation that it fits; text comes last."""
     choices = _list_choices(annotation)
+    # Any text would do as a string, so that this is tried last.
     for choice in sorted(choices, key=lambda choice: choice is str):
         try:
             if choice is types.NoneType and text.lower() == "none":

@@ -50,10 +50,10 @@ class Upfront(Method):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens; frames that round on their own keep no more than a whole video."""
-        counts = keep_one(self._counts(stage, visual_slots))
+        counts = keep_one(self._count(stage, visual_slots))
         return bound_total(counts, num_images)
 
-    def _counts(self, stage: Stage, max_count: int) -> np.ndarray:
+    def _count(self, stage: Stage, max_count: int) -> np.ndarray:
         """Tabulate the tokens kept of every count 0 .. max_count."""
         return round_counts(stage.keep_ratio, max_count, "floor")
 

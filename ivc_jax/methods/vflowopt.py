@@ -114,9 +114,10 @@ class VFlowOpt(Progressive):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left: all images without recycling, or one with all its cells in use."""
-        left, top = self._first_counts(visual_slots)
+        left, top = self._count_first(visual_slots)
         pool = np.arange(visual_slots + 1) - top
         recycled = top + np.minimum(bound_cells(self.cell, visual_slots), pool)
+        # Tables by the unpruned count: each cut looks up what the one before has left.
         for rate in self._rates[1 : self.stage_number(stage) + 1]:
             table = _count_left(rate, visual_slots)
             left, recycled = table[left], table[recycled]
@@ -131,6 +132,7 @@ class VFlowOpt(Progressive):
         ranking = signals[Carry()]
         table = jnp.asarray(_count_left(self._rates[number], layout.visual_slots))
         ranking = ranking.replace(count=table[ranking.count])
+        # From the unpruned visual space to what is present: [B, V] both.
         present = jax.tree.map(
             lambda field: jnp.take_along_axis(field, layout.visual_origin, axis=1), ranking
         )
@@ -139,7 +141,7 @@ class VFlowOpt(Progressive):
 
     def _select_first(self, signals: Signals, layout: Layout, num_keep: int) -> Selection:
         within, valid = Segments.by_image(layout), layout.visual_valid
-        worth = weigh(
+        worth = weigh(  # [B, V]
             signals[TowerAttention()],
             layout,
             self.threshold,
@@ -147,9 +149,10 @@ class VFlowOpt(Progressive):
             self.alpha,
             self.importance,
         )
-        left, top = map(within.look_up, self._first_counts(layout.visual_slots))  # [B, V] both
+        left, top = map(within.look_up, self._count_first(layout.visual_slots))  # [B, V] both
         rank = rank_late_first(worth, within.number, valid)
         if self._recycles:
+            # A second image or a second frame.
             several = valid & ((within.number > 0) | (layout.grid[..., 0] > 0))
             single = ~several.any(axis=1, keepdims=True)  # [B, 1]
             keep = rank < jnp.where(single, top, left)
@@ -170,7 +173,7 @@ class VFlowOpt(Progressive):
         first, second, third = require(self.ratios, self.name, "ratios")
         return first, round(second / first, 12), round(third / second, 12)
 
-    def _first_counts(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _count_first(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
         """Tabulate what an image keeps without recycling, and with it beside the cells."""
         left = _count_left(self._rates[0], max_count)
         extra = np.floor(np.arange(max_count + 1) / self.cell**2).astype(np.int32)
@@ -180,7 +183,7 @@ class VFlowOpt(Progressive):
         layers = self.layers or (0, *scale_layers(_LAYERS, _DEPTH, num_layers))
         if layers[-1] >= num_layers:
             raise MethodError(f"vflowopt: {layers} do not fit into {num_layers}; give layers=...")
-        spans = tuple(np.diff((*layers, num_layers)).tolist())
+        spans = tuple(np.diff((*layers, num_layers)).tolist())  # blocks behind each cut
 
         def family(share: float) -> tuple[float, ...]:
             first = share * float(np.interp(share, _BUDGETS, _FIRST_BY_BUDGET))
@@ -190,6 +193,7 @@ class VFlowOpt(Progressive):
 
         return layers, family
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
         return tuple(np.cumprod(_PUBLISHED_RATES).tolist())
 
@@ -237,6 +241,7 @@ def weigh(
     attention = received()
     asked = valid & (attention > threshold * within.sum(attention) / count)
     number = within.sum(asked.astype(jnp.int32))
+    # Nobody is asked where nobody is that widely attended: ask all.
     asked, number = asked | (valid & (number == 0)), jnp.where(number == 0, count, number)
     worth = received(asked.astype(jnp.float32))
     if combine == "sum":
@@ -252,6 +257,7 @@ def rank_late_first(
     worth: Float[Array, "B V"], segment: Int[Array, "B V"], valid: Bool[Array, "B V"]
 ) -> Int[Array, "B V"]:
     """Rank inside segments like `ivc.rank_in_segment`, but ties go to the highest index."""
+    # Turned around, the first of equals is the last; padding may come first.
     fields = (field[:, ::-1] for field in (worth, segment, valid))
     return rank_in_segment(*fields)[:, ::-1]
 

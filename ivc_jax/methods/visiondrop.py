@@ -83,7 +83,7 @@ class VisionDrop(Progressive):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left: a sum over images in the tower, one count in the decoder."""
-        counts = self._counts(stage, visual_slots)
+        counts = self._count(stage, visual_slots)
         return bound_total(counts, num_images if stage.layer == 0 else 1)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
@@ -100,7 +100,7 @@ class VisionDrop(Progressive):
             within = Segments.by_sample(layout)
             within = within.replace(count=jnp.where(within.valid, left, 0))
             unpruned = layout.visual_count[:, None]
-        left = self._counts(stage, layout.visual_slots)
+        left = self._count(stage, layout.visual_slots)
         folded = self._count_contextual(stage, left)
         most = bound_total(folded, within.bound)
         left, folded = jnp.asarray(left)[unpruned], jnp.asarray(folded)[unpruned]
@@ -118,11 +118,12 @@ class VisionDrop(Progressive):
         steps = range(1 - len(layers), 1)
         return layers, lambda last: tuple(min(1.0, last * _FALL**step) for step in steps)
 
+    @property
     def _published_ratios(self) -> tuple[float, ...]:
         cuts = len(self.layers or (0, *_LAYERS))
         return tuple(_ENTERING * _PUBLISHED_BUDGET * _FALL**step for step in range(cuts))
 
-    def _stage(self, layer: int, ratio: float) -> Stage:
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
         renumber = require(self.positions, self.name, "positions") == "reindex"
         return Stage(layer, ratio, renumber=renumber)
 

@@ -80,6 +80,7 @@ class WithIVC(Modifier):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Unite the host's selection with the IVC tokens."""
         capacity = self.host.capacity(stage, layout.visual_slots, layout.num_images)
+        # No more than it keeps alone: the slots above that are for the IVC tokens.
         selection = self.host.select(signals, layout, stage, min(num_keep, capacity))
         chosen = to_mask(selection, layout.visual_index.shape[1])  # [B, V]
         added = self.coordinates.mark(layout, signals[RopeSettings()])  # [B, V]

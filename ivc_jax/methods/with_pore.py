@@ -124,11 +124,12 @@ def fit_trend(mean_scores: np.ndarray, x: np.ndarray, steps: int = 50) -> tuple[
     def error(fit: np.ndarray) -> float:
         return float(np.square(scores - fit[1] * np.exp(fit[0] * x)).sum())
 
+    # A line through the logarithms weighs small scores too much, but is near enough to start.
     sigma, log_mu = np.polyfit(x[positive], np.log(scores[positive]), 1)
     fit = np.array([sigma, np.exp(log_mu)])
     for _ in range(steps):
-        rise = np.exp(fit[0] * x)
-        slopes = np.stack([fit[1] * x * rise, rise], axis=1)
+        rise = np.exp(fit[0] * x)  # [n]
+        slopes = np.stack([fit[1] * x * rise, rise], axis=1)  # by sigma and by mu, [n, 2]
         step = np.linalg.lstsq(slopes, scores - fit[1] * rise, rcond=None)[0]
         with np.errstate(over="ignore"):
             # A full step can overshoot where the data are far from any exponential.

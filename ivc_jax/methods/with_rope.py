@@ -53,7 +53,7 @@ class WithRope(Modifier):
             theta = float(self.attention_theta)
             if not (math.isfinite(theta) and theta > 0):
                 raise MethodError(f"attention_theta must be finite and above 0, got {theta}")
-            object.__setattr__(self, "attention_theta", theta)
+            object.__setattr__(self, "attention_theta", theta)  # 500 and 500.0 are one string
 
     @property
     def has_score(self) -> bool:
@@ -76,7 +76,7 @@ class WithRope(Modifier):
             rope = dataclasses.replace(rope, theta=self.attention_theta)
         if not self.stop_planes:
             return rope
-        turning = list(rope.frequency_mask or (True,) * (rope.head_dim // 2))
+        turning = list(rope.frequency_mask or (True,) * (rope.head_dim // 2))  # [F]
         for plane in self.stop_planes:
             turning[plane] = False
         return dataclasses.replace(rope, frequency_mask=tuple(turning))

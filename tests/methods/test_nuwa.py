@@ -228,7 +228,7 @@ def test_second_cut_reads_the_attention_of_the_last_tokens():
 
 def test_second_cut_rounds_as_published():
     for first, second in ((0.35, 0.42), (0.60, 0.66), (0.85, 0.70), (0.2, 0.7)):
-        counts = Nuwa(**FIXED, ratios=(first, first * second))._second_counts(2000)
+        counts = Nuwa(**FIXED, ratios=(first, first * second))._count_second(2000)
         expected = [max(1, math.floor(n * second)) for n in range(1, 2001)]
         assert counts.tolist() == [0, *expected]
 
@@ -241,7 +241,7 @@ def test_keep_ratio_one_keeps_every_token_and_still_absorbs():
     assert listed(chosen) == [list(range(39)), list(range(45))]
     np.testing.assert_allclose(chosen.weights.sum(axis=2)[chosen.valid], 1, atol=1e-6)
     assert (np.asarray(chosen.weights[0]) > 0).sum() > 60  # the dense model has 39
-    assert method._second_counts(50).tolist() == list(range(51))
+    assert method._count_second(50).tolist() == list(range(51))
 
 
 def config_of(num_layers, depth=32) -> ModelConfig:

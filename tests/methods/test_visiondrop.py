@@ -156,7 +156,7 @@ def test_schedule_is_the_published_one(average):
     method = VisionDrop(budget=average / 576).resolve(model_config(32))
     splits = []
     for stage in method.stages:
-        left = method._counts(stage, 576)
+        left = method._count(stage, 576)
         contextual = method._count_contextual(stage, left)[576]
         splits.append((left[576] - contextual, contextual))
     assert splits == TABLE[average]
@@ -165,7 +165,7 @@ def test_schedule_is_the_published_one(average):
 
 def test_default_is_the_row_of_a_third():
     default = VisionDrop().resolve(model_config(32))
-    assert [default._counts(stage, 576)[576] for stage in default.stages] == [288, 211, 155, 114]
+    assert [default._count(stage, 576)[576] for stage in default.stages] == [288, 211, 155, 114]
     assert VisionDrop().resolve(model_config(28)).layers == (0, 7, 14, 21)
     assert default.resolve(model_config(32)) == default
 
