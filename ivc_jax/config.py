@@ -85,6 +85,8 @@ class VisionConfig:
         window_size: side of an attention window in pixels; None is attention over the whole image.
         full_attention_blocks: blocks that attend over the whole image all the same.
         tokens_per_second: time positions in a second of video; None numbers the frames.
+        timestamps: text in front of each temporal slice of a video says when it is, so that every
+            slice has placeholders of its own and is numbered like an image.
         pixel_mean: what the image processor subtracts from each channel of values in [0, 1].
         pixel_std: what it divides them by then. Only methods that look at pixels read the two.
     """
@@ -108,6 +110,7 @@ class VisionConfig:
     window_size: int | None = None
     full_attention_blocks: tuple[int, ...] = ()
     tokens_per_second: float | None = None
+    timestamps: bool = False
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 

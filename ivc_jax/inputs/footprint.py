@@ -29,7 +29,7 @@ _FAR = 2**30  # more than the positions of any model; int32 holds it with room f
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Footprint:
-    """What one visual takes up; the only place that knows windows.
+    """What one visual takes up; the only place that knows windows and timestamps.
 
     Attributes:
         rows: patch rows.
@@ -41,9 +41,10 @@ class Footprint:
         source: [v] int32, the merged cell that becomes each visual token, counted through all
             rows: patches / merge² cells a row.
         grid: [v, 3] int32, (frame, row, column) of each token in merged cells.
+        runs: its tokens come in so many equal runs, with text between them.
         positions: [v, 3] int32, position ids (time, height, width) of each token, counted from
-            where the visual starts.
-        span: how far the position ids of the text behind it are moved on.
+            where its run starts.
+        span: how far the position ids of the text behind a run are moved on.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Footprint:
     patch_positions: np.ndarray
     source: np.ndarray
     grid: np.ndarray
+    runs: int
     positions: np.ndarray
     span: int
 
@@ -81,6 +83,7 @@ def find_footprint(
     patch_positions = np.full((cells * area, 2), -1, np.int32)
     patch_positions[slots] = blocks.reshape(-1, 2)
     frames = np.arange(rows, dtype=np.int32)[:, None]
+    runs = rows if vision.timestamps and seconds is not None else 1
     # Every slice is cut the same way; broadcasting copies nothing.
     tokens = np.indices((rows, height, width), np.int32).reshape(3, -1).T  # [v, 3]
     return Footprint(
@@ -90,8 +93,9 @@ def find_footprint(
         patch_positions=np.broadcast_to(patch_positions, (rows, *patch_positions.shape)),
         source=(frames * cells + places).ravel().astype(np.int32),
         grid=tokens,
-        positions=_number_tokens(tokens, config, seconds),
-        span=len(tokens) if config.decoder.rope.line else max(height, width),
+        runs=runs,
+        positions=_number_tokens(tokens, runs, config, seconds),
+        span=len(tokens) // runs if config.decoder.rope.line else max(height, width),
     )
 
 
@@ -113,20 +117,23 @@ def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndar
     return places.ravel(), across * down * side**2
 
 
-def _number_tokens(grid: np.ndarray, config: ModelConfig, seconds: float | None) -> np.ndarray:
-    """Number the tokens of cells [v, 3] from 0: position ids [v, 3] int32.
+def _number_tokens(
+    grid: np.ndarray, runs: int, config: ModelConfig, seconds: float | None
+) -> np.ndarray:
+    """Number the tokens of cells [v, 3] from where their run starts: position ids [v, 3] int32.
 
     On a line they follow each other. Otherwise they have the numbers of their cells; with absolute
     time frame 3 at 4 positions a second and half a second a frame is 3 * 4 * 0.5 = 6, rounded down.
     """
     if config.decoder.rope.line:
-        return np.tile(np.arange(len(grid), dtype=np.int32)[:, None], 3)
-    rate = config.vision.tokens_per_second
-    if seconds is None or rate is None:
-        return grid
-    # float32 products, as the reference implementation forms them
-    step = np.float32(rate) * np.float32(min(seconds, _FAR))
-    time = grid[:, 0].astype(np.float32) * step  # [v]
-    positions = grid.copy()
-    positions[:, 0] = time.clip(max=_FAR)  # what is cut off exceeds every model
+        place = np.arange(len(grid), dtype=np.int32) % (len(grid) // runs)  # [v]
+        return np.tile(place[:, None], 3)
+    positions, rate = grid.copy(), config.vision.tokens_per_second
+    if runs > 1:
+        positions[:, 0] = 0
+    elif seconds is not None and rate is not None:
+        # float32 products, as the reference implementation forms them
+        step = np.float32(rate) * np.float32(min(seconds, _FAR))
+        time = grid[:, 0].astype(np.float32) * step  # [v]
+        positions[:, 0] = time.clip(max=_FAR)  # what is cut off exceeds every model
     return positions

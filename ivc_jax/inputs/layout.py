@@ -28,17 +28,18 @@ _KINDS = ("image", "video")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A visual in its sample, with the placeholders from slot `start` on."""
+    """A visual in its sample, with the slots at which its runs of placeholders start."""
 
     kind: str
     visual: Visual
     footprint: Footprint
-    start: int
+    starts: tuple[int, ...]
 
     @property
-    def stop(self) -> int:
-        """The slot behind its placeholders."""
-        return self.start + self.footprint.count
+    def runs(self) -> list[slice]:
+        """The slots of each run of placeholders."""
+        length = self.footprint.count // self.footprint.runs
+        return [slice(start, start + length) for start in self.starts]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,23 +73,38 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     """
     visuals = {"image": batch.images, "video": batch.videos}
     supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
+    # The visual that each run of placeholders belongs to, and how many runs are used up.
+    owners = {
+        kind: [index for index, (_, each) in enumerate(supply[kind]) for _ in range(each.runs)]
+        for kind in _KINDS
+    }
     used = dict.fromkeys(_KINDS, 0)
     arranged = []
     for sample, tokens in enumerate(batch.tokens):
-        segments = []
+        starts: dict[tuple[str, int], list[int]] = {}
         for kind, start, length in _runs(tokens, config):
             # Visuals may touch: one run of placeholders can hold several.
             while length:
-                visual, footprint = _take(supply[kind], used[kind], kind, sample, length)
-                segments.append(Segment(kind, visual, footprint, start))
+                index = owners[kind][used[kind]] if used[kind] < len(owners[kind]) else None
+                taken = _fit(supply[kind], index, kind, sample, length)
+                starts.setdefault((kind, index), []).append(start)
                 used[kind] += 1
-                start, length = segments[-1].stop, length - footprint.count
+                start, length = start + taken, length - taken
+        segments = []
+        for (kind, index), found in starts.items():
+            visual, footprint = supply[kind][index]
+            if len(found) != footprint.runs:
+                raise InputError(
+                    f"sample {sample}: {kind} {index} of the batch expected {footprint.runs} runs"
+                    f" of placeholders, one a temporal slice, found {len(found)}"
+                )
+            segments.append(Segment(kind, visual, footprint, tuple(found)))
         arranged.append(_number(tokens, tuple(segments)))
     for kind in _KINDS:
-        if used[kind] < len(supply[kind]):
+        if used[kind] < len(owners[kind]):
             raise InputError(
                 f"batch: expected placeholders for {len(supply[kind])} {kind}s, found them for"
-                f" {used[kind]}; remove the others or add their placeholders"
+                f" {owners[kind][used[kind]]}; remove the others or add their placeholders"
             )
     return arranged
 
@@ -113,12 +129,14 @@ def rope_positions(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, 
     """
     pieces, slot, position = [], 0, 0
     for segment in segments:
-        text = segment.start - slot
-        pieces.append(np.tile(np.arange(position, position + text), (3, 1)))  # [3, text]
-        position += text
-        pieces.append(position + segment.footprint.positions.T)  # [3, v]
-        position += segment.footprint.span
-        slot = segment.stop
+        taken = segment.footprint
+        ids = np.split(taken.positions.T, taken.runs, axis=1)  # of each run, [3, v / runs]
+        for run, run_ids in zip(segment.runs, ids, strict=True):
+            text = run.start - slot
+            pieces.append(np.tile(np.arange(position, position + text), (3, 1)))  # [3, text]
+            pieces.append(position + text + run_ids)
+            position += text + taken.span
+            slot = run.stop
     pieces.append(np.tile(np.arange(position, position + length - slot), (3, 1)))
     return np.concatenate(pieces, axis=1).astype(np.int32)
 
@@ -158,33 +176,33 @@ def _runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]
     ]
 
 
-def _take(
+def _fit(
     supply: Sequence[tuple[Visual, Footprint]],
-    index: int,
+    index: int | None,
     kind: str,
     sample: int,
     found: int,
-) -> tuple[Visual, Footprint]:
-    """Return the next visual, which must fit into `found` placeholders."""
-    if index >= len(supply):
+) -> int:
+    """Return the length of the next run of visual `index`, which must fit into `found` slots."""
+    if index is None:
         raise InputError(
             f"sample {sample}: expected 0 more {kind} placeholders after {len(supply)} {kind}s of"
             f" the batch, found {found}; pass the missing {kind} or remove its placeholders"
         )
     visual, footprint = supply[index]
-    if footprint.count > found:
+    length = footprint.count // footprint.runs
+    if length > found:
         raise InputError(
             f"sample {sample}: {kind} {index} of the batch with grid {visual.grid} expected"
-            f" {footprint.count} placeholders, found {found}; repeat its placeholder once a visual"
-            " token"
+            f" {length} placeholders, found {found}; repeat its placeholder once a visual token"
         )
-    return visual, footprint
+    return length
 
 
 def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
     positions = rope_positions(len(tokens), segments)
     counts = [segment.footprint.count for segment in segments]
-    slots = [np.arange(segment.start, segment.stop) for segment in segments]
+    slots = [np.r_[tuple(segment.runs)] for segment in segments]
     grids = [segment.footprint.grid for segment in segments]
     empty = np.zeros((0, 3), np.int32)
     return Arrangement(

@@ -57,6 +57,7 @@ def hf_rope_index():
 
     def number(config, **arrays):
         name = {"qwen2_vl": "Qwen2VLModel", "qwen2_5_vl": "Qwen2_5_VLModel"}[config.family]
+        name = "Qwen3VLModel" if config.vision.timestamps else name
         model = getattr(transformers, name)
         settings = types.SimpleNamespace(vision_config=config.vision)
         numbered = types.SimpleNamespace(
@@ -71,7 +72,7 @@ def hf_rope_index():
 def compare_with_hf(hf_rope_index, config, case, side, seconds=None):
     import torch
 
-    tokens, images, videos = CASES[case]
+    tokens, images, videos = {**CASES, **SLICES}[case]
     width = max(map(len, tokens)) + 2
     ids, mask = np.zeros((len(tokens), width), np.int64), np.zeros((len(tokens), width), np.int64)
     for row, sample in enumerate(tokens):
@@ -119,6 +120,33 @@ def test_absolute_time_equals_hf(hf_rope_index, case, seconds, rate):
     vision = dataclasses.replace(TIMED.vision, tokens_per_second=rate)
     config = dataclasses.replace(TIMED, vision=vision)
     compare_with_hf(hf_rope_index, config, case, "right", seconds)
+
+
+STAMPED = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, timestamps=True))
+# A video of three slices has three runs of placeholders, with text between them.
+SLICES = {
+    "slices": ([[1, *[V] * 4, 2, 3, *[V] * 4, 4, *[V] * 4, 5]], [], [(3, 4, 4)]),
+    "slices and images": (
+        [[*[I] * 6, *[V] * 2, 9, *[V] * 2, *[I] * 4, 3], [1, *[V] * 5, 2, *[V] * 5]],
+        [(1, 4, 6), (1, 4, 4)],
+        [(2, 2, 4), (2, 2, 10)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ["one image", "slices", "slices and images"])
+def test_slices_behind_timestamps_equal_hf(hf_rope_index, case):
+    compare_with_hf(hf_rope_index, STAMPED, case, "left")
+
+
+def test_slices_stay_one_visual():
+    tokens, _, videos = SLICES["slices"]
+    (sample,) = arrange(batch(tokens, [], [visual(*videos[0])]), STAMPED)
+    assert sample.segment_id.tolist() == [0] * 12
+    assert sample.visual_slot.tolist() == [*range(1, 5), *range(7, 11), *range(12, 16)]
+    assert sample.grid[:, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    with pytest.raises(InputError, match=r"video 0 .* 3 runs of placeholders, .* found 2"):
+        arrange(batch([tokens[0][:11], [1]], [], [visual(*videos[0])]), STAMPED)
 
 
 def test_only_videos_of_models_with_time_keep_it():
