@@ -1,6 +1,8 @@
 """Imports point one way; the package never reaches for torch, transformers or its own users."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,7 @@ ALLOWED = {
     "weights": {"types", "config", "nn", "parallel", "weights"},
     "families": {"config", "inputs", "weights.keymap", "families"},
     "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
-    "engine": {
-        *("types", "config", "nn", "inputs", "methods.base", "model", "parallel"),
-        "engine",
-    },
+    "engine": {"types", "config", "nn", "inputs", "methods.base", "model", "parallel", "engine"},
     "evals": {
         *("types", "config", "inputs", "methods", "model", "parallel", "engine"),
         *("evals", "cloud", "nearest", ""),
@@ -42,6 +41,8 @@ FORBIDDEN = {"torch", "checkpoints_convert", "experiments"}
 # Only the rooms above the library draw, and only commands know the bundled benchmark.
 DRAWING = {"reports", "studies", "commands"}
 LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "qwix"}
+# What `import ivc_jax` must not wait for.
+UNUSED = {"matplotlib", "jinja2", "tyro", "grain", "optax", "torch", "transformers", "digit_scenes"}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
@@ -90,6 +91,20 @@ def test_heavy_libraries_are_imported_lazily(path):
     if path.relative_to(PACKAGE).parts[0] in DRAWING:
         return
     assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & LAZY
+
+
+def test_importing_the_package_loads_nothing_that_draws_renders_or_parses():
+    program = "import sys, ivc_jax; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "ivc_jax" in loaded
+    assert not loaded & UNUSED
+
+
+def test_scores_do_not_hear_of_runs():
+    for path in (PACKAGE / "evals" / "benchmarks").rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("ivc_jax.evals.running")]
 
 
 def test_no_file_is_longer_than_350_lines():
