@@ -9,6 +9,7 @@ from helpers.layouts import FixedAttention, listed, run_stage, shorten
 from ivc_jax.methods import base
 
 H, G, C, D, E = 3, 2, 4, 6, 5
+MOST = 400  # visual tokens of a sample, whose attention is cut to the bucket
 
 
 def draw_signals(requests, layout, unpruned, carry=None, padding=np.nan, spoilt=None) -> dict:
@@ -96,7 +97,7 @@ class _Draw:
 
     def tower_attention(self):
         """What each token gives each of its sample; nothing comes from padding."""
-        columns = np.asarray(self.visual(self.unpruned, 64)) ** 2  # [B, key, query]
+        columns = np.asarray(self.visual(self.unpruned, MOST)) ** 2  # [B, key, query]
         matrix = np.moveaxis(columns, 1, 2)[:, : columns.shape[1]]
         asked = np.asarray(self.unpruned.visual_valid)[..., None]
         return FixedAttention(jnp.asarray(np.where(asked, matrix, 0.0)), self.unpruned)

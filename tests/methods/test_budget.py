@@ -1,24 +1,29 @@
 """Equal budgets: every method solves a schedule whose caches hold what was asked for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from helpers.layouts import make_layout
 from helpers.models import model_config
 from helpers.prompts import hf_arrays
+from helpers.signals import run_cuts
 
 import ivc_jax
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import METHODS, BudgetError, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.budget import measure, solve
+from ivc_jax.methods.fields import list_fields
 
-PRUNING = [name for name in METHODS if name not in ("dense", "ivc_removal")]  # no budget
+PRUNING = [name for name, kind in METHODS.items() if "budget" in list_fields(kind)]
 BUDGETS = (0.5, 0.33, 0.22, 0.11)
 # One image of 16 x 24 cells: rounding to whole tokens is below half a percent.
 PROMPT = [(5, ("image", (1, 32, 48)), 9)]
 BUCKET = Buckets(text=(24,), visual=(384,), patches=(1536,), rows=(1,), images=(1,))
 
 
-def test_layer_mean_by_hand():
+def test_measure_by_hand():
     assert measure((), 4) == 1.0
     assert measure((Stage(2, 0.5),), 4) == 0.75
     assert measure((Stage(2, 0.5, compact_earlier_kv=True),), 4) == 0.5
@@ -51,16 +56,25 @@ def test_every_method_solves_every_budget(name, depth):
 
 
 @pytest.mark.parametrize("spec", [*PRUNING, "fastv+ivc", "pyramiddrop+pore:sigma=1.0"])
+def test_what_is_kept_is_the_budget(spec):
+    method = parse(f"{spec}{',' if ':' in spec else ':'}budget=0.6").resolve(model_config(6))
+    cuts = run_cuts(method, make_layout([(9, (16, 24), 5)]))
+    stages = [
+        dataclasses.replace(stage, keep_ratio=len(kept) / 384)
+        for stage, [(kept, _)] in zip(method.stages, cuts, strict=True)
+    ]
+    # A union is as large as its overlap allows, and clusters and cells come in whole numbers.
+    loose = {"fastv+ivc": 0.08, "sparsevlm": 0.015, "vflowopt": 0.02}
+    assert measure(stages, 6) == pytest.approx(0.6, rel=loose.get(spec, 0.006))
+
+
+@pytest.mark.parametrize("spec", ["pyramiddrop", "ivc_progressive"])
 def test_the_caches_hold_the_budget(tiny_hf, spec):
     model, _ = ivc_jax.load(tiny_hf(num_hidden_layers=6), dtype="float32")
     inputs = collate(ivc_jax.Batch.from_hf(**hf_arrays(PROMPT)), model.config, BUCKET)
-    budget = 0.6
-    method = parse(f"{spec}{',' if ':' in spec else ':'}budget={budget}")
-    prompt = ivc_jax.prefill(model, inputs, method)
+    prompt = ivc_jax.prefill(model, inputs, parse(f"{spec}:budget=0.6"))
     (share,) = prompt.cached_share
-    # A union is as large as its overlap allows, and clusters and cells come in whole numbers.
-    loose = {"fastv+ivc": 0.08, "sparsevlm": 0.015, "vflowopt": 0.02}
-    assert share == pytest.approx(budget, rel=loose.get(spec, 0.006))
+    assert share == pytest.approx(0.6, rel=0.006)
     visual = np.stack([span.lengths[0] for span in prompt.cache]) - 16  # 9 + 5 text, two marks
     layers = [span.keys.shape[0] for span in prompt.cache]
     assert share == pytest.approx(np.average(visual / 384, weights=layers))

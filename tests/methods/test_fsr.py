@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
+from helpers.models import model_config
 
-from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.base import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.budget import measure
@@ -224,21 +224,15 @@ def test_a_video_splits_its_count_over_the_frames():
     assert target[0].tolist() == [3] * 12 + [2] * 12 + [1] * 4 + [0] * 2
 
 
-def config_of(num_layers, sections=(2, 3, 3)) -> ModelConfig:
-    rope = RopeConfig(16, 1e4, sections)
-    decoder = DecoderConfig(num_layers, 32, 64, 2, 2, 100, rope)
-    return ModelConfig("qwen2_vl", VisionConfig(4, 32, 2, 64, 32), decoder, 1, 2, 3, 4)
-
-
 def test_budget_is_the_keep_ratio_and_positions_follow_the_model():
     for budget in (0.5, 0.33, 0.22, 0.11, 1.0):
-        method = FSR(budget=budget).resolve(config_of(5))
+        method = FSR(budget=budget).resolve(model_config(5))
         assert abs(measure(method.stages, 5) - budget) < 1e-6
         assert method.budget is None
-    assert not FSR().resolve(config_of(5)).stages[0].renumber
-    assert FSR().resolve(config_of(5, None)).stages[0].renumber
-    assert FSR(positions="reindex").resolve(config_of(5)).stages[0].renumber
-    assert FSR().resolve(config_of(5)) == FSR(keep_ratio=0.5, positions="original")
+    assert not FSR().resolve(model_config(5)).stages[0].renumber
+    assert FSR().resolve(model_config(5, sections=None)).stages[0].renumber
+    assert FSR(positions="reindex").resolve(model_config(5)).stages[0].renumber
+    assert FSR().resolve(model_config(5)) == FSR(keep_ratio=0.5, positions="original")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
+from helpers.models import model_config
 
-from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.base import AttentionRows, Hidden, TokenVectors, TowerAttention, TowerFeatures
 from ivc_jax.methods.budget import measure
@@ -244,9 +244,8 @@ def test_keep_ratio_one_keeps_every_token_and_still_absorbs():
     assert method._count_second(50).tolist() == list(range(51))
 
 
-def config_of(num_layers, depth=32) -> ModelConfig:
-    decoder = DecoderConfig(num_layers, 32, 64, 2, 2, 100, RopeConfig(16, 1e4, (2, 3, 3)))
-    return ModelConfig("qwen2_vl", VisionConfig(depth, 32, 2, 64, 32), decoder, 1, 2, 3, 4)
+def config_of(num_layers, depth=32):
+    return model_config(num_layers, depth=depth)
 
 
 def test_published_schedules():

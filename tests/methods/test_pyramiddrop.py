@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.layouts import lay_out, listed, make_layout, run_stage, shorten
+from helpers.models import model_config
 
-from ivc_jax.config import DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.methods.base import AttentionRows, MethodError, Scored
 from ivc_jax.methods.budget import measure
 from ivc_jax.methods.pyramiddrop import PyramidDrop
@@ -25,11 +25,6 @@ LOGITS = (
     [0.5, 0.1, 0.9, 0.7, 0.3, 1.2, 0.2, 0.4],
     [0.6, 0.8, 0.1, 0.3, 0.5, 0.2, 0.9, 0.7],
 )
-
-
-def model_config(num_layers=28, sections=(16, 24, 24)) -> ModelConfig:
-    decoder = DecoderConfig(num_layers, 8, 8, 1, 1, 9, RopeConfig(128, 1e6, sections))
-    return ModelConfig("qwen2_vl", VisionConfig(1, 8, 1, 8, 8), decoder, 1, 2, 3, 4)
 
 
 def solved(num_layers=28, **fields) -> PyramidDrop:
