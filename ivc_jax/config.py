@@ -158,7 +158,15 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the language decoder."""
+    """Sizes of the language decoder.
+
+    Attributes:
+        norm_eps: what norms add to the variance.
+        tie_embeddings: the output head is the embedding.
+        max_positions: position ids that the model was made for.
+        qkv_bias: the projections to queries, keys and values have a bias.
+        qk_norm: every head of queries and keys is normed before it is turned.
+    """
 
     num_layers: int
     hidden_size: int
@@ -170,6 +178,18 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     max_positions: int = 32768
+    qkv_bias: bool = True
+    qk_norm: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """C, the width of a head of queries and keys; all of it is turned."""
+        return self.rope.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head of values."""
+        return self.head_dim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ivc_jax.engine.prefill import Prefill
 
 def count_block_flops(config: DecoderConfig, tokens: np.ndarray) -> np.ndarray:
     """Return the floating-point operations of one block on so many tokens, float64."""
-    width = config.rope.head_dim
+    width = config.head_dim
     heads, groups = config.num_heads * width, config.num_kv_heads * width
     linear = 2 * config.hidden_size * (heads + groups)
     linear += 3 * config.hidden_size * config.intermediate_size

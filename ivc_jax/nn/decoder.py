@@ -1,4 +1,4 @@
-"""Language decoder of Qwen2-VL and Qwen2.5-VL: one block, and loops over stacked blocks.
+"""The language decoder: one block, and loops over stacked blocks.
 
 Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; every leaf of `layers` has a
 leading L axis. Loops index that stack inside the scan: slicing it into spans beforehand would hold
@@ -60,11 +60,14 @@ class DecoderBlock(nn.Module):
     def setup(self) -> None:
         """Declare the projections under the names that checkpoints use."""
         config = self.config
-        heads, groups, width = config.num_heads, config.num_kv_heads, config.rope.head_dim
+        heads, groups = config.num_heads, config.num_kv_heads
         self.input_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
-        self.q_proj = nn.Dense(heads * width)
-        self.k_proj = nn.Dense(groups * width)
-        self.v_proj = nn.Dense(groups * width)
+        self.q_proj = nn.Dense(heads * config.head_dim, use_bias=config.qkv_bias)
+        self.k_proj = nn.Dense(groups * config.head_dim, use_bias=config.qkv_bias)
+        self.v_proj = nn.Dense(groups * config.value_dim, use_bias=config.qkv_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(epsilon=config.norm_eps)
+            self.k_norm = nn.RMSNorm(epsilon=config.norm_eps)
         self.o_proj = nn.Dense(config.hidden_size, use_bias=False)
         self.post_attention_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
         self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
@@ -72,14 +75,18 @@ class DecoderBlock(nn.Module):
     def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, C]."""
         B, N, _ = x.shape
-        x = self.input_layernorm(x)  # [B, N, D]
+        config, x = self.config, self.input_layernorm(x)  # [B, N, D]
         # Split by whole heads: with fewer key heads than devices, columns would split within one.
         queries, keys, values = (
-            constrain(
-                projection(x).reshape(B, N, -1, self.config.rope.head_dim), "data", None, "model"
+            constrain(projection(x).reshape(B, N, -1, width), "data", None, "model")
+            for projection, width in (
+                (self.q_proj, config.head_dim),
+                (self.k_proj, config.head_dim),
+                (self.v_proj, config.value_dim),
             )
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         return rope.rotate(queries, angles), rope.rotate(keys, angles), values
 
     def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
-from ivc_jax.config import RopeConfig
+from ivc_jax.config import DecoderConfig, RopeConfig
 from ivc_jax.families import parse_config
 from ivc_jax.nn import rope
+from ivc_jax.nn.decoder import DecoderBlock, attend_whole
 from ivc_jax.nn.tower import VisionTower
 
 CONFIG = parse_config(tiny_config())
@@ -52,6 +53,46 @@ def test_norms_of_the_tower_read_their_epsilon():
     small, large = tower()[0], tower(norm_eps=1.0)[0]
     np.testing.assert_array_equal(small, tower(norm_eps=1e-6)[0])
     assert np.abs(small - large).max() > 1e-3
+
+
+def test_a_block_with_normed_heads_and_no_biases_is_that_of_transformers(highest_precision):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen3 import modeling_qwen3 as modeling
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    theirs = transformers.Qwen3Config(**sizes, attn_implementation="eager")
+    layer = modeling.Qwen3DecoderLayer(theirs, 0).eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in layer.named_parameters():
+        noise = torch.randn(weight.shape, generator=draw)
+        weight.copy_(1 + noise / 3 if "norm" in name else noise / weight.shape[-1] ** 0.5)
+    hidden, N = torch.randn(2, 5, 32, generator=draw), 5
+    places = torch.arange(N)[None].expand(2, N)
+    turn = modeling.Qwen3RotaryEmbedding(theirs)(hidden, places)
+    mask = torch.full((1, 1, N, N), float("-inf")).triu(1)
+    expected = layer(hidden, attention_mask=mask, position_embeddings=turn)
+
+    theta = theirs.rope_parameters["rope_theta"]
+    config = DecoderConfig(1, 32, 48, 4, 2, 8, RopeConfig(16, theta), qkv_bias=False, qk_norm=True)
+    params = {}
+    for name, weight in layer.named_parameters():
+        folder, leaf = name.removeprefix("self_attn.").removesuffix(".weight"), weight.numpy()
+        scale = "norm" in folder
+        inner = params.setdefault("mlp", {}) if folder.startswith("mlp.") else params
+        inner[folder.removeprefix("mlp.")] = {"scale": leaf} if scale else {"kernel": leaf.T}
+    angles = rope.angles(config.rope, jnp.broadcast_to(jnp.asarray(places, jnp.int32), (3, 2, N)))
+    block = DecoderBlock(config)
+    found, (keys, _) = block.apply({"params": params}, hidden.numpy(), angles, attend_whole)
+    np.testing.assert_allclose(
+        found, expected[0] if isinstance(expected, tuple) else expected, rtol=0, atol=1e-5
+    )
+    assert keys.shape == (2, N, 2, 16)
+    shapes = jax.eval_shape(
+        lambda: block.init(jax.random.key(0), hidden.numpy(), angles, attend_whole)["params"]
+    )
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
 
 
 def test_interleaved_sections_take_turns():
