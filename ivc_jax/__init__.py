@@ -2,7 +2,7 @@
 
 model, processor = ivc_jax.load("path/or/hub-id")
 batch = processor(prompts=["Locate the red 7."], images=[[image]])
-out = ivc_jax.generate(model, batch, ivc_jax.methods.parse("ivc:keep_ratio=0.5"))
+out = ivc_jax.generate(model, batch, "ivc:keep_ratio=0.5")
 processor.decode(out.tokens, out.lengths)
 """
 

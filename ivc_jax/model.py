@@ -1,6 +1,7 @@
 """A model on its devices, and `load`, which finds one."""
 
 import dataclasses
+import importlib.util
 import logging
 import re
 from pathlib import Path
@@ -12,7 +13,10 @@ from jax.sharding import Mesh
 from ivc_jax import cloud, families
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import Family
-from ivc_jax.inputs.processor import Processor
+from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.processor import Processor, read_rules
+from ivc_jax.inputs.resize import PictureRule
+from ivc_jax.inputs.tokenizer import read_stop_ids
 from ivc_jax.nn.decoder import Params
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
@@ -21,16 +25,25 @@ from ivc_jax.weights.source import DTYPES, CheckpointError, read_json
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt")
+_HUB_FILES = ("*.json", "*.jinja", "merges.txt")
+BUNDLED = "bundled"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """Sizes, parameters on devices, and the mesh they are sharded over, if any."""
+    """Sizes, parameters on devices, the mesh they are sharded over, and the ids that end an answer.
+
+    Attributes:
+        config: sizes and traits.
+        params: {"vision", "decoder"}.
+        mesh: None is one device.
+        stop_ids: where answers end unless the caller says otherwise; () is nowhere.
+    """
 
     config: ModelConfig
     params: Params
     mesh: Mesh | None = None
+    stop_ids: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> np.dtype:
@@ -52,11 +65,15 @@ def load(
     *,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
-) -> tuple[Model, Processor]:
+    processor: bool | str | Path = True,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[Model, Processor | None]:
     """Load a model and its processor.
 
     Args:
-        path: a Hugging Face directory, a directory written by `checkpoints_convert`, or a hub id.
+        path: a Hugging Face directory, a directory written by `checkpoints_convert`, a hub id, or
+            "bundled" for the model that comes with this package.
         dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and bfloat16 on
             accelerators, whatever the checkpoint holds.
         mesh: from `ivc_jax.parallel.mesh.make_mesh`; parameters are sharded while they are read.
@@ -64,6 +81,13 @@ def load(
             output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
+        processor: another directory or hub id to take tokenizer, chat template and picture
+            settings from; False loads the weights alone, for directories without these files.
+        revision: branch, tag or commit of a hub id.
+        token: for hub ids that need one; by default the one that huggingface_hub has stored.
+
+    Returns:
+        The model and its processor, or None in its place for `processor=False`.
 
     Raises:
         CheckpointError: no such path, unreadable or unfitting files.
@@ -74,12 +98,21 @@ def load(
     """
     chosen = _choose_dtype(dtype, mesh)
     quantize.check(weights)
-    folder = find_folder(path)
-    config = read_config(folder)
+    if not processor and (min_pixels, max_pixels) != (None, None):
+        raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
+    folder = find_folder(path, revision, token)
+    config, family = read_config(folder), find_family(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
-    processor = load_processor(folder, config, find_family(folder)).bound(min_pixels, max_pixels)
-    config = _with_pixels(config, processor)
-    return Model(config, load_params(folder, config, chosen, mesh, weights), mesh), processor
+    made = None
+    if processor:
+        home = folder if processor is True else find_folder(processor, None, token, weights=False)
+        made = load_processor(home, config, family).bound(min_pixels, max_pixels)
+        config = _with_pixels(config, made.images)
+    elif rules := read_rules(folder, config, family.read_pictures):
+        config = _with_pixels(config, rules[0])
+    stops = read_stop_ids(folder) or (made.stop_ids if made else ())
+    params = load_params(folder, config, chosen, mesh, weights)
+    return Model(config, params, mesh, stops), made
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -136,17 +169,29 @@ def load_params(
     )
 
 
-def find_folder(path: str | Path) -> Path:
+def find_folder(
+    path: str | Path, revision: str | None = None, token: str | None = None, weights: bool = True
+) -> Path:
     """Return the local directory of a checkpoint, fetched if it is in a bucket or on the hub.
+
+    Args:
+        path: as for `load`.
+        revision: as for `load`.
+        token: as for `load`.
+        weights: False leaves the weights on the hub.
 
     Raises:
         CheckpointError: no directory, bucket or hub id, or the hub cannot be reached.
         RemoteError: the bucket cannot be read.
     """
+    if path == BUNDLED:
+        return find_bundled()
     if cloud.is_remote(path):
         return cloud.pull_folder(str(path), cloud.find_cache(str(path), "models"))
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{path} is a local directory and has no revision {revision!r}")
         return folder
     if folder.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
@@ -158,8 +203,9 @@ def find_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path} is no local directory; to fetch it from the hub, pip install huggingface_hub"
         ) from None
+    files = [*_HUB_FILES, "*.safetensors"] if weights else list(_HUB_FILES)
     try:
-        return Path(snapshot_download(path, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(path, allow_patterns=files, revision=revision, token=token))
     except Exception as error:  # network, access and naming errors share no base class
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -167,9 +213,21 @@ def find_folder(path: str | Path) -> Path:
         ) from error
 
 
-def _with_pixels(config: ModelConfig, processor: Processor) -> ModelConfig:
+def find_bundled() -> Path:
+    """Return the directory of the bundled model.
+
+    Raises:
+        CheckpointError: it is not installed.
+    """
+    # Found, not imported: the package that trained the model stands above this one.
+    spec = importlib.util.find_spec("digit_scenes")
+    if spec is None or spec.origin is None:
+        raise CheckpointError("the bundled model is not installed; install this package anew")
+    return Path(spec.origin).resolve().with_name("checkpoint")
+
+
+def _with_pixels(config: ModelConfig, images: PictureRule) -> ModelConfig:
     """Note how the processor scales pixels, for methods that undo it."""
-    images = processor.images
     mean, std = (0.0,) * config.vision.in_channels, (1.0,) * config.vision.in_channels
     if images.do_normalize:
         mean, std = tuple(images.image_mean), tuple(images.image_std)

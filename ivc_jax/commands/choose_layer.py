@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-import digit_scenes
 from ivc_jax.commands import terminal
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.settings import RunConfig, SettingsError
@@ -189,9 +188,10 @@ def _settings(arguments: Arguments) -> RunConfig:
 def _grid(arguments: Arguments) -> Grid:
     """Name every setting; only the sizes of the model are read for it."""
     import ivc_jax
+    from ivc_jax.commands.origin import find_model
     from ivc_jax.model import find_folder, read_config
 
-    path = arguments.model.model or str(digit_scenes.CHECKPOINT)
+    path = find_model(arguments.model.model)
     depth = read_config(find_folder(path)).decoder.num_layers
     if depth < 2:
         raise SettingsError(f"{path} has a single block: there is no layer to choose")

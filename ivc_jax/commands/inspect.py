@@ -13,7 +13,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import digit_scenes
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 
 _SCENE_SEED = 7
@@ -78,6 +77,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     """Check everything that is cheap to check, then load, answer, print and draw."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     import ivc_jax
+    from ivc_jax.commands.origin import find_model
     from ivc_jax.engine.plan import make_plan
     from ivc_jax.evals.running.answerer import ModelAnswerer
     from ivc_jax.inputs.bucket import collate
@@ -91,7 +91,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     picture, question = _subject(arguments)
     out = pathlib.Path(arguments.run.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = arguments.model.model or str(digit_scenes.CHECKPOINT)
+    path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
     model, processor = ivc_jax.load(path, dtype=arguments.model.dtype)
     for method in methods:

@@ -4,11 +4,16 @@ import functools
 import pathlib
 import subprocess
 
-import digit_scenes
+from ivc_jax.model import BUNDLED, find_bundled
 from ivc_jax.version import __version__
 
 # The folder that holds the packages: the repository, or the site-packages of an installation.
-_HOME = digit_scenes.CHECKPOINT.parents[1]
+_HOME = find_bundled().parents[1]
+
+
+def find_model(path: str | None) -> str:
+    """Return the path of the model that a command is to load: None is the bundled one."""
+    return str(find_bundled()) if path in (None, BUNDLED) else path
 
 
 def name_model(path: str) -> str:

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 
-import digit_scenes
 import ivc_jax
 from ivc_jax.commands.data import bounds_on_answers, chosen_tasks, open_task
 from ivc_jax.commands.devices import device_name, mesh_of
-from ivc_jax.commands.origin import commit, name_model
+from ivc_jax.commands.origin import commit, find_model, name_model
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
@@ -61,7 +60,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     methods = _methods(settings)
     bounds = bounds_on_answers(settings, chosen)
     mesh = mesh_of(settings)
-    path = settings.model or str(digit_scenes.CHECKPOINT)
+    path = find_model(settings.model)
     mirror = Mirror(settings.out, jax.process_index())
     folder = RunFolder(mirror.local, jax.process_index())
     try:

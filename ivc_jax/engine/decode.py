@@ -76,16 +76,17 @@ class State:
 def generate(
     model: Model,
     batch: Batch | Inputs,
-    method: Method = DENSE,
+    method: Method | str = DENSE,
     max_new_tokens: int = 64,
-    stop_ids: tuple[int, ...] = (),
+    stop_ids: tuple[int, ...] | None = None,
 ) -> Output:
     """Answer prompts greedily; ties go to the lowest token id.
 
     Args:
-        method: how visual tokens are pruned; the default prunes nothing.
+        method: how visual tokens are pruned, as for `prefill`; the default prunes nothing.
         max_new_tokens: T, a static size.
-        stop_ids: tokens that end a sample; none means that all T tokens are generated.
+        stop_ids: tokens that end a sample; None takes the model's own end tokens, () generates all
+            T tokens.
 
     Raises:
         MethodError, InputError: as `prefill`.
@@ -95,10 +96,13 @@ def generate(
 
 
 def decode(
-    model: Model, prompt: Prefill, max_new_tokens: int = 64, stop_ids: tuple[int, ...] = ()
+    model: Model,
+    prompt: Prefill,
+    max_new_tokens: int = 64,
+    stop_ids: tuple[int, ...] | None = None,
 ) -> Output:
     """Continue from a prefill; arguments as in `generate`."""
-    arguments = _read_prompt(prompt, max_new_tokens, stop_ids)
+    arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
     config = with_rope(model.config, prompt.rope)
     with on_mesh(model.mesh):
         tokens, lengths = run_decode(config, max_new_tokens, model.params["decoder"], *arguments)
@@ -109,20 +113,20 @@ def start(
     model: Model,
     prompt: Prefill,
     max_new_tokens: int = 64,
-    stop_ids: tuple[int, ...] = (),
+    stop_ids: tuple[int, ...] | None = None,
     rule: Greedy = GREEDY,
 ) -> State:
     """Choose the first token after a prefill and make room for the others.
 
     Args:
         max_new_tokens: T, bound on the tokens that are chosen in all.
-        stop_ids: tokens that end a sample.
+        stop_ids: as in `generate`.
         rule: that chooses tokens.
 
     Raises:
         ValueError: max_new_tokens below 1.
     """
-    arguments = _read_prompt(prompt, max_new_tokens, stop_ids)
+    arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
     with on_mesh(model.mesh):
         return _run_start(prompt.rope, max_new_tokens, *arguments, rule)
 
@@ -134,12 +138,14 @@ def advance(model: Model, state: State) -> State:
         return _run_advance(config, model.params["decoder"], state)
 
 
-def _read_prompt(prompt: Prefill, max_new_tokens: int, stop_ids: tuple[int, ...]) -> tuple:
+def _read_prompt(
+    model: Model, prompt: Prefill, max_new_tokens: int, stop_ids: tuple[int, ...] | None
+) -> tuple:
     """Return what a decode reads of a prompt: logits, cache, next position; and stop ids."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     # NumPy: an array on one device could not join those of several processes
-    stop = np.asarray(stop_ids, np.int32).reshape(-1)
+    stop = np.asarray(model.stop_ids if stop_ids is None else stop_ids, np.int32).reshape(-1)
     return prompt.logits, prompt.cache, prompt.next_position, stop
 
 

@@ -26,6 +26,7 @@ from ivc_jax.methods.base import (
     Request,
     RopeSettings,
     TowerRequest,
+    find_method,
 )
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder
@@ -75,21 +76,22 @@ class Prefill:
         return np.where(count > 0, visual / np.maximum(count, 1), 1.0)
 
 
-def prefill(model: Model, batch: Batch | Inputs, method: Method = DENSE) -> Prefill:
+def prefill(model: Model, batch: Batch | Inputs, method: Method | str = DENSE) -> Prefill:
     """Run the prompt through the model, pruning as `method` says.
 
     Args:
         batch: prompts as the processor returns them, or already collated inputs.
-        method: see `ivc_jax.methods.parse`; the default prunes nothing.
+        method: itself, or its specification as `ivc_jax.methods.parse` reads it; the default
+            prunes nothing.
 
     Returns:
         Last-token logits, the shortened cache and what was kept.
 
     Raises:
-        MethodError: the method does not fit the model.
+        MethodError: an unknown method, or one that does not fit the model.
         InputError: prompts and images do not match, or a prompt is too long.
     """
-    method = method.resolve(model.config)
+    method = find_method(method).resolve(model.config)
     make_plan(model.config.decoder.num_layers, method)  # complain before any device work
     inputs = place(model, batch)
     with on_mesh(model.mesh):

@@ -14,7 +14,7 @@ from ivc_jax.inputs.footprint import Footprint, find_footprint
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
-from ivc_jax.inputs.tokenizer import Tokenizer, read_json, stop_ids
+from ivc_jax.inputs.tokenizer import Tokenizer, read_json, read_stop_ids
 
 Video = Sequence[Picture] | np.ndarray
 
@@ -50,9 +50,6 @@ class Processor:
     ) -> "Processor":
         """Read tokenizer, chat template and image settings from a checkpoint directory.
 
-        Image settings come from `processor_config.json` if it holds them, else from
-        `preprocessor_config.json`; those of videos fall back to those of images.
-
         Args:
             path: the directory.
             config: of the model.
@@ -69,18 +66,16 @@ class Processor:
         template = ChatTemplate.from_pretrained(path, tokenizer.special_tokens)
         if template is None and chat_template is not None:
             template = ChatTemplate(chat_template, tokenizer.special_tokens)
-        nested = read_json(path / "processor_config.json")
-        images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
-        if not images:
+        rules = read_rules(path, config, read_pictures)
+        if rules is None:
             raise InputError(f"{path} has no preprocessor_config.json; copy it from the checkpoint")
-        videos = nested.get("video_processor")
-        videos = videos or read_json(path / "video_preprocessor_config.json") or images
+        images, videos = rules
         return cls(
             config=config,
             writer=PromptWriter(tokenizer, template, config, write_visual),
-            images=_checked(read_pictures(images, config), config, path),
-            videos=_checked(read_pictures(videos, config), config, path),
-            stop_ids=stop_ids(path, tokenizer),
+            images=images,
+            videos=videos,
+            stop_ids=read_stop_ids(path, tokenizer),
         )
 
     def bound(self, min_pixels: int | None, max_pixels: int | None) -> "Processor":
@@ -175,6 +170,31 @@ class Processor:
         """
         rows = zip(np.asarray(tokens), np.asarray(lengths), strict=True)
         return [self.writer.tokenizer.decode(row[: int(length)]) for row, length in rows]
+
+
+def read_rules(
+    path: Path,
+    config: ModelConfig,
+    read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule],
+) -> tuple[PictureRule, PictureRule] | None:
+    """Read the settings for images and for videos, None if there are none.
+
+    Those for images come from `processor_config.json` if it holds them, else from
+    `preprocessor_config.json`; those for videos fall back to them.
+
+    Raises:
+        InputError: a damaged file, or settings that do not fit the model.
+    """
+    nested = read_json(path / "processor_config.json")
+    images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
+    if not images:
+        return None
+    videos = nested.get("video_processor")
+    videos = videos or read_json(path / "video_preprocessor_config.json") or images
+    return (
+        _checked(read_pictures(images, config), config, path),
+        _checked(read_pictures(videos, config), config, path),
+    )
 
 
 def _checked(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:

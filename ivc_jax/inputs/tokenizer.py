@@ -167,14 +167,17 @@ def _build_backend(vocab: Path, merges: Path, word_pattern: str) -> Any:
     return backend
 
 
-def stop_ids(path: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+def read_stop_ids(path: str | Path, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
     """Return the ids that end an answer.
 
     `generation_config.json` names one or several; without it the tokenizer's eos_token counts.
+
+    Raises:
+        InputError: a damaged file.
     """
     named: int | Sequence[int] | None
     named = read_json(Path(path) / "generation_config.json").get("eos_token_id")
-    if named is None:
+    if named is None and tokenizer is not None:
         named = tokenizer.number(tokenizer.special_tokens.get("eos_token", ""))
     if named is None:
         return ()

@@ -264,3 +264,14 @@ class Scored(Method):
 
 
 DENSE = Method()
+
+
+def find_method(spec: Method | str) -> Method:
+    """Return the method that a specification names; a method is returned as it is.
+
+    Raises:
+        MethodError: as `ivc_jax.methods.parse`.
+    """
+    from ivc_jax.methods.spec import parse  # reads the tables of methods, which import this file
+
+    return parse(spec)

@@ -1,5 +1,7 @@
 """Decoding: the loop and single steps, stop tokens, ties, rules that choose."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import ivc_jax
 from ivc_jax.engine.decode import advance, start
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
+from ivc_jax.methods.base import DENSE, MethodError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_single_steps_are_those_of_the_loop(model, inputs, prompt):
     """Spans of unlike lengths, whose positions were renumbered, among them."""
     reindex = parse("pyramiddrop:positions=reindex,layers=0/2/3")
     for given in (prompt, ivc_jax.prefill(model, inputs, reindex)):
-        out, state = ivc_jax.decode(model, given, STEPS), run_by_hand(model, given)
+        out, state = ivc_jax.decode(model, given, STEPS, ()), run_by_hand(model, given)
         np.testing.assert_array_equal(state.tokens, out.tokens)
         np.testing.assert_array_equal(state.lengths, out.lengths)
         assert out.kv_bytes == given.kv_bytes
@@ -52,7 +55,7 @@ def test_single_steps_are_those_of_the_loop(model, inputs, prompt):
 
 def test_single_steps_stop_where_the_loop_does(model, prompt):
     """When the last sample has ended, before T."""
-    free = np.asarray(ivc_jax.decode(model, prompt, STEPS).tokens)
+    free = np.asarray(ivc_jax.decode(model, prompt, STEPS, ()).tokens)
     stop = tuple(free[:, 2].tolist())
     state, out = run_by_hand(model, prompt, stop), ivc_jax.decode(model, prompt, STEPS, stop)
     np.testing.assert_array_equal(state.tokens, out.tokens)
@@ -81,7 +84,7 @@ def test_another_rule_chooses_in_the_same_steps(model, prompt):
 
 
 def test_stop_token_ends_one_sample_and_not_its_mates(model, prompt):
-    free = ivc_jax.decode(model, prompt, STEPS)
+    free = ivc_jax.decode(model, prompt, STEPS, ())
     tokens = np.asarray(free.tokens)
     stop = int(tokens[0, 2])
     hit = tokens == stop
@@ -94,6 +97,25 @@ def test_stop_token_ends_one_sample_and_not_its_mates(model, prompt):
         assert not np.asarray(out.tokens[row, length:]).any()
 
 
+def test_answers_end_at_the_models_own_end_tokens_unless_told(model, inputs, prompt):
+    stop = int(ivc_jax.decode(model, prompt, STEPS, ()).tokens[0, 2])
+    ending = dataclasses.replace(model, stop_ids=(stop,))
+    told = ivc_jax.decode(model, prompt, STEPS, (stop,)).lengths
+    assert told[0] < STEPS
+    for out in (ivc_jax.decode(ending, prompt, STEPS), ivc_jax.generate(ending, inputs, DENSE, 6)):
+        np.testing.assert_array_equal(out.lengths, told)
+    assert ivc_jax.decode(ending, prompt, STEPS, ()).lengths.tolist() == [STEPS] * 4
+
+
+def test_a_method_may_be_named_by_its_string(model, inputs):
+    spec = "ivc:layer=2,keep_ratio=0.25"
+    named, given = (ivc_jax.generate(model, inputs, m, STEPS) for m in (spec, parse(spec)))
+    np.testing.assert_array_equal(named.tokens, given.tokens)
+    assert [len(kept) for kept in named.kept] == [len(kept) for kept in given.kept]
+    with pytest.raises(MethodError, match="unknown method 'icv'"):
+        ivc_jax.generate(model, inputs, "icv")
+
+
 def test_max_new_tokens_below_one_is_an_error(model, prompt):
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         ivc_jax.decode(model, prompt, max_new_tokens=0)
@@ -101,5 +123,5 @@ def test_max_new_tokens_below_one_is_an_error(model, prompt):
 
 def test_ties_go_to_the_lowest_token(model, prompt):
     tied = jnp.zeros_like(prompt.logits).at[:, jnp.array([9, 4, 200])].set(1.0)
-    out = ivc_jax.decode(model, prompt.replace(logits=tied), STEPS)
+    out = ivc_jax.decode(model, prompt.replace(logits=tied), STEPS, ())
     assert out.tokens[:, 0].tolist() == [4] * 4

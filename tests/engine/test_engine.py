@@ -65,7 +65,7 @@ def lone(model):
 def lone_text(model, lone):
     """What the prompt without visuals leaves behind, and its answer."""
     prompt = ivc_jax.prefill(model, lone[TEXT])
-    return prompt, ivc_jax.decode(model, prompt, STEPS)
+    return prompt, ivc_jax.decode(model, prompt, STEPS, ())
 
 
 def ratio(spec, value):
@@ -93,8 +93,8 @@ def test_batch_mates_and_a_larger_bucket_change_nothing(model, prompts, lone, lo
         np.testing.assert_allclose(together.logits[row], alone.logits[0], rtol=0, atol=1e-4)
         assert together.cached_share[row] == pytest.approx(alone.cached_share[0])
         if spec in PRUNED:
-            answer = lone_text[1] if row == TEXT else ivc_jax.decode(model, alone, STEPS)
-            tokens = ivc_jax.decode(model, together, STEPS).tokens
+            answer = lone_text[1] if row == TEXT else ivc_jax.decode(model, alone, STEPS, ())
+            tokens = ivc_jax.decode(model, together, STEPS, ()).tokens
             np.testing.assert_array_equal(tokens[row], answer.tokens[0])
 
 
@@ -199,7 +199,7 @@ def test_decode_from_the_cache_equals_recomputation(model, inputs, prompts, reco
         layers = (len(span.keys), 1)
         lengths.append(np.tile(span.lengths, layers))
         first.append(np.tile(span.lengths if moved else prompt.next_position, layers))
-    tokens = np.asarray(ivc_jax.decode(model, prompt, STEPS).tokens)
+    tokens = np.asarray(ivc_jax.decode(model, prompt, STEPS, ()).tokens)
     cache = (np.concatenate(parts) for parts in (keys, values, lengths, first))
     np.testing.assert_array_equal(recompute(*cache, tokens[:, :-1]), tokens[:, 1:])
     assert prompt.cache[-1].lengths.tolist() == [len(kept) for kept in prompt.kept]

@@ -45,7 +45,7 @@ def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
         )
     with jax.default_matmul_precision("highest"):
         prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays))
-        out = ivc_jax.decode(model, prompt, max_new_tokens=32)
+        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
     np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
     assert np.abs(logits).max() > 1  # the comparison is not between two zeros
     np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])

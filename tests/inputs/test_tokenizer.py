@@ -8,7 +8,7 @@ from families.qwen import change, write_processor_files
 
 from ivc_jax.families import QWEN2_VL
 from ivc_jax.inputs.batch import InputError
-from ivc_jax.inputs.tokenizer import Tokenizer, stop_ids
+from ivc_jax.inputs.tokenizer import Tokenizer, read_stop_ids
 
 TEXTS = [
     "",
@@ -82,13 +82,13 @@ def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
 
 def test_stop_ids_come_from_the_generation_config(folder):
     tokenizer = Tokenizer.from_pretrained(folder)
-    assert stop_ids(folder, tokenizer) == (258, 256)
+    assert read_stop_ids(folder, tokenizer) == (258, 256)
     change(folder / "generation_config.json", eos_token_id=258)
-    assert stop_ids(folder, tokenizer) == (258,)
+    assert read_stop_ids(folder, tokenizer) == (258,)
     (folder / "generation_config.json").unlink()
-    assert stop_ids(folder, tokenizer) == (258,)
+    assert read_stop_ids(folder, tokenizer) == (258,)
     change(folder / "tokenizer_config.json", eos_token=None)
-    assert stop_ids(folder, Tokenizer.from_pretrained(folder)) == ()
+    assert read_stop_ids(folder, Tokenizer.from_pretrained(folder)) == ()
 
 
 def test_a_tokenizer_of_another_model_is_named(folder):

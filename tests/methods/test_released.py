@@ -45,7 +45,7 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(pair, grid
     method = ivc_jax.methods.parse("dense") if layer is None else IVCPrune(layer=layer)
     with jax.default_matmul_precision("highest"):
         prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays), method)
-        out = ivc_jax.decode(model, prompt, STEPS)
+        out = ivc_jax.decode(model, prompt, STEPS, ())
     # Exact ties of V and U, transposed cells, go to the lowest index on both sides.
     np.testing.assert_array_equal(prompt.kept[0], kept)
     visual = span.length if layer is None else round(0.5 * span.length)
@@ -74,9 +74,9 @@ def test_a_mixed_batch_equals_its_prompts_alone(pair):
         videos=sum((batch.videos for batch in batches), ()),
     )
     method = IVCPrune(layer=4)
-    joint = ivc_jax.generate(model, collate(together, model.config, BUCKET), method, STEPS)
+    joint = ivc_jax.generate(model, collate(together, model.config, BUCKET), method, STEPS, ())
     for row, batch in enumerate(batches):
-        alone = ivc_jax.generate(model, collate(batch, model.config, BUCKET), method, STEPS)
+        alone = ivc_jax.generate(model, collate(batch, model.config, BUCKET), method, STEPS, ())
         np.testing.assert_array_equal(joint.kept[row], alone.kept[0])
         np.testing.assert_array_equal(joint.tokens[row], alone.tokens[0])
 

@@ -86,8 +86,8 @@ def test_logits_and_greedy_tokens_equal_those_of_a_model_configured_so(model, in
     other = changed(model, frequency_mask=mask(*ALL_PLANES))
     expected = ivc_jax.prefill(other, inputs)
     np.testing.assert_array_equal(prompt.logits, expected.logits)
-    tokens = ivc_jax.decode(model, prompt, STEPS).tokens
-    np.testing.assert_array_equal(tokens, ivc_jax.decode(other, expected, STEPS).tokens)
+    tokens = ivc_jax.decode(model, prompt, STEPS, ()).tokens
+    np.testing.assert_array_equal(tokens, ivc_jax.decode(other, expected, STEPS, ()).tokens)
     plain = ivc_jax.prefill(model, inputs)
     assert np.abs(prompt.logits - plain.logits).max() > 1e-2
 
@@ -97,7 +97,7 @@ def test_without_any_plane_positions_mean_nothing(model, inputs):
     nowhere = moved(inputs, 0, 1, 2).replace(next_position=np.zeros(4, np.int32))
     here, there = (ivc_jax.prefill(model, each, method) for each in (inputs, nowhere))
     np.testing.assert_array_equal(here.logits, there.logits)
-    tokens = [ivc_jax.decode(model, prompt, STEPS).tokens for prompt in (here, there)]
+    tokens = [ivc_jax.decode(model, prompt, STEPS, ()).tokens for prompt in (here, there)]
     np.testing.assert_array_equal(*tokens)
 
 

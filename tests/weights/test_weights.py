@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from ivc_jax import config as ivc_config
 from ivc_jax import families
 from ivc_jax import model as ivc_model
-from ivc_jax.inputs.batch import InputError
 from ivc_jax.model import load_params, read_config
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.weights import keymap
@@ -243,40 +241,3 @@ def test_the_index_names_a_duplicate(tiny_hf, tmp_path):
     save_file({**load_file(second), name: tensor}, second)
     with pytest.raises(CheckpointError, match="is in both"):
         TensorFiles(folder)
-
-
-# `load`
-
-
-def test_load_gives_model_and_processor(tiny_hf):
-    model, processor = ivc_model.load(tiny_hf())
-    assert model.dtype == np.float32  # the default on CPU
-    assert model.mesh is None
-    assert processor.config == model.config
-
-
-def test_load_takes_bounds_on_pictures(tiny_hf):
-    _, processor = ivc_model.load(tiny_hf(), min_pixels=100, max_pixels=200)
-    assert (processor.images.min_pixels, processor.images.max_pixels) == (100, 200)
-    with pytest.raises(InputError, match=r"min_pixels 300 must be in 1\.\.max_pixels = 200"):
-        ivc_model.load(tiny_hf(), min_pixels=300, max_pixels=200)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "int8", "half"])
-def test_unknown_dtype_lists_the_known(tiny_hf, dtype):
-    with pytest.raises(ValueError, match=f"unknown dtype '{dtype}'; known: float32, bfloat16"):
-        ivc_model.load(tiny_hf(), dtype=dtype)
-
-
-def test_a_path_that_is_nothing(tmp_path):
-    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
-        ivc_model.load(tmp_path / "nothing")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
-        ivc_model.load(tmp_path / "file")
-
-
-def test_a_hub_id_without_the_hub_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
-        ivc_model.load("owner/name")
