@@ -11,7 +11,6 @@ from ivc_jax import cloud
 from ivc_jax.commands.settings import RunConfig, SettingsError
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.running.survey import TaskEntry
-from ivc_jax.evals.running.tsv import TsvFile
 
 Log = Callable[[str], None]
 
@@ -56,33 +55,36 @@ def open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path, log: Log
         SettingsError: there is none; says what it is called and where it comes from.
         TsvError: it cannot be used.
     """
-    folder = _data_folder(settings)
-    if folder and not folder.is_dir():
-        raise SettingsError(f"--data-dir {folder} is not a folder")
-    path = folder / task.file_name if folder else None
-    if cloud.is_remote(settings.data_dir):
-        cloud.pull_file(f"{settings.data_dir.rstrip('/')}/{task.file_name}", path)
+    path = find_file(settings.data_dir, task) if settings.data_dir else None
     if task.bundled and not (path and path.exists()):
         path = _bundled_data(settings, out) / task.file_name
     if path is None or not path.exists():
-        where = f"which {settings.data_dir} lacks" if folder else "a folder that holds it"
+        where = f"which {settings.data_dir} lacks" if path else "a folder that holds it"
         raise SettingsError(
             f"task {task.name} needs --data-dir with the file {task.file_name}, {where};"
             f" it comes from {task.source}"
         )
-    file = TsvFile(path, task.scoring.columns)
-    if settings.limit is None and (remark := task.remark_on_rows(len(file.list_ids()))):
+    entry = TaskEntry.open(task, path)
+    count = len(entry.file.list_ids(settings.limit))  # which reads the rows once: is it UTF-8?
+    if settings.limit is None and (remark := task.remark_on_rows(count)):
         log(remark)
-    return TaskEntry(task, file)
+    return entry
 
 
-def _data_folder(settings: RunConfig) -> pathlib.Path | None:
-    """Return the local folder of the TSV files; that of a bucket fills as tasks are opened."""
-    if not cloud.is_remote(settings.data_dir):
-        return pathlib.Path(settings.data_dir) if settings.data_dir else None
-    folder = cloud.find_cache(settings.data_dir, "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def find_file(data_dir: str, task: tasks.Task) -> pathlib.Path:
+    """Return where a folder holds the file of a task, if it does; that of a bucket is fetched.
+
+    Raises:
+        SettingsError: there is no such folder.
+    """
+    if not cloud.is_remote(data_dir):
+        folder = pathlib.Path(data_dir)
+        if not folder.is_dir():
+            raise SettingsError(f"--data-dir {folder} is not a folder")
+        return folder / task.file_name
+    path = cloud.find_cache(data_dir, "data") / task.file_name
+    cloud.pull_file(f"{data_dir.rstrip('/')}/{task.file_name}", path)
+    return path
 
 
 def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:

@@ -20,6 +20,7 @@ COMMANDS = {  # module of each
     "plan": "plan",
     "merge": "merge",
     "report": "report",
+    "check": "check",
     "refcoco": "refcoco",
     "choose-layer": "choose_layer",
     "sets": "sets",

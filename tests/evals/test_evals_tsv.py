@@ -6,7 +6,9 @@ import PIL.Image
 import pytest
 from helpers.tsv import HEADER, IMAGE, encode, write_tsv
 
+from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running import tsv
+from ivc_jax.evals.running.survey import TaskEntry
 
 
 def png(colour=(255, 0, 0), size=(6, 4)) -> bytes:
@@ -86,4 +88,56 @@ def test_broken_rows_name_their_number(tmp_path, row, message):
     file = tsv.TsvFile(path, HEADER[2:])
     file.read(0)
     with pytest.raises(tsv.RowError, match=rf"a\.tsv row 2 \(index 7\): .*{message}"):
+        file.read(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Café €5?", "cp1252"),
+        ("¿Qué es?", "latin-1"),
+        ("图片里有什么", "gbk"),
+        ("What?", "utf-16"),
+        ("What?", "utf-16-le"),
+        ("What?", "utf-16-be"),
+    ],
+)
+def test_another_encoding_is_refused_by_file_and_row(tmp_path, text, encoding):
+    path = tmp_path / "a.tsv"
+    rows = [HEADER, ["1", IMAGE, "q", "a"], ["2", IMAGE, text, "a"]]
+    path.write_bytes("".join("\t".join(row) + "\n" for row in rows).encode(encoding))
+    place = "the header" if encoding.startswith("utf-16") else "row 2"
+    with pytest.raises(tsv.TsvError, match=rf"a\.tsv {place}: not UTF-8, save it as UTF-8"):
+        tsv.TsvFile(path).list_ids()
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [*HEADER, "answer", "", ""], [])
+    with pytest.raises(tsv.TsvError, match=r"a\.tsv has the column 'answer' twice"):
+        tsv.TsvFile(path, HEADER[2:])
+
+
+def test_columns_that_rows_may_leave_empty_must_be_there(tmp_path):
+    path = write_tsv(tmp_path / "MMStar.tsv", HEADER, [])
+    with pytest.raises(tsv.TsvError, match=r"MMStar\.tsv lacks the columns 'A', 'B'; it has"):
+        TaskEntry.open(TASKS["MMStar"], path)
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "<NA>"])
+def test_missing_values_are_empty_cells(tmp_path, missing):
+    header = [*HEADER, "image_path"]
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [[missing, missing, "q", "a", "a.png"], ["2", IMAGE, missing, "a", missing]]
+    file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", header, rows), HEADER[2:])
+    assert file.list_ids() == ["row1", "2"]
+    assert file.read(0).images[0].size == (6, 4)
+    with pytest.raises(tsv.RowError, match=rf"row 2 .*the question cell is empty \({missing}\)"):
+        file.read(1)
+
+
+def test_picture_lists_of_numpy_are_lists(tmp_path):
+    rows = [["1", f"['{IMAGE}' '{IMAGE}']", "q", "a"], ["2", f"['{IMAGE}', nan]", "q", "a"]]
+    file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows))
+    assert len(file.read(0).images) == 2
+    with pytest.raises(tsv.RowError, match=r"row 2 .*item 2 of the list is no text"):
         file.read(1)

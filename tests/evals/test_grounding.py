@@ -92,7 +92,27 @@ def test_qwen2_boxes_stay_in_the_original_frame():
 def test_an_impossible_size_is_a_row_error():
     task = tasks.TASKS["RefCOCO_val"]
     with pytest.raises(ValueError, match="positive width and height"):
-        task.check_cells({**CELLS, "width": "0"}, "qwen2_5_vl")
+        task.check_cells({**CELLS, "width": "0"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": "24", "height": "32"}, "picture is 32x24, cells say 24x32"),
+        ({"width": "3200", "height": "2400"}, "picture is 32x24, cells say 3200x2400"),
+        ({"answer": "20 20 5 5"}, "the reference box 20 20 5 5 has no area"),
+        ({"answer": "5 5 20 5"}, "the reference box 5 5 20 5 has no area"),
+        ({"answer": "nan 5 20 20"}, "has no area"),
+        ({"answer": "5 5 inf 20"}, "has no area"),
+        ({"answer": "[5, 5, 20, 20]"}, "expected 'x1 y1 x2 y2', found"),
+    ],
+)
+def test_cells_that_disagree_with_the_picture_fail_the_row(change, message):
+    cells = {"width": "32", "height": "24", "answer": "5 5 20 20", "index": "1"}
+    for name in ("RefCOCO_val", "RefCOCO_val_for_qwen25vl", "DigitScenes_grounding"):
+        tasks.TASKS[name].check_cells(cells, [(32, 24)])
+        with pytest.raises(ValueError, match=message):
+            tasks.TASKS[name].check_cells(cells | change, [(32, 24)])
 
 
 def write_refcoco(path):

@@ -1,5 +1,8 @@
 """Scores of free answers: VQA accuracy, relaxed accuracy, ANLS, exact match and OCRBench."""
 
+import json
+
+import numpy as np
 import pytest
 from helpers.records import make_record
 
@@ -21,12 +24,45 @@ def score(task, text, answer, **cells):
         ("['red', 'it\\'s']", ["red", "it's"]),
         ('["a", 2]', ["a", "2"]),
         ("[broken", ["[broken"]),
+        ("[sic]", ["[sic]"]),
+        ("['a' 'b']", ["a", "b"]),  # as NumPy prints them
+        ("['a' \"it's\"\n 'b']", ["a", "it's", "b"]),
+        ("array(['a', 'b'], dtype='<U1')", ["a", "b"]),
+        ("array(['a', 2], dtype=object)", ["a", "2"]),
+        ("[1 2]", ["1", "2"]),
+        ('["caf\\u00e9", "a\\/b"]', ["caf\u00e9", "a/b"]),  # as JSON does
         ("[]", ["[]"]),
         ("", [""]),
     ],
 )
 def test_reference_cells_may_be_lists(cell, expected):
     assert open_ended.read_references(cell) == expected
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("['12 May', nan]", '["12 May", null]', "['a', None]", "['a' nan]", "[<NA>, 'a']"),
+        *("['a', ['b']]", "['a' 'b', 'c']", "['a' ... 'b']", "['a''b']", "[nan]", '["a", NaN]'),
+    ],
+)
+def test_a_list_that_cannot_be_read_fails_the_row(cell):
+    for name in ("DocVQA_VAL", "TextVQA_VAL", "GQA_TestDev_Balanced", "ChartQA_TEST"):
+        with pytest.raises(ValueError, match="the answer cell: "):
+            TASKS[name].check_cells({"answer": cell})
+
+
+def test_lists_of_every_program_score_alike():
+    for name, text in (
+        ("TextVQA_VAL", "nokia"),
+        ("OCRBench", "say nokia"),
+        ("DocVQA_VAL", "nokia"),
+    ):
+        items = ["nokia"] * 9 + ["Nokia 3"]
+        written = [str(items), str(np.array(items)), repr(np.array(items)), json.dumps(items)]
+        scores = {score(name, text, cell, category=SCENE) for cell in written}
+        assert len(scores) == 1
+        assert scores.pop() >= 0.9
 
 
 @pytest.mark.parametrize(
@@ -167,4 +203,4 @@ def test_ocrbench_sums_by_hand():
 def test_ocrbench_knows_its_ten_categories():
     assert len(open_ended.OCR_CATEGORIES) == 10
     with pytest.raises(ValueError, match="unknown category 'Poems'"):
-        score("OCRBench", "", "['a']", category="Poems")
+        TASKS["OCRBench"].check_cells({"answer": "['a']", "category": "Poems"})

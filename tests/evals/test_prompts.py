@@ -56,7 +56,10 @@ def test_hints_come_first():
     assert found["qwen2_5_vl"].startswith("Hint: Look left.\nQuestion: What is it?\nOptions:\n")
     assert found["deepseek_vl"].startswith("Hint: Look left.\nQuestion: What is it?\nOptions:\n")
     assert found["internvl"].startswith("Look left.\nWhat is it?\nA. a cat\n")
-    assert prompts("MMStar", CHOICE | {"hint": " "}) == prompts("MMStar", CHOICE)
+    for nothing in (" ", "nan", "NaN", "<NA>"):
+        assert prompts("MMStar", CHOICE | {"hint": nothing}) == prompts("MMStar", CHOICE)
+        assert prompts("MMStar", CHOICE | {"C": nothing}) == prompts("MMStar", CHOICE)
+    assert "\nC. None\nD. N/A\n" in prompts("MMStar", CHOICE | {"C": "None", "D": "N/A"})["llava"]
 
 
 @pytest.mark.parametrize("cells", [{"question": "这是什么?"}, {"A": "猫"}, {"hint": "看"}])

@@ -84,10 +84,10 @@ def read_target_box(cell: str) -> Box:
     Raises:
         ValueError: fewer than four numbers, or something else.
     """
-    words = cell.split()[:4]
-    if len(words) < 4:
-        raise ValueError(f"expected 'x1 y1 x2 y2', found {cell!r}")
-    x1, y1, x2, y2 = (float(word) for word in words)
+    try:
+        x1, y1, x2, y2 = (float(word) for word in cell.split()[:4])
+    except ValueError:
+        raise ValueError(f"expected 'x1 y1 x2 y2', found {cell!r}") from None
     return x1, y1, x2, y2
 
 

@@ -8,6 +8,7 @@ has its images in front.
 import re
 from collections.abc import Callable, Mapping
 
+from ivc_jax.evals.benchmarks.cells import read_text
 from ivc_jax.evals.benchmarks.scorers.base import Cells
 from ivc_jax.evals.benchmarks.scorers.choice import read_options
 
@@ -73,24 +74,19 @@ def _ask_deepseek_choice(cells: Cells) -> str:
 
 
 def _label_parts(cells: Cells) -> str:
-    hint = [f"Hint: {_read_hint(cells)}"] if _read_hint(cells) else []
+    hint = [f"Hint: {text}"] if (text := read_text(cells, "hint")) else []
     parts = [*hint, f"Question: {cells['question']}", "Options:", *_list_options(cells)]
     return "".join(f"{part}\n" for part in parts)
 
 
 def _ask_bare_choice(cells: Cells) -> str:
-    hint = [_read_hint(cells)] if _read_hint(cells) else []
+    hint = [text] if (text := read_text(cells, "hint")) else []
     text = "\n".join([*hint, cells["question"], *_list_options(cells)])
     return f"{text}\n{_CHINESE_LETTER if _CHINESE.search(text) else _LETTER}"
 
 
 def _list_options(cells: Cells) -> list[str]:
     return [f"{letter}. {text}" for letter, text in read_options(cells).items()]
-
-
-def _read_hint(cells: Cells) -> str:
-    # as it is, blanks included, unless it is nothing but blanks
-    return cells.get("hint", "").strip() and cells["hint"]
 
 
 def _assign(qwen: Prompt, internvl: Prompt, deepseek: Prompt, llava: Prompt) -> dict[str, Prompt]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from ivc_jax.evals.benchmarks import prompts
 from ivc_jax.evals.benchmarks.prompts import ByFamily
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Scoring
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Scoring, Sizes
 from ivc_jax.evals.benchmarks.scorers.choice import CHOICE, CIRCULAR_CHOICE
 from ivc_jax.evals.benchmarks.scorers.grounding import GROUNDING, GROUNDING_RESIZED
 from ivc_jax.evals.benchmarks.scorers.open_ended import (
@@ -85,13 +85,16 @@ class Task:
             raise TaskError(f"task {self.name} has no prompt for the model family {family!r}")
         return build(cells)
 
-    def check_cells(self, cells: Cells, family: str) -> None:
-        """Score an empty answer, so that a broken reference shows before the model runs.
+    def check_cells(self, cells: Cells, sizes: Sizes = ()) -> None:
+        """Check what the score needs of a row, so that it shows before the model runs.
+
+        Args:
+            sizes: of the row's pictures, to be compared with the cells that name them.
 
         Raises:
             ValueError: a cell cannot be used.
         """
-        self.scoring.score(self.scoring.parse("", cells, family), cells, family)
+        self.scoring.check(cells, sizes)
 
     def remark_on_rows(self, found: int) -> str | None:
         """Return a remark if a file has another number of rows than usual, else None."""

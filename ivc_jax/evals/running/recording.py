@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from ivc_jax.evals.benchmarks.cells import read_text
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.loading import LoadedRow
 from ivc_jax.evals.running.survey import Failure
@@ -54,7 +55,7 @@ def record_answer(
     parsed = task.scoring.parse(answer.text, row.cells, family)
     return Record(
         task=task.name,
-        split=row.cells.get("split") or task.split,
+        split=read_text(row.cells, "split") or task.split,
         example_id=row.example_id,
         model=run.model,
         method=method.spec,
@@ -64,7 +65,7 @@ def record_answer(
         score=task.scoring.score(parsed, row.cells, family),
         target=row.cells["answer"],
         question=row.cells["question"],
-        category=row.cells.get("category", ""),
+        category=read_text(row.cells, "category"),
         visual_tokens=answer.visual_tokens,
         kept_tokens=len(answer.kept),
         kept=answer.kept,
@@ -76,7 +77,7 @@ def record_answer(
         cached_share=round(answer.cached_share, 6),
         flops=answer.flops,
         picture=row.picture,
-        cells={name: row.cells.get(name, "") for name in task.scoring.cells},
+        cells={name: read_text(row.cells, name) for name in task.scoring.cells},
         seconds=round((answer.prefill_ms + answer.decode_ms) / 1000, 6),
         seed=run.seed,
         commit=run.commit,

@@ -1,6 +1,7 @@
 """One pass over the rows before the model runs: what each takes up, and which are broken."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,24 @@ class TaskEntry:
 
     task: Task
     file: TsvFile
+
+    @classmethod
+    def open(cls, task: Task, path: str | os.PathLike) -> "TaskEntry":
+        """Open the file of a task; see `TsvFile`."""
+        return cls(task, TsvFile(path, task.scoring.columns, task.scoring.optional))
+
+    def read(self, position: int, decode: bool = True) -> Row:
+        """Read a row as `TsvFile.read` does, and check its cells.
+
+        Raises:
+            RowError: a cell of the row is broken.
+        """
+        row = self.file.read(position, decode)
+        try:
+            self.task.check_cells(row.cells, [image.size for image in row.images])
+        except ValueError as error:
+            raise RowError(f"{self.locate(row)}: {error}") from None
+        return row
 
     def locate(self, row: Row) -> str:
         """Name a row in messages."""
@@ -64,11 +83,10 @@ def survey(
         number, position = place
         entry = entries[number]
         try:
-            row = entry.file.read(position, decode=False)
+            row = entry.read(position, decode=False)
         except RowError as error:
             return Failure(number, position, str(error))
         try:
-            entry.task.check_cells(row.cells, family)
             size = measure(entry.task.prompt(row.cells, family), row.images)
         except ValueError as error:
             return Failure(number, position, f"{entry.locate(row)}: {error}")

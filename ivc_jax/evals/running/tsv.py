@@ -4,9 +4,9 @@ Files reach gigabytes, so only the byte offset and the index of each row stay in
 offsets also serve rows whose image cell is the index of another row.
 """
 
-import ast
 import base64
 import binascii
+import collections
 import csv
 import dataclasses
 import functools
@@ -21,9 +21,12 @@ from typing import BinaryIO
 
 import PIL.Image
 
+from ivc_jax.evals.benchmarks.cells import CellError, is_missing, read_list, read_text
+
 _LONGEST_CELL = 1 << 28  # characters; a stray quote must not swallow a whole file
 _LONGEST_REFERENCE = 64  # a shorter image cell is the index of another row
 _MOST_REFERENCES = 8
+_NOT_UTF8 = "not UTF-8, save it as UTF-8"
 
 
 class TsvError(ValueError):
@@ -59,12 +62,19 @@ class TsvFile:
         path: the file.
         columns: names that the header must hold and no row may leave empty; an image column is
             always needed.
+        optional: names that the header must hold and a row may leave empty.
 
     Raises:
-        TsvError: the file cannot be opened, is empty or lacks a column.
+        TsvError: the file cannot be opened, is empty, lacks a column or names one twice. So does
+            `list_ids` where a row is not UTF-8.
     """
 
-    def __init__(self, path: str | os.PathLike, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        columns: Sequence[str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
         self.path = pathlib.Path(path)
         csv.field_size_limit(_LONGEST_CELL)
         self._lock = threading.RLock()  # the file has one place to read from
@@ -77,13 +87,19 @@ class TsvFile:
             raise TsvError(f"{self.path} is empty: expected a header line")
         self.header = [name.strip().removeprefix("\ufeff") for name in first[1]]
         self._columns = tuple(columns)
-        missing = [name for name in self._columns if name not in self.header]
+        missing = [name for name in (*columns, *optional) if name not in self.header]
         if not {"image", "image_path"} & set(self.header):
             missing.append("image")
         if missing:
             raise TsvError(
                 f"{self.path} lacks the column{'s' * (len(missing) > 1)} "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, self.header))}"
+            )
+        counts = collections.Counter(filter(None, self.header))
+        if doubled := [name for name, count in counts.items() if count > 1]:
+            raise TsvError(
+                f"{self.path} has the column{'s' * (len(doubled) > 1)}"
+                f" {', '.join(map(repr, doubled))} twice; leave one"
             )
         self._scan = itertools.islice(self._scan_rows(0), 1, None)
         self._offsets: list[int] = []
@@ -124,8 +140,9 @@ class TsvFile:
             with self._lock:
                 cells = self._read_cells(position)
                 for name in self._columns:
-                    if not cells[name].strip():
-                        raise RowError(f"the {name} cell is empty")
+                    if is_missing(cells[name]):
+                        found = f" ({cells[name].strip()})" if cells[name].strip() else ""
+                        raise RowError(f"the {name} cell is empty{found}")
                 holder = self._follow(cells)
             images = self._open_images(holder, decode)
             return Row(position + 1, self._ids[position], cells, images)
@@ -152,14 +169,21 @@ class TsvFile:
                 if not line:
                     return
                 end += len(line)
-                yield line.decode("utf-8", errors="replace")
+                yield line.decode("utf-8")
 
-        start = offset
+        start, count = offset, 0
         try:
             for cells in csv.reader(lines(), delimiter="\t"):
                 if any(cells):
+                    if not count and "\0" in cells[0]:  # UTF-16 without a mark
+                        raise TsvError(f"{self.path} the header: {_NOT_UTF8}")
                     yield start, cells
+                    count += 1
                 start = end
+        except UnicodeDecodeError:
+            # Only the scan from the header on meets a row for the first time.
+            place = f"row {count}" if count else "the header"
+            raise TsvError(f"{self.path} {place}: {_NOT_UTF8}") from None
         except csv.Error as error:
             raise TsvError(f"{self.path}: unreadable after byte {start}: {error}") from None
 
@@ -172,7 +196,7 @@ class TsvFile:
         column = self.header.index("index") if "index" in self.header else len(cells)
         index = cells[column].strip() if column < len(cells) else ""
         number = len(self._offsets) + 1
-        name = index or f"row{number}"
+        name = f"row{number}" if is_missing(index) else index
         if name in self._position:
             name = f"{name}#{number}"  # resuming needs unique ids
         self._position[name] = len(self._offsets)
@@ -189,8 +213,8 @@ class TsvFile:
     def _follow(self, cells: dict[str, str]) -> dict[str, str]:
         """Follow references to the row that holds the images."""
         for _ in range(_MOST_REFERENCES):
-            cell = cells.get("image", "").strip()
-            if not cell and not cells.get("image_path", "").strip():
+            cell = read_text(cells, "image").strip()
+            if not cell and not read_text(cells, "image_path"):
                 raise RowError("the image cell is empty")
             if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
                 return cells
@@ -201,7 +225,7 @@ class TsvFile:
         raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
 
     def _open_images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
-        cell = cells.get("image", "").strip()
+        cell = read_text(cells, "image").strip()
         if not cell:
             folder = self.path.parent
             return tuple(_open(folder / name, decode) for name in _split(cells["image_path"]))
@@ -209,15 +233,15 @@ class TsvFile:
 
 
 def _split(cell: str) -> list[str]:
-    """Split a cell that may be a literal list."""
+    """Split a cell that may be a list."""
     if not cell.lstrip().startswith("["):
         return [cell.strip()]
     try:
-        items = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError):
-        raise RowError("the image cell is not a valid list") from None
-    if not items or not all(isinstance(item, str) for item in items):
-        raise RowError("the image cell must be a list of strings")
+        items = read_list(cell)
+    except CellError as error:
+        raise RowError(f"the image cell is not a valid list: {error}") from None
+    if not items:
+        raise RowError("the image cell is not a valid list of strings")
     return items
 
 

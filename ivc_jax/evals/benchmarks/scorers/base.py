@@ -12,6 +12,7 @@ from ivc_jax.evals.schema import Record
 
 Cells = Mapping[str, str]
 Records = Sequence[Record]
+Sizes = Sequence[tuple[int, int]]  # (width, height) of each picture of a row, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Scoring:
     """One kind of task.
 
     Attributes:
-        columns: TSV columns that the kind cannot do without.
+        columns: TSV columns that the kind cannot do without, in any row.
+        check: (cells, sizes of the pictures) -> None; ValueError if the row cannot be scored.
         parse: (answer, cells, family) -> a JSON value, stored in the record.
         score: (parsed, cells, family) -> the score of the row, from 0 to 1.
         aggregate: records -> metrics by name; rows may be missing. A metric of a part of the rows
             is named "measure/part", a part of another level "measure/level/part" (see
             `summary.collect_categories`).
+        optional: columns that the file must have and a row may leave empty.
         headline: the metric that is the score of the task, from 0 to 1.
         cells: TSV columns that `aggregate` reads from `Record.cells`; they may be missing.
         points: what a headline of 1 is called in publications: percent, or the benchmark's points.
@@ -36,10 +39,22 @@ class Scoring:
     parse: Callable[[str, Cells, str], Any]
     score: Callable[..., float]
     aggregate: Callable[[Records], dict[str, float]]
+    check: Callable[[Cells, Sizes], None]
+    optional: tuple[str, ...] = ()
     headline: str = "accuracy"
     cells: tuple[str, ...] = ()
     points: float = 100.0
     unit: Callable[[Record], Hashable] | None = None
+
+
+def check_category(name: str, known: Iterable[str]) -> None:
+    """Refuse a category that the score of a benchmark does not count.
+
+    Raises:
+        ValueError: names the known ones.
+    """
+    if name not in known:
+        raise ValueError(f"unknown category {name!r}; known: {', '.join(known)}")
 
 
 def read_cell(record: Record, name: str) -> str:

@@ -8,7 +8,8 @@ import dataclasses
 import string
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, average_scores
+from ivc_jax.evals.benchmarks.cells import read_text
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, Sizes, average_scores
 from ivc_jax.evals.schema import Record
 
 _REFUSED = "Z"
@@ -27,12 +28,9 @@ _ROTATION = 10**6
 
 
 def read_options(cells: Cells) -> dict[str, str]:
-    """Return the option texts of a row by letter; an empty cell is no option."""
-    return {
-        letter: cells[letter]
-        for letter in string.ascii_uppercase
-        if letter in cells and cells[letter].strip()
-    }
+    """Return the option texts of a row by letter; a missing cell is no option."""
+    found = {letter: read_text(cells, letter) for letter in string.ascii_uppercase}
+    return {letter: text for letter, text in found.items() if text}
 
 
 def _parse(text: str, cells: Cells, family: str) -> str:
@@ -57,18 +55,23 @@ def _find_letter(text: str, letters: str) -> str | None:
 
 
 def _score(parsed: str, cells: Cells, family: str = "") -> float:
-    answer = cells["answer"].strip()
-    if not read_options(cells):
+    return float(parsed == cells["answer"].strip())
+
+
+def _check(cells: Cells, sizes: Sizes) -> None:
+    answer, options = cells["answer"].strip(), read_options(cells)
+    if not options:
         raise ValueError("the row has no option: expected texts in the columns A, B, ...")
     if len(answer) != 1 or answer not in string.ascii_uppercase:
         raise ValueError(f"expected the letter of an option as answer, found {answer!r}")
-    return float(parsed == answer)
+    if answer not in options:
+        raise ValueError(f"the answer {answer} names no option; there are {', '.join(options)}")
 
 
-def _score_rotation(parsed: str, cells: Cells, family: str = "") -> float:
+def _check_rotation(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
     if not cells["index"].strip().isdigit():
         raise ValueError(f"expected a whole number as index, found {cells['index']!r}")
-    return _score(parsed, cells, family)
 
 
 def _aggregate(records: Records) -> dict[str, float]:
@@ -111,8 +114,10 @@ CHOICE = Scoring(
     parse=_parse,
     score=_score,
     aggregate=_aggregate,
+    check=_check,
+    optional=("A", "B"),
     cells=("l2-category", "split"),
 )
 CIRCULAR_CHOICE = dataclasses.replace(
-    CHOICE, score=_score_rotation, aggregate=_aggregate_rotations, unit=_find_question
+    CHOICE, check=_check_rotation, aggregate=_aggregate_rotations, unit=_find_question
 )

@@ -8,10 +8,11 @@ families answer in fractions of the image:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, Sizes
 
 # How each model family writes a box; a value is a function text -> fractions or pixels.
 BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
@@ -35,10 +36,22 @@ def _parse(text: str, cells: Cells, family: str) -> list[float]:
 
 
 def _read_size(cells: Cells) -> tuple[float, float]:
-    width, height = float(cells["width"]), float(cells["height"])
+    return float(cells["width"]), float(cells["height"])
+
+
+def _check(cells: Cells, sizes: Sizes) -> None:
+    width, height = _read_size(cells)
     if not (width > 0 and height > 0):
         raise ValueError(f"expected positive width and height, found {width:g} x {height:g}")
-    return width, height
+    if sizes and sizes[0] != (width, height):
+        found = "{}x{}".format(*sizes[0])
+        raise ValueError(f"picture is {found}, cells say {width:g}x{height:g}")
+    x1, y1, x2, y2 = box = parsers.read_target_box(cells["answer"])
+    if not (all(map(math.isfinite, box)) and x1 < x2 and y1 < y2):
+        raise ValueError(
+            f"the reference box {x1:g} {y1:g} {x2:g} {y2:g} has no area: expected x1 y1 x2 y2 with"
+            " x1 < x2 and y1 < y2"
+        )
 
 
 def _move_to_resized_frame(box: Sequence[float], cells: Cells) -> parsers.Box:
@@ -89,6 +102,7 @@ GROUNDING = Scoring(
     parse=_parse,
     score=_score,
     aggregate=_aggregate,
+    check=_check,
 )
 GROUNDING_RESIZED = dataclasses.replace(
     GROUNDING, score=_score_resized, aggregate=_aggregate_resized

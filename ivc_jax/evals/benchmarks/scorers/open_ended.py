@@ -1,13 +1,20 @@
 """Open-ended questions: scores of a free answer against one or several reference answers."""
 
-import ast
 import dataclasses
 from collections.abc import Callable
 
 from rapidfuzz.distance import Levenshtein
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, average_scores
+from ivc_jax.evals.benchmarks.cells import CellError, read_list
+from ivc_jax.evals.benchmarks.scorers.base import (
+    Cells,
+    Records,
+    Scoring,
+    Sizes,
+    average_scores,
+    check_category,
+)
 
 _AGREEING = 3  # annotators that make an answer fully right (VQA accuracy)
 _SMALLEST_SIMILARITY = 0.5  # below it, ANLS counts nothing
@@ -36,15 +43,19 @@ _OCR_ROWS = 1000
 
 
 def read_references(text: str) -> list[str]:
-    """Return the reference answers of a cell: the items of a literal list, or the cell itself."""
-    if text.lstrip().startswith("["):
-        try:
-            items = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            return [text]
-        if items:
-            return [str(item) for item in items]
-    return [text]
+    """Return the reference answers of a cell: the items of a list, or the cell itself.
+
+    Raises:
+        ValueError: the list cannot be read.
+    """
+    try:
+        return read_list(text) or [text]
+    except CellError as error:
+        raise ValueError(f"the answer cell: {error}") from None
+
+
+def _check(cells: Cells, sizes: Sizes) -> None:
+    read_references(cells["answer"])
 
 
 def _score_exactly(parsed: str, cells: Cells, family: str = "") -> float:
@@ -119,8 +130,6 @@ def _score_ocr(parsed: str, cells: Cells, family: str = "") -> float:
     Case does not count, except in handwritten formulas, where blanks do not.
     """
     category = cells["category"].strip()
-    if category not in OCR_CATEGORIES:
-        raise ValueError(f"unknown category {category!r}; known: {', '.join(OCR_CATEGORIES)}")
 
     def flatten(text: str) -> str:
         text = text if category == _FORMULAS else text.lower()
@@ -129,6 +138,11 @@ def _score_ocr(parsed: str, cells: Cells, family: str = "") -> float:
 
     targets = read_references(cells["answer"])
     return float(any(flatten(target) in flatten(parsed) for target in targets))
+
+
+def _check_ocr(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
+    check_category(cells["category"].strip(), OCR_CATEGORIES)
 
 
 def _aggregate_ocr(records: Records) -> dict[str, float]:
@@ -159,6 +173,7 @@ EXACT_MATCH = Scoring(
     parse=_parse_by(parsers.simplify),
     score=_score_exactly,
     aggregate=average_scores,
+    check=_check,
 )
 VQA_ACCURACY = dataclasses.replace(
     EXACT_MATCH, parse=_parse_by(parsers.normalize), score=_score_vqa, cells=("split",)
@@ -183,6 +198,7 @@ OCR = dataclasses.replace(
     columns=(*EXACT_MATCH.columns, "category"),
     parse=_parse_by(str),
     score=_score_ocr,
+    check=_check_ocr,
     aggregate=_aggregate_ocr,
     points=_OCR_ROWS,
 )

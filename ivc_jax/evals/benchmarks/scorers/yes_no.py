@@ -11,7 +11,9 @@ from ivc_jax.evals.benchmarks.scorers.base import (
     Cells,
     Records,
     Scoring,
+    Sizes,
     average_scores,
+    check_category,
     group,
     read_cell,
 )
@@ -26,6 +28,7 @@ MME_REASONING = (
     *("code_reasoning", "commonsense_reasoning"),
     *("numerical_calculation", "text_translation"),
 )
+POPE_CATEGORIES = ("random", "popular", "adversarial")
 _CATEGORY_POINTS = 200  # of MME: 100 for single questions and 100 for pairs
 _LEFT_OUT = {"yes_share", "unknown_share"}  # by category, they would say little
 
@@ -38,10 +41,20 @@ def _score(parsed: str, cells: Cells, family: str = "") -> float:
     return float(parsed.lower() == cells["answer"].strip().lower())
 
 
-def _score_strict(parsed: str, cells: Cells, family: str = "") -> float:
+def _check(cells: Cells, sizes: Sizes) -> None:
     if cells["answer"].strip().lower() not in ("yes", "no"):
         raise ValueError(f"expected Yes or No as answer, found {cells['answer']!r}")
-    return _score(parsed, cells, family)
+
+
+def _check_pope(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
+    for category in cells["category"].split(","):
+        check_category(category.strip(), POPE_CATEGORIES)
+
+
+def _check_mme(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
+    check_category(cells["category"].strip(), MME_PERCEPTION + MME_REASONING)
 
 
 def _measure(records: Records) -> dict[str, float]:
@@ -127,9 +140,9 @@ def _read_ids(index: str) -> tuple[str, str, str]:
     return fields[3], fields[4], fields[5]
 
 
-def _score_hallusion(parsed: str, cells: Cells, family: str = "") -> float:
+def _check_hallusion(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
     _read_ids(cells["index"].strip())
-    return _score_strict(parsed, cells, family)
 
 
 def _aggregate_hallusion(records: Records) -> dict[str, float]:
@@ -159,11 +172,12 @@ YES_NO = Scoring(
     parse=_parse,
     score=_score,
     aggregate=_aggregate,
+    check=_check,
 )
 POPE = dataclasses.replace(
     YES_NO,
     columns=(*YES_NO.columns, "category"),
-    score=_score_strict,
+    check=_check_pope,
     aggregate=_aggregate_pope,
     headline="f1",
     unit=lambda record: record.example_id,
@@ -171,7 +185,7 @@ POPE = dataclasses.replace(
 MME = dataclasses.replace(
     YES_NO,
     columns=(*YES_NO.columns, "category", "image_path"),
-    score=_score_strict,
+    check=_check_mme,
     aggregate=_aggregate_mme,
     headline="score",
     cells=("image_path",),
@@ -181,7 +195,7 @@ MME = dataclasses.replace(
 HALLUSION = dataclasses.replace(
     YES_NO,
     columns=(*YES_NO.columns, "l2-category"),
-    score=_score_hallusion,
+    check=_check_hallusion,
     aggregate=_aggregate_hallusion,
     headline="score",
     cells=("l2-category", "split"),
