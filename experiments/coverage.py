@@ -57,12 +57,12 @@ def measure() -> dict[str, dict[str, float]]:
 
 def main() -> int:
     """Write the file named on the command line."""
-    from ivc_jax.commands.origin import commit
+    from ivc_jax.commands.origin import find_commit
 
     if len(sys.argv) != 2:
         print("usage: coverage.py FILE", file=sys.stderr)
         return 2
-    meta = {"command": "python experiments/coverage.py", "commit": commit()}
+    meta = {"command": "python experiments/coverage.py", "commit": find_commit()}
     meta |= {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     content = {"meta": meta, "scenes": len(_SEEDS) * _SCENES, "sets": measure()}
     pathlib.Path(sys.argv[1]).write_text(json.dumps(content, indent=1) + "\n")

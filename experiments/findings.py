@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ivc_jax.evals.running.records import write_atomically
-from ivc_jax.reports.rendering import environment
+from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies.table import Cell, Row, read_row
 
 _SURE = 0.05  # adjusted p below which a difference counts
@@ -130,7 +130,7 @@ def ranked(rows: Sequence[Row], group: str) -> list[Row]:
 
 def render(evidence: Evidence) -> str:
     """Write the page."""
-    templates = environment(__file__)
+    templates = make_environment(__file__)
     helpers = (score, change, is_sure, tally, retention, ranked)
     content = {helper.__name__: helper for helper in helpers}
     return templates.get_template("findings.md.jinja").render(evidence=evidence, **content)

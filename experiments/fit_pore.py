@@ -22,7 +22,7 @@ import ivc_jax
 from digit_scenes import digits
 from digit_scenes.questions import TASKS, ask
 from digit_scenes.scenes import render
-from ivc_jax.commands.origin import commit
+from ivc_jax.commands.origin import find_commit
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Scored
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: before block {fits[name]['cut']}, sigma {sigma:.4f}, mu {scale:.3g}")
     if chosen.out:
         command = shlex.join(["fit_pore.py", *(sys.argv[1:] if arguments is None else arguments)])
-        record = {"command": command, "commit": commit(), "pairs": chosen.pairs}
+        record = {"command": command, "commit": find_commit(), "pairs": chosen.pairs}
         path = pathlib.Path(chosen.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record | {"fits": fits}, indent=1) + "\n")

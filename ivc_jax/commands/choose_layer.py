@@ -120,13 +120,13 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     from ivc_jax.studies.calibration import pareto, report
 
     start = time.monotonic()
-    settings = _settings(arguments)
-    grid = _grid(arguments)
+    settings = _make_settings(arguments)
+    grid = _make_grid(arguments)
     settings = dataclasses.replace(settings, methods=("dense", *grid))
     use_compile_cache(not arguments.run.no_compile_cache)
     session = sessions.open_session(settings, resume=not arguments.run.no_resume, log=console.print)
     try:
-        meta, calibration = _measure(session, grid, _probe(arguments), console)
+        meta, calibration = _measure(session, grid, _choose_probe(arguments), console)
     finally:
         session.close()
     chosen = pareto.choose(calibration.rows, arguments.choice.tolerance)
@@ -136,7 +136,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
         "budget": arguments.choice.budget,
         "layers": sorted({layer for layer, _ in grid.values()}),
         "fractions": sorted({fraction for _, fraction in grid.values()}),
-        "probe_fraction": _probe(arguments),
+        "probe_fraction": _choose_probe(arguments),
         "tolerance": arguments.choice.tolerance,
     }
     result = report.collect(meta, calibration, chosen)
@@ -145,7 +145,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     console.print(f"report: {session.folder.path / 'report.md'}", markup=False)
 
 
-def _settings(arguments: Arguments) -> RunConfig:
+def _make_settings(arguments: Arguments) -> RunConfig:
     """Check what needs no model and say what to run, all but the methods."""
     from ivc_jax.evals.benchmarks import tasks
     from ivc_jax.methods.coordinates import choose_scale
@@ -185,7 +185,7 @@ def _settings(arguments: Arguments) -> RunConfig:
     )
 
 
-def _grid(arguments: Arguments) -> Grid:
+def _make_grid(arguments: Arguments) -> Grid:
     """Name every setting; only the sizes of the model are read for it."""
     import ivc_jax
     from ivc_jax.commands.origin import find_model
@@ -214,7 +214,7 @@ def _grid(arguments: Arguments) -> Grid:
     return grid
 
 
-def _probe(arguments: Arguments) -> float:
+def _choose_probe(arguments: Arguments) -> float:
     """Return the fraction of the first round: of those to choose from, the nearest to the usual."""
     return min(arguments.choice.fractions, key=lambda fraction: (abs(fraction - _PROBE), fraction))
 
@@ -225,8 +225,8 @@ def _measure(session: Any, grid: Grid, probe: float, console: Console) -> tuple[
 
     chosen = {spec: setting for spec, setting in grid.items() if setting[1] == probe}
     console.print(f"first round: {len(chosen)} layers at fraction {probe:g}", markup=False)
-    meta, calibration = _round(session, chosen, console)
-    layers = sorted(pareto.best_layers(calibration.rows, _BEST_LAYERS))
+    meta, calibration = _run_round(session, chosen, console)
+    layers = sorted(pareto.find_best_layers(calibration.rows, _BEST_LAYERS))
     more = {spec for spec, (layer, _) in grid.items() if layer in layers} - chosen.keys()
     if not more:
         return meta | {"second_round": []}, calibration
@@ -235,11 +235,11 @@ def _measure(session: Any, grid: Grid, probe: float, console: Console) -> tuple[
         markup=False,
     )
     chosen = {spec: grid[spec] for spec in grid if spec in chosen or spec in more}
-    meta, calibration = _round(session, chosen, console)
+    meta, calibration = _run_round(session, chosen, console)
     return meta | {"second_round": layers}, calibration
 
 
-def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
+def _run_round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
     """Run what is missing of dense and these settings."""
     from ivc_jax.commands import session as sessions
     from ivc_jax.evals.running import summary
@@ -249,7 +249,7 @@ def _round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]:
     specs = {pareto.DENSE, *chosen}
     methods = [entry for entry in session.plan.methods if entry.spec in specs]
     part = dataclasses.replace(session, plan=dataclasses.replace(session.plan, methods=methods))
-    with terminal.progress_bar(console) as progress:
+    with terminal.show_progress(console) as progress:
         meta = sessions.evaluate(part, progress).to_dict()
     # The folder may hold records of other settings, tasks and rows.
     records = [

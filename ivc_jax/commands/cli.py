@@ -52,7 +52,7 @@ def run_command(
         program: what the command is called by, such as "ivc-jax paper".
         config: configuration whose settings are the defaults; help says what they are.
         width: of what is printed into files: they would wrap tables at 80 columns.
-        resumes: see `exit_code`.
+        resumes: see `run_action`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     about = inspect.cleandoc(kind.__doc__.partition("Attributes:")[0])
@@ -65,7 +65,7 @@ def run_command(
     console = Console() if sys.stdout.isatty() else Console(width=width)
     command = " ".join([program, shlex.join(given)]).strip()
     run = functools.partial(action, chosen, command, console)
-    return exit_code(run, traceback=chosen.traceback, resumes=resumes)
+    return run_action(run, traceback=chosen.traceback, resumes=resumes)
 
 
 def complain(error: Exception | str) -> int:
@@ -74,7 +74,7 @@ def complain(error: Exception | str) -> int:
     return _FAILURE
 
 
-def exit_code(action: Callable[[], None], *, traceback: bool, resumes: bool = False) -> int:
+def run_action(action: Callable[[], None], *, traceback: bool, resumes: bool = False) -> int:
     """Run a command; return 0, or print one line that says what is wrong and return its code.
 
     Args:

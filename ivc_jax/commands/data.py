@@ -15,7 +15,7 @@ from ivc_jax.evals.running.survey import TaskEntry
 Log = Callable[[str], None]
 
 
-def chosen_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
+def choose_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
     """Look up the tasks of a run; a broad configuration may skip those without a file."""
     found = tasks.find(settings.tasks)
     if settings.official_prompts:
@@ -34,7 +34,7 @@ def chosen_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
     return found
 
 
-def bounds_on_answers(settings: RunConfig, chosen: list[tasks.Task]) -> dict[str, int]:
+def read_bounds(settings: RunConfig, chosen: list[tasks.Task]) -> dict[str, int]:
     """Read bounds on answers: by name of the task, "" for all others."""
     bounds = {}
     for text in settings.max_new_tokens:
@@ -57,7 +57,7 @@ def open_task(settings: RunConfig, task: tasks.Task, out: pathlib.Path, log: Log
     """
     path = find_file(settings.data_dir, task) if settings.data_dir else None
     if task.bundled and not (path and path.exists()):
-        path = _bundled_data(settings, out) / task.file_name
+        path = _draw_bundled(settings, out) / task.file_name
     if path is None or not path.exists():
         where = f"which {settings.data_dir} lacks" if path else "a folder that holds it"
         raise SettingsError(
@@ -87,7 +87,7 @@ def find_file(data_dir: str, task: tasks.Task) -> pathlib.Path:
     return path
 
 
-def _bundled_data(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
+def _draw_bundled(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
     """Draw the bundled benchmark into the result folder unless it is there."""
     import digit_scenes.tsv
 

@@ -41,7 +41,7 @@ def join(
     return Console(quiet=True) if jax.process_index() else console
 
 
-def mesh_of(settings: RunConfig) -> Mesh | None:
+def choose_mesh(settings: RunConfig) -> Mesh | None:
     """Arrange the devices as the settings say; several processes need a mesh over all."""
     if settings.mesh is None:
         return make_mesh(data=jax.device_count()) if jax.process_count() > 1 else None
@@ -54,6 +54,6 @@ def mesh_of(settings: RunConfig) -> Mesh | None:
     return make_mesh(**sizes)
 
 
-def device_name() -> str:
+def name_devices() -> str:
     """Say how many devices of which kind this run has."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

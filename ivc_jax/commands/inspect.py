@@ -88,7 +88,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
         raise ValueError("methods is empty: name at least one")
     if arguments.run.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {arguments.run.max_new_tokens}")
-    picture, question = _subject(arguments)
+    picture, question = _find_subject(arguments)
     out = pathlib.Path(arguments.run.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = find_model(arguments.model.model)
@@ -105,12 +105,12 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
         with console.status(spec):
             answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
             (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
-    console.print(_table(question, answers))
+    console.print(_make_table(question, answers))
     kept.save_prompt(out, picture, question, answers, answerer.family)
     console.print(f"kept tokens: {out}", markup=False)
 
 
-def _subject(arguments: Arguments) -> tuple[Any, str]:
+def _find_subject(arguments: Arguments) -> tuple[Any, str]:
     """Return the picture and the question."""
     if arguments.image is not None:
         from ivc_jax.inputs.picture import load_picture
@@ -127,7 +127,7 @@ def _subject(arguments: Arguments) -> tuple[Any, str]:
     return Image.fromarray(scene.pixels), question
 
 
-def _table(question: str, answers: dict[str, Any]) -> Table:
+def _make_table(question: str, answers: dict[str, Any]) -> Table:
     """Lay out the answers, one row a method."""
     from rich.text import Text
 

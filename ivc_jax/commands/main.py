@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
 from ivc_jax.commands.cli import SCRIPT, complain
-from ivc_jax.commands.settings import known_configs
+from ivc_jax.commands.settings import list_configs
 from ivc_jax.nearest import suggest
 
 PROGRAM = "ivc-jax"
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
         known = ", ".join(COMMANDS)
         return complain(f"unknown command {first!r}; known: {known}{suggest(first, COMMANDS)}")
     elif first and not first.startswith("-") and not first.endswith(".py"):
-        configs = known_configs()
+        configs = list_configs()
         if first not in configs:
             return complain(
                 f"unknown config {first!r}; known: {', '.join(configs)}; commands:"
@@ -84,7 +84,7 @@ def _list_everything(program: str) -> str:
             "",
             "Visual-token pruning for vision-language models.",
             *_write_block("commands", commands),
-            *_write_block(f"configs: {program} run CONFIG", known_configs()),
+            *_write_block(f"configs: {program} run CONFIG", list_configs()),
             *_write_block(f"methods: --methods SPEC; {program} methods NAME", list_methods()),
             *_write_block("tasks: --tasks NAME", {"bundled": bundled, "with --data-dir": others}),
         ]

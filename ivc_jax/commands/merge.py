@@ -79,7 +79,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> N
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     folders = [pathlib.Path(folder) for folder in arguments.folders]
-    manifest, meta = _manifest(folders), _meta(folders)
+    manifest, meta = _read_manifest(folders), _read_meta(folders)
     merged = _merge(folders)
     out = RunFolder(arguments.out)
     try:
@@ -89,7 +89,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
         out.close()
 
 
-def _manifest(folders: list[pathlib.Path]) -> dict[str, Any]:
+def _read_manifest(folders: list[pathlib.Path]) -> dict[str, Any]:
     """Return the manifest that all folders share."""
     found: dict[str, Any] = {}
     for folder in folders:
@@ -104,7 +104,7 @@ def _manifest(folders: list[pathlib.Path]) -> dict[str, Any]:
     return found
 
 
-def _meta(folders: list[pathlib.Path]) -> Meta:
+def _read_meta(folders: list[pathlib.Path]) -> Meta:
     for folder in folders:
         if (folder / _META).exists():
             return Meta.from_dict(json.loads((folder / _META).read_text()))

@@ -26,7 +26,7 @@ def name_model(path: str) -> str:
 
 
 @functools.cache
-def commit() -> str:
+def find_commit() -> str:
     """Return the commit of this checkout, marked "-dirty" if files differ from it.
 
     An installation has none and is named by its version: git would answer for whatever repository

@@ -143,7 +143,7 @@ def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> 
             row = parse(spec).resolve(config)
         except MethodError:  # the model is too shallow for it
             continue
-        rows |= {spec: label for spec, method in resolved.items() if _without_seed(method) == row}
+        rows |= {spec: label for spec, method in resolved.items() if _drop_seed(method) == row}
     return {
         "model": published.model if published else None,
         "tables": [table for table in TABLES if table in tables],
@@ -152,6 +152,6 @@ def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> 
     }
 
 
-def _without_seed(method: Any) -> Any:
+def _drop_seed(method: Any) -> Any:
     """Leave out the run's seed: no row of the paper draws lots."""
     return dataclasses.replace(method, seed=0) if hasattr(method, "seed") else method

@@ -121,7 +121,7 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     # Only now: JAX must not start before.
     import jax
 
-    from ivc_jax.commands.origin import commit
+    from ivc_jax.commands.origin import find_commit
     from ivc_jax.studies.planning import plan, sizes
     from ivc_jax.studies.planning.compile import Workload
     from ivc_jax.weights import quantize
@@ -151,10 +151,10 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     shape, stored = dict(mesh.shape), arguments.model.weights or arguments.model.dtype
     meta = {
         "command": command,
-        "commit": commit(),
+        "commit": find_commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "jax_version": jax.__version__,
-        "libtpu_version": slices.libtpu_version(),
+        "libtpu_version": slices.read_libtpu_version(),
         "seconds": round(time.monotonic() - start, 1),
         "model": arguments.model.model,
         "topology": place.name,

@@ -76,7 +76,7 @@ def _run(arguments: Arguments, _command: str, _console: Console) -> None:
     for field, folder in (("annotations", annotations), ("images", images)):
         if not folder.is_dir():
             raise ValueError(f"--{field} {folder} is not a folder")
-    sources = _sources(annotations, arguments.splits or ())
+    sources = _find_sources(annotations, arguments.splits or ())
     out.mkdir(parents=True, exist_ok=True)
     for name, source in sources.items():
         task = TASKS[f"{name}{RESIZED_SUFFIX}" if arguments.qwen25 else name]
@@ -88,7 +88,7 @@ def _run(arguments: Arguments, _command: str, _console: Console) -> None:
             print(f"note: {remark}", flush=True)
 
 
-def _sources(folder: pathlib.Path, splits: tuple[str, ...]) -> dict[str, pathlib.Path]:
+def _find_sources(folder: pathlib.Path, splits: tuple[str, ...]) -> dict[str, pathlib.Path]:
     """Find the annotation file of each wanted set; without a wish, of every set that has one."""
     from ivc_jax.evals.benchmarks.tasks import REFCOCO
 
@@ -96,14 +96,14 @@ def _sources(folder: pathlib.Path, splits: tuple[str, ...]) -> dict[str, pathlib
     if unknown := [name for name in splits if name.lower() not in known]:
         raise ValueError(f"unknown split {unknown[0]!r}; known: {', '.join(REFCOCO)}")
     wanted = [known[name.lower()] for name in splits] or REFCOCO
-    paths = {name: folder / annotation_name(name) for name in wanted}
+    paths = {name: folder / name_annotations(name) for name in wanted}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing and (splits or len(missing) == len(paths)):
         raise ValueError(f"--annotations {folder} lacks {', '.join(missing)}")
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def annotation_name(name: str) -> str:
+def name_annotations(name: str) -> str:
     """Return the name of the annotation file of a set, such as finetune_refcoco+_testA.json."""
     data_set, split = name.split("_")
     return f"finetune_{data_set.lower()}_{split}.json"
@@ -123,17 +123,17 @@ def convert(
     Raises:
         ValueError: the annotations cannot be used, or no expression has its picture.
     """
-    entries, boxes = _annotations(source)
+    entries, boxes = _read_annotations(source)
     written = without_picture = without_box = 0
-    with _complete_or_nothing(target) as file:
+    with _open_draft(target) as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(_HEADER)
         for number, entry in enumerate(entries, 1):
             try:
-                row = _row(entry, boxes, resized)
+                row = _make_row(entry, boxes, resized)
                 path = images / entry["file_name"]
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{source} images entry {number}: {_reason(error)}") from None
+                raise ValueError(f"{source} images entry {number}: {_explain(error)}") from None
             if not path.is_file():
                 without_picture += 1
             elif not row["answer"]:
@@ -150,7 +150,7 @@ def convert(
     return Counts(written, without_picture, without_box)
 
 
-def _annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes]:
+def _read_annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes]:
     """Read a file in the format of COCO: its expressions, and boxes by expression."""
     try:
         content = json.loads(source.read_bytes())
@@ -159,12 +159,12 @@ def _annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes]:
             boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
         return content["images"], boxes
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} is no annotation file of COCO: {_reason(error)}") from None
+        raise ValueError(f"{source} is no annotation file of COCO: {_explain(error)}") from None
 
 
-def _row(entry: Mapping[str, Any], boxes: Boxes, resized: bool) -> dict[str, Any]:
+def _make_row(entry: Mapping[str, Any], boxes: Boxes, resized: bool) -> dict[str, Any]:
     size = entry["width"], entry["height"]
-    corners = [_corners(box, size, resized) for box in boxes.get(entry["id"], ())]
+    corners = [_find_corners(box, size, resized) for box in boxes.get(entry["id"], ())]
     return {
         "index": entry["id"],
         "question": entry["caption"],
@@ -174,7 +174,7 @@ def _row(entry: Mapping[str, Any], boxes: Boxes, resized: bool) -> dict[str, Any
     }
 
 
-def _corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[float, ...]:
+def _find_corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[float, ...]:
     from ivc_jax.evals.benchmarks import parsers
 
     x, y, width, height = box
@@ -185,12 +185,12 @@ def _corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[fl
     return tuple(round(value) for value in moved)
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 @contextlib.contextmanager
-def _complete_or_nothing(path: pathlib.Path) -> Iterator[TextIO]:
+def _open_draft(path: pathlib.Path) -> Iterator[TextIO]:
     """Open a draft that replaces the file when the block ends well, and goes when it does not."""
     draft = path.with_name(f".{path.name}.draft")
     try:

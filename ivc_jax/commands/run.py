@@ -95,7 +95,7 @@ def evaluate(
     settings = choose(settings)
     session = sessions.open_session(settings, resume=not run.no_resume, log=console.print)
     try:
-        with terminal.progress_bar(console) as progress:
+        with terminal.show_progress(console) as progress:
             meta = sessions.evaluate(session, progress)
         seconds = round(time.monotonic() - start, 1)
         meta = dataclasses.replace(meta, command=command, wall_seconds=seconds, **describe(session))

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 import ivc_jax
-from ivc_jax.commands.data import bounds_on_answers, chosen_tasks, open_task
-from ivc_jax.commands.devices import device_name, mesh_of
-from ivc_jax.commands.origin import commit, find_model, name_model
+from ivc_jax.commands.data import choose_tasks, open_task, read_bounds
+from ivc_jax.commands.devices import choose_mesh, name_devices
+from ivc_jax.commands.origin import find_commit, find_model, name_model
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
@@ -56,10 +56,10 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     Raises:
         ValueError: something cannot be used; the message is one line that names it.
     """
-    chosen = chosen_tasks(settings, log)
-    methods = _methods(settings)
-    bounds = bounds_on_answers(settings, chosen)
-    mesh = mesh_of(settings)
+    chosen = choose_tasks(settings, log)
+    methods = _parse_methods(settings)
+    bounds = read_bounds(settings, chosen)
+    mesh = choose_mesh(settings)
     path = find_model(settings.model)
     mirror = Mirror(settings.out, jax.process_index())
     folder = RunFolder(mirror.local, jax.process_index())
@@ -67,14 +67,14 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
         log(f"loading {name_model(path)}")
         model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights)
-        reached, unreachable = _method_entries(methods, model, settings.skip_unreachable)
+        reached, unreachable = _check_methods(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
             log(f"left out: {reason}")
         plan = runner.RunPlan(
             tasks=entries,
             methods=reached,
             batch_size=settings.batch_size,
-            identity=RunIdentity(name_model(path), settings.seed, commit()),
+            identity=RunIdentity(name_model(path), settings.seed, find_commit()),
             limit=settings.limit,
             buckets=settings.buckets,
             max_new_tokens=bounds,
@@ -86,13 +86,13 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         else:
             _set_aside(folder, log)
         folder.claim(
-            _identity(settings, path, model),
+            _identify(settings, path, model),
             {entry.task.name: entry.file.fingerprint() for entry in entries},
         )
     except BaseException:
         folder.close()
         raise
-    log(f"{device_name()}, {model.dtype!s}, jax {jax.__version__}")
+    log(f"{name_devices()}, {model.dtype!s}, jax {jax.__version__}")
     answerer = ModelAnswerer(model, processor, settings.share_tower)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
 
@@ -121,7 +121,7 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
     rope = model.config.decoder.rope
     return Meta(
         model=plan.identity.model,
-        device=device_name(),
+        device=name_devices(),
         dtype=str(model.dtype),
         weights=model.weights,
         jax_version=jax.__version__,
@@ -140,47 +140,47 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
         methods=[entry.spec for entry in plan.methods],
         unreachable=session.unreachable,
         studies=[
-            dataclasses.asdict(_as_recorded(s, plan.identity.seed))
+            dataclasses.asdict(_write_study(s, plan.identity.seed))
             for s in session.settings.studies
         ],
         files={entry.task.name: str(entry.file.path) for entry in plan.tasks},
         rope={"head_dim": rope.head_dim, "theta": rope.theta},
-        image_start=_image_start(session),
+        image_start=_find_image_start(session),
     )
 
 
-def _methods(settings: RunConfig) -> list[Any]:
+def _parse_methods(settings: RunConfig) -> list[Any]:
     """Parse the specifications, give the run's seed to those that name none, drop doubles."""
     found = []
     for spec in settings.methods:
-        method = _parsed(spec, settings.seed)
+        method = _parse(spec, settings.seed)
         if method not in found:
             found.append(method)
     return found
 
 
-def _as_recorded(study: Study, seed: int) -> Study:
+def _write_study(study: Study, seed: int) -> Study:
     """Write the specifications of a study as records do."""
 
     def written(spec: str) -> str:
-        return ivc_jax.methods.describe(_parsed(spec, seed))
+        return ivc_jax.methods.describe(_parse(spec, seed))
 
     variants = tuple(dataclasses.replace(v, spec=written(v.spec)) for v in study.variants)
     return dataclasses.replace(study, reference=written(study.reference), variants=variants)
 
 
-def _parsed(spec: str, seed: int) -> Any:
+def _parse(spec: str, seed: int) -> Any:
     method = ivc_jax.methods.parse(spec)
-    return method if "seed=" in spec else _seeded(method, seed)
+    return method if "seed=" in spec else _seed(method, seed)
 
 
-def _seeded(method: Any, seed: int) -> Any:
+def _seed(method: Any, seed: int) -> Any:
     if hasattr(method, "host"):
-        return dataclasses.replace(method, host=_seeded(method.host, seed))
+        return dataclasses.replace(method, host=_seed(method.host, seed))
     return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
 
 
-def _method_entries(
+def _check_methods(
     methods: list[Any], model: Any, skip_unreachable: bool
 ) -> tuple[list[MethodEntry], dict[str, str]]:
     """Check the methods against the model; the keep ratio of a method is that of its last cut.
@@ -204,7 +204,7 @@ def _method_entries(
     return entries, unreachable
 
 
-def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
+def _identify(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
     """List what makes records comparable, scores and times alike."""
     # Named only where they differ from the usual: folders of earlier runs do not know them.
     unusual = {
@@ -220,7 +220,7 @@ def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
         "model": fingerprint(path),
         "seed": settings.seed,
         "dtype": str(model.dtype),
-        "device": device_name(),
+        "device": name_devices(),
         "batch size": settings.batch_size,
         "prompts version": tasks.PROMPTS_VERSION,
         "buckets": settings.buckets,
@@ -228,7 +228,7 @@ def _identity(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
     }
 
 
-def _image_start(session: Session) -> int | None:
+def _find_image_start(session: Session) -> int | None:
     """Return the position id at which the first image of the first readable example starts."""
     entry = session.plan.tasks[0]
     for position in range(len(entry.file.list_ids(session.plan.limit))):

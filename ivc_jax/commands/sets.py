@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.reports.rendering import environment
+from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies import sets
 
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} sets") ->
 def _run(arguments: Arguments, command: str, _console: Console) -> None:
     """Check, compute, draw and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    from ivc_jax.commands.origin import commit
+    from ivc_jax.commands.origin import find_commit
     from ivc_jax.evals.running.records import write_atomically
     from ivc_jax.studies.sets import figures, measures
 
@@ -56,7 +56,7 @@ def _run(arguments: Arguments, command: str, _console: Console) -> None:
     figures.draw(folder, presets, tables)
     meta = {
         "command": command,
-        "commit": commit(),
+        "commit": find_commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -74,5 +74,5 @@ def dumps(results: dict[str, Any]) -> str:
 
 def render(results: dict[str, Any]) -> str:
     """Fill the report template with results as they stand in sets.json."""
-    templates = environment(sets.__file__)
+    templates = make_environment(sets.__file__)
     return templates.get_template("sets.md.jinja").render(**results)

@@ -6,7 +6,7 @@ import importlib.util
 import pathlib
 
 from ivc_jax.nearest import suggest
-from ivc_jax.studies.study import Study, methods_of
+from ivc_jax.studies.study import Study, list_methods
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
@@ -95,7 +95,7 @@ def ablation(
         fields: others of `RunConfig`.
     """
     return RunConfig(
-        methods=methods_of(studies),
+        methods=list_methods(studies),
         studies=studies,
         tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
         batch_size=32,
@@ -108,7 +108,7 @@ def ablation(
     )
 
 
-def known_configs() -> dict[str, str]:
+def list_configs() -> dict[str, str]:
     """List the configurations: the question that each asks, by name."""
     paths = sorted(_find_configs().glob("*.py"))
     docs = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in paths}
@@ -123,7 +123,7 @@ def load_config(name: str) -> RunConfig:
     """
     path = pathlib.Path(name) if name.endswith(".py") else _find_configs() / f"{name}.py"
     if not path.is_file():
-        known = known_configs()
+        known = list_configs()
         raise SettingsError(
             f"unknown config {name!r}; known: {', '.join(known)}{suggest(name, known)}"
         )

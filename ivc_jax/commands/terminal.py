@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ivc_jax.evals.benchmarks.tasks import READING
 from ivc_jax.evals.schema import Meta
-from ivc_jax.reports.labels import heading, in_points, short_labels, short_task
+from ivc_jax.reports.labels import label_methods, shorten_task, write_heading, write_points
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Section
 
@@ -25,7 +25,7 @@ _SHOWN_FAILURES = 5
 
 
 @contextlib.contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def show_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar with rate and time left; yield the callback (task, done, total)."""
     columns = (
         TextColumn("{task.description}"),
@@ -54,13 +54,13 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             if not console.is_terminal and task not in shown:
                 # a log file gets no moving bar, so it gets a line a task
                 shown.add(task)
-                console.print(f"{short_task(task)}: from record {done} of {total}")
+                console.print(f"{shorten_task(task)}: from record {done} of {total}")
             elapsed = progress.tasks[0].elapsed or 0.0
             rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
             working = done > first[0] or task == READING
             progress.update(
                 bar,
-                description=short_task(task) if working else "compiling",
+                description=shorten_task(task) if working else "compiling",
                 completed=done,
                 total=total,
                 rate=rate,
@@ -90,17 +90,17 @@ def _make_table(results: Results) -> Table:
     rows = results.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     tasks = [task for task in dict.fromkeys(row.task for row in rows) if "/" not in task]
-    labels = short_labels(methods)
+    labels = label_methods(methods)
     cells = {(row.task, row.method): row for row in rows}
     table = Table(title="Score in percent or points; costs are means over tasks, times per example")
     for name in ("method", "keep", "cached"):
         table.add_column(name)
-    for name in (*map(heading, tasks), "retention", "kept tokens", "KV", "prefill"):
+    for name in (*map(write_heading, tasks), "retention", "kept tokens", "KV", "prefill"):
         table.add_column(name, justify="right")
     for method in methods:
         here = [cells[task, method] for task in tasks if (task, method) in cells]
         scores = [
-            in_points(task, cells[task, method].score) if (task, method) in cells else "-"
+            write_points(task, cells[task, method].score) if (task, method) in cells else "-"
             for task in tasks
         ]
         last = here[-1]  # the average where several tasks ran

@@ -11,8 +11,8 @@ import numpy as np
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.schema import Record
-from ivc_jax.reports.labels import budget_of, short_labels
-from ivc_jax.reports.resampling import NOTHING, Resampler, by_task, paired
+from ivc_jax.reports.labels import label_methods, read_budget
+from ivc_jax.reports.resampling import NOTHING, Resampler, average_by_task, subtract
 
 REFERENCE = "ivc"
 ALL = "average"
@@ -45,11 +45,11 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     Returns:
         Cells in order of group, budget (largest first) and method; empty without budgets.
     """
-    budgets = {spec: 1.0 if spec == _DENSE else budget_of(spec) for spec in specs}
+    budgets = {spec: 1.0 if spec == _DENSE else read_budget(spec) for spec in specs}
     labels: dict[str, str] = {}
     for budget in set(budgets.values()):
         # A field that a method has a value of its own for at each budget is no other method.
-        labels |= short_labels([s for s in specs if budgets[s] == budget], without=("seed",))
+        labels |= label_methods([s for s in specs if budgets[s] == budget], without=("seed",))
     if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
         return []
     pools: dict[tuple[str, float], list[Record]] = {}
@@ -64,13 +64,13 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     order = sorted(pools, key=lambda pool: -pool[1])
     resampler = Resampler(record for pool in pools.values() for record in pool)
     return [
-        _cell(group, members, label, budget, pools, resampler)
+        _make_cell(group, members, label, budget, pools, resampler)
         for group, members in groups.items()
         for label, budget in order
     ]
 
 
-def _cell(
+def _make_cell(
     group: str,
     tasks: Sequence[str],
     label: str,
@@ -79,12 +79,12 @@ def _cell(
     resampler: Resampler,
 ) -> Cell:
     pool = [record for record in pools[label, budget] if record.task in tasks]
-    scores = by_task(pool, tasks)
+    scores = average_by_task(pool, tasks)
     other = [r for r in pools.get((REFERENCE, budget), []) if r.task in tasks]
     score, low, high = resampler.interval(scores)
     difference = NOTHING
     if other and label != REFERENCE:
-        difference = resampler.interval(paired(scores, by_task(other, tasks)))
+        difference = resampler.interval(subtract(scores, average_by_task(other, tasks)))
     visual = max(_mean(pool, "visual_tokens"), 1)
     return Cell(
         label=label,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from ivc_jax.reports import ivc_map, kept
 from ivc_jax.reports.comparison import ALL, REFERENCE, Cell
-from ivc_jax.reports.labels import PERCENT, points_of, short_labels, short_task
+from ivc_jax.reports.labels import PERCENT, find_points, label_methods, shorten_task
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Figure
 
@@ -37,8 +37,8 @@ def draw(results: Results) -> Iterator[Figure]:
     title = "Score against visual tokens in the cache"
     yield save("accuracy", title, _SCORES_CAPTION, draw_scores(results))
     pictures = [("budgets", "Equal budgets", _BUDGETS_CAPTION, draw_budgets(results.comparison))]
-    for task in kept.pictured_tasks(results.meta.tasks):
-        drawn, name = kept.draw_example(results, task), short_task(task)
+    for task in kept.choose_tasks(results.meta.tasks):
+        drawn, name = kept.draw_example(results, task), shorten_task(task)
         pictures.append((f"kept_{name}", f"Kept tokens: {name}", kept.CAPTION, drawn))
     title = "Implicit visual coordinates of this model"
     pictures.append(("ivc_map", title, ivc_map.CAPTION, ivc_map.draw(results)))
@@ -53,7 +53,7 @@ def save(name: str, title: str, caption: str, drawn: matplotlib.figure.Figure) -
     return Figure(name, title, caption, buffer.getvalue())
 
 
-def styles(names: Sequence[str]) -> dict[str, dict]:
+def choose_styles(names: Sequence[str]) -> dict[str, dict]:
     """Give every method a colour and a marker; IVC-Prune is black and thick."""
     palette = colormaps["tab20"]
     found, number = {}, 0
@@ -76,9 +76,9 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
     """Draw scores over tokens in the cache: one panel a task, one line a method."""
     rows = results.rows
     tasks = [task for task in dict.fromkeys(row.task for row in rows) if "/" not in task]
-    labels = short_labels(results.meta.methods)
+    labels = label_methods(results.meta.methods)
     names = list(dict.fromkeys(labels.values()))
-    lines_of = styles([name for name in names if name != _DENSE])
+    lines_of = choose_styles([name for name in names if name != _DENSE])
     columns = min(4, len(tasks))
     lines = -(-len(tasks) // columns)
     figure, grid = pyplot.subplots(
@@ -86,17 +86,17 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
         layout="constrained",
     )  # fmt: skip
     for axes, task in zip(grid.flat, tasks, strict=False):
-        here, points = [row for row in rows if row.task == task], points_of(task)
+        here, points = [row for row in rows if row.task == task], find_points(task)
         for number, (name, style) in enumerate(lines_of.items()):
             # set apart a little: methods with equal budgets would hide each other
             shift = 5.5 * (number / max(len(lines_of) - 1, 1) - 0.5)
             chosen = [row for row in here if labels[row.method] == name]
-            _line(axes, chosen, name, style, shift, points)
+            _draw_line(axes, chosen, name, style, shift, points)
         for row in here:
             if row.method == _DENSE:
                 axes.axhline(points * row.score, color="black", ls="--", lw=1, label=_DENSE)
         unit = "%" if points == PERCENT else f"points of {points:g}"
-        axes.set(title=short_task(task), xlabel="visual tokens in the cache (%)")
+        axes.set(title=shorten_task(task), xlabel="visual tokens in the cache (%)")
         axes.set(ylabel=f"score ({unit})", xlim=(0, 100), ylim=(-0.03 * points, 1.03 * points))
         axes.grid(alpha=0.25)
     for axes in grid.flat[len(tasks) :]:
@@ -106,7 +106,7 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
     return figure
 
 
-def _line(
+def _draw_line(
     axes: Axes,
     rows: list[dict[str, Any]],
     name: str,
@@ -133,7 +133,7 @@ def draw_budgets(cells: Sequence[Cell]) -> matplotlib.figure.Figure | None:
     pruned = [cell for cell in cells if cell.label != "dense"]
     if not pruned:
         return None
-    names = styles(list(dict.fromkeys(cell.label for cell in pruned)))
+    names = choose_styles(list(dict.fromkeys(cell.label for cell in pruned)))
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
     figure, grid = pyplot.subplots(
@@ -141,7 +141,7 @@ def draw_budgets(cells: Sequence[Cell]) -> matplotlib.figure.Figure | None:
         layout="constrained",
     )  # fmt: skip
     for axes, group in zip(grid.flat, groups, strict=False):
-        _budget_panel(axes, group, cells, names)
+        _draw_budget_panel(axes, group, cells, names)
     for axes in grid.flat[len(groups) :]:
         axes.axis("off")
     handles, texts = grid.flat[0].get_legend_handles_labels()
@@ -149,7 +149,9 @@ def draw_budgets(cells: Sequence[Cell]) -> matplotlib.figure.Figure | None:
     return figure
 
 
-def _budget_panel(axes: Axes, group: str, cells: Sequence[Cell], names: dict[str, dict]) -> None:
+def _draw_budget_panel(
+    axes: Axes, group: str, cells: Sequence[Cell], names: dict[str, dict]
+) -> None:
     for name, style in names.items():
         line = [cell for cell in cells if cell.group == group and cell.label == name]
         line.sort(key=lambda cell: cell.cached_share)

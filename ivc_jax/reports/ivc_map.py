@@ -41,7 +41,7 @@ def draw(results: Results) -> Figure | None:
     figure, (curves, real, imaginary, both) = pyplot.subplots(
         1, 4, figsize=(15.5, 4.1), layout="constrained", width_ratios=(1.5, 1, 1, 0.85)
     )
-    _curves(curves, V, U, start, length, cells, chosen)
+    _draw_curves(curves, V, U, start, length, cells, chosen)
     for axes, values, picks, name, colour in zip(
         (real, imaginary), maps, chosen, "VU", (REAL, IMAGINARY), strict=True
     ):
@@ -79,7 +79,7 @@ def paint(axes: Axes, by_cos: np.ndarray, by_sin: np.ndarray, rows: int, columns
     axes.tick_params(which="minor", length=0)
 
 
-def _curves(axes, V, U, start, length, cells, chosen) -> None:
+def _draw_curves(axes, V, U, start, length, cells, chosen) -> None:
     axes.plot(V, color=REAL, label="V: sum of cosines")
     axes.plot(U, color=IMAGINARY, label="U: sum of sines")
     axes.axvspan(start, length - 1, color="black", alpha=0.07, label="positions of the image")

@@ -20,7 +20,7 @@ from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
 from ivc_jax.evals.schema import Meta, Record
-from ivc_jax.reports.labels import short_labels, size_of
+from ivc_jax.reports.labels import label_methods, read_size
 from ivc_jax.reports.results import Results
 
 CAPTION = (
@@ -36,7 +36,7 @@ _BOX_COLOUR = "#39ff9f"
 _LETTERS = 34  # of a line of text above or below a panel of a prompt
 
 
-def pictured_tasks(tasks: Sequence[str]) -> list[str]:
+def choose_tasks(tasks: Sequence[str]) -> list[str]:
     """Take one grounding task and one other."""
     grounding = [task for task in tasks if TASKS[task].group == "grounding"]
     others = [task for task in tasks if TASKS[task].group != "grounding"]
@@ -54,7 +54,7 @@ def draw_example(results: Results, task: str) -> Figure | None:
     if pixels is None or len(first.grids) != 1 or first.grids[0][0] != 1:
         return None  # drawn for a single image only
     pruned = {
-        method: size_of(method, record.keep_ratio)
+        method: read_size(method, record.keep_ratio)
         for method, record in example.items()
         if method != _DENSE
     }
@@ -69,10 +69,10 @@ def draw_example(results: Results, task: str) -> Figure | None:
     question = f"{first.question}    reference: {first.target}"
     figure.suptitle(question, fontsize=12, fontweight="bold")
     if _DENSE in example:
-        _example_panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
+        _draw_example_panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
     for method, place in places.items():
         title = f"{labels[method]}, {pruned[method][1]:g}"
-        _example_panel(grid[place], pixels, example[method], title)
+        _draw_example_panel(grid[place], pixels, example[method], title)
     return figure
 
 
@@ -85,9 +85,9 @@ def arrange_panels(
     seed of each, line after line.
 
     Args:
-        sizes: budget or keep ratio of each method (`labels.size_of`).
+        sizes: budget or keep ratio of each method (`labels.read_size`).
     """
-    labels = short_labels(list(sizes))
+    labels = label_methods(list(sizes))
     names = list(dict.fromkeys(labels.values()))
     lines = sorted(set(sizes.values()), reverse=True)
     if len(names) < _MOST_COLUMNS:
@@ -98,7 +98,7 @@ def arrange_panels(
         return places, labels
     chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
     # A field with one value among these tells nothing.
-    labels = short_labels(chosen, without=("seed",))
+    labels = label_methods(chosen, without=("seed",))
     first = {label: method for method, label in reversed(labels.items())}
     shown = [method for method in chosen if first[labels[method]] == method]
     return {method: divmod(n, _MOST_COLUMNS) for n, method in enumerate(shown, 1)}, labels
@@ -129,10 +129,10 @@ def save_prompt(
     )  # fmt: skip
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(_printable(question, 40 * columns), fontweight="bold")
+    figure.suptitle(_shorten(question, 40 * columns), fontweight="bold")
     pixels = np.asarray(picture.convert("RGB"))
     for axes, (spec, answer) in zip(grid.flat, answers.items(), strict=False):
-        _prompt_panel(axes, pixels, spec, answer, family)
+        _draw_prompt_panel(axes, pixels, spec, answer, family)
     try:
         figure.savefig(path, dpi=140, facecolor="white", format="png")
     finally:
@@ -150,10 +150,10 @@ def _choose_example(meta: Meta, records: Sequence[Record]) -> dict[str, Record]:
         if all(method in by_method for method in meta.methods)
     ]
     # Python's max keeps the first of equals.
-    return max(complete, key=_interest, default={})
+    return max(complete, key=_rate_example, default={})
 
 
-def _interest(example: dict[str, Record]) -> tuple[bool, bool]:
+def _rate_example(example: dict[str, Record]) -> tuple[bool, bool]:
     dense = example.get(_DENSE)
     right = dense is not None and dense.score >= 1
     return right, len({record.score >= 1 for record in example.values()}) > 1
@@ -173,12 +173,12 @@ def _read_pixels(meta: Meta, record: Record) -> np.ndarray | None:
         file.close()
 
 
-def _example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
+def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
     height, width = pixels.shape[:2]
     axes.imshow(_shade(pixels, record.grids[0], record.kept))
     axes.set_title(f"{title}: {record.kept_tokens} of {record.visual_tokens}", fontsize=9)
     colour = "#0a7d4f" if record.score >= 1 else "#b3261e"
-    text = _printable(record.prediction)
+    text = _shorten(record.prediction)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
     if TASKS[record.task].group == "grounding":
@@ -188,11 +188,13 @@ def _example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 
-def _prompt_panel(axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, family: str) -> None:
+def _draw_prompt_panel(
+    axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, family: str
+) -> None:
     axes.imshow(_shade(pixels, answer.grids[0], answer.kept))
     kept = f"{len(answer.kept)} of {answer.visual_tokens} tokens"
-    axes.set_title(f"{_printable(spec, _LETTERS)}\n{kept}", fontsize=9)
-    text = _printable(answer.text, _LETTERS)
+    axes.set_title(f"{_shorten(spec, _LETTERS)}\n{kept}", fontsize=9)
+    text = _shorten(answer.text, _LETTERS)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
     height, width = pixels.shape[:2]
     if family in BOX_PARSERS:
@@ -217,7 +219,7 @@ def _shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.n
     return (pixels * shade[..., None]).astype(np.uint8)
 
 
-def _printable(text: str, longest: int = _LONGEST) -> str:
+def _shorten(text: str, longest: int = _LONGEST) -> str:
     """Shorten an answer to what fits below a panel and the font can show."""
     text = "".join(letter if 32 <= ord(letter) < 127 else "·" for letter in text.strip())
     text = text if len(text) <= longest else f"{text[:longest]}..."

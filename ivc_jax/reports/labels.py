@@ -9,12 +9,12 @@ PERCENT = 100.0
 _SIZES = ("keep_ratio", "budget")
 
 
-def short_task(task: str) -> str:
+def shorten_task(task: str) -> str:
     """Drop the name of the bundled benchmark."""
     return task.removeprefix(BUNDLED_PREFIX)
 
 
-def short_labels(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str, str]:
+def label_methods(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str, str]:
     """Name methods without keep ratio and budget, and without fields that all of a name share.
 
     "ivc:layer=3,keep_ratio=0.5" is "ivc" unless another "ivc" has another layer.
@@ -22,7 +22,7 @@ def short_labels(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str,
     Args:
         without: further fields to leave out, such as "seed".
     """
-    fields = {spec: _fields(spec, (*_SIZES, *without)) for spec in specs}
+    fields = {spec: _read_fields(spec, (*_SIZES, *without)) for spec in specs}
     labels = {}
     for spec in specs:
         name = spec.partition(":")[0]
@@ -36,50 +36,50 @@ def short_labels(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str,
     return labels
 
 
-def budget_of(spec: str) -> float | None:
+def read_budget(spec: str) -> float | None:
     """Return the budget that a specification names."""
-    text = _fields(spec).get("budget")
+    text = _read_fields(spec).get("budget")
     return float(text) if text else None
 
 
-def size_of(spec: str, keep_ratio: float) -> tuple[str, float]:
+def read_size(spec: str, keep_ratio: float) -> tuple[str, float]:
     """Return what methods are compared at: their budget, or their keep ratio if they have none."""
-    budget = budget_of(spec)
+    budget = read_budget(spec)
     return ("keep_ratio", keep_ratio) if budget is None else ("budget", budget)
 
 
-def _fields(spec: str, without: Sequence[str] = ()) -> dict[str, str]:
+def _read_fields(spec: str, without: Sequence[str] = ()) -> dict[str, str]:
     pairs = (pair.partition("=") for pair in spec.partition(":")[2].split(",") if pair)
     return {key: value for key, _, value in pairs if key not in without}
 
 
 def name_with_size(labels: Mapping[str, str], rows: Iterable[Row]) -> dict[str, str]:
     """Name methods with their budget or keep ratio, for tables without a column of it."""
-    sizes = {row.method: size_of(row.method, row.keep_ratio)[1] for row in rows}
+    sizes = {row.method: read_size(row.method, row.keep_ratio)[1] for row in rows}
     return {
         method: labels[method] if method == "dense" else f"{labels[method]}, {size:g}"
         for method, size in sizes.items()
     }
 
 
-def points_of(task: str) -> float:
+def find_points(task: str) -> float:
     """Return what a score of 1 is called: 100 for percent, as for averages, or 2800 for MME."""
     return TASKS[task].scoring.points if task in TASKS else PERCENT
 
 
-def heading(task: str) -> str:
+def write_heading(task: str) -> str:
     """Name a column of scores, and their unit where it is not percent."""
-    points = points_of(task)
-    return short_task(task) if points == PERCENT else f"{short_task(task)} (of {points:g})"
+    points = find_points(task)
+    return shorten_task(task) if points == PERCENT else f"{shorten_task(task)} (of {points:g})"
 
 
-def in_points(task: str, score: float, digits: int = 1) -> str:
+def write_points(task: str, score: float, digits: int = 1) -> str:
     """Write a score from 0 to 1 in percent with that many digits, or in whole points."""
-    points = points_of(task)
+    points = find_points(task)
     return f"{points * score:.{digits if points == PERCENT else 0}f}"
 
 
-def scored_by_unit(tasks: Iterable[str]) -> list[str]:
+def list_scored_by_unit(tasks: Iterable[str]) -> list[str]:
     """List the tasks whose score is no mean over rows (MME, POPE, MMBench, HallusionBench).
 
     Comparisons that resample rows average the scores of rows instead.
@@ -87,8 +87,8 @@ def scored_by_unit(tasks: Iterable[str]) -> list[str]:
     return [task for task in tasks if task in TASKS and TASKS[task].scoring.unit is not None]
 
 
-def rows_note(tasks: Iterable[str]) -> str:
+def write_rows_note(tasks: Iterable[str]) -> str:
     """Say of which tasks a comparison shows another score than the table of scores does."""
-    named = ", ".join(map(short_task, scored_by_unit(tasks)))
+    named = ", ".join(map(shorten_task, list_scored_by_unit(tasks)))
     note = "this table averages the scores of rows, which is not their own score as under Scores."
     return f" Of {named} {note}" if named else ""

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from ivc_jax.reports.rendering import environment
+from ivc_jax.reports.rendering import make_environment
 from ivc_jax.reports.section import Cell, Report
 
 _WIDTH = 100
@@ -10,7 +10,7 @@ _WIDTH = 100
 
 def render(report: Report) -> str:
     """Write a report; its figures are referred to by their paths."""
-    templates = environment(__file__)
+    templates = make_environment(__file__)
     templates.filters |= {"wrap": _wrap, "cell": _escape, "written": _write}
     return templates.get_template("report.md.jinja").render(report=report)
 

@@ -6,7 +6,7 @@ import pathlib
 import jinja2
 
 
-def environment(module: str | os.PathLike, escape: bool = False) -> jinja2.Environment:
+def make_environment(module: str | os.PathLike, escape: bool = False) -> jinja2.Environment:
     """Return the environment of the templates beside a module.
 
     Args:

@@ -20,14 +20,14 @@ def _draw(results: Results) -> Section:
 
 
 _USUAL: dict[str, Callable[[Results], Section]] = {
-    tables.SCORES: tables.scores,
-    tables.COSTS: tables.costs,
-    tables.BUDGETS: tables.budgets,
-    tables.LEFT_OUT: tables.left_out,
-    tables.CATEGORIES: tables.categories,
+    tables.SCORES: tables.make_scores,
+    tables.COSTS: tables.make_costs,
+    tables.BUDGETS: tables.make_budgets,
+    tables.LEFT_OUT: tables.make_left_out,
+    tables.CATEGORIES: tables.make_categories,
     FIGURES: _draw,
-    tables.ANSWERS: tables.answers,
-    tables.FAILURES: tables.failures,
+    tables.ANSWERS: tables.make_answers,
+    tables.FAILURES: tables.make_failures,
 }
 
 
@@ -42,8 +42,8 @@ def compose(results: Results, leading: Sequence[Section] = ()) -> Report:
     meta = results.meta
     return Report(
         f"Visual-token pruning: {meta.model}",
-        full_command(meta),
-        _facts(meta),
+        write_command(meta),
+        _list_facts(meta),
         tuple(section for section in (*leading, *usual) if not section.empty),
     )
 
@@ -61,13 +61,13 @@ def write(folder: pathlib.Path, results: Results, leading: Sequence[Section] = (
     write_atomically(folder / "report.html", html.render(report))
 
 
-def full_command(meta: Meta) -> str:
+def write_command(meta: Meta) -> str:
     """Write the command of a run as it is given in a shell; records name the script alone."""
     command = meta.command
     return f"python experiments/{command}" if command.startswith("run.py") else command
 
 
-def _facts(meta: Meta) -> dict[str, Any]:
+def _list_facts(meta: Meta) -> dict[str, Any]:
     """Name what the header shows; results of earlier versions lack some of it."""
     facts = {
         "device": meta.device,
@@ -81,13 +81,13 @@ def _facts(meta: Meta) -> dict[str, Any]:
         "batch size": meta.batch_size,
         "rows of each task": meta.limit or "all",
         "prefill programs compiled": meta.compiled_programs,
-        **_time_facts(meta.statistics),
+        **_list_time_facts(meta.statistics),
         "failed examples": meta.failed_rows,
     }
     return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
-def _time_facts(statistics: Statistics | None) -> dict[str, Any]:
+def _list_time_facts(statistics: Statistics | None) -> dict[str, Any]:
     """Say how the time went, which is unknown where every record was there already."""
     if statistics is None:
         return {}

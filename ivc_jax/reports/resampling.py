@@ -21,7 +21,7 @@ Interval = tuple[float, float, float]  # mean, and the ends of the 95 % interval
 NOTHING: Interval = (float("nan"),) * 3
 
 
-def by_task(records: Iterable[Record], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+def average_by_task(records: Iterable[Record], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Average the score of each example over runs, one dictionary a task."""
     found: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
     for record in records:
@@ -33,7 +33,7 @@ def by_task(records: Iterable[Record], tasks: Sequence[str]) -> dict[str, dict[s
     }
 
 
-def paired(scores: Scores, others: Scores) -> dict[str, dict[str, float]]:
+def subtract(scores: Scores, others: Scores) -> dict[str, dict[str, float]]:
     """Subtract, example by example; examples that one side lacks drop out."""
     return {
         task: {
@@ -43,7 +43,7 @@ def paired(scores: Scores, others: Scores) -> dict[str, dict[str, float]]:
     }
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def adjust(p_values: Sequence[float]) -> list[float]:
     """Adjust p values for their number (Holm, 1979); NaN stays NaN and does not count."""
     p = np.asarray(p_values, np.float64)
     asked = np.flatnonzero(~np.isnan(p))

@@ -37,7 +37,7 @@ class Results:
 
 def summarize(folder: pathlib.Path, meta: Meta) -> Results:
     """Aggregate the records of a run and write results.json."""
-    records = _wanted(folder, meta)
+    records = _read_wanted(folder, meta)
     failures = {
         (record.task, record.example_id): record.error for record in records if record.failed
     }
@@ -65,7 +65,7 @@ def read_meta(folder: pathlib.Path) -> Meta:
         raise ValueError(f"{folder} holds no finished run: {error}") from None
 
 
-def _wanted(folder: pathlib.Path, meta: Meta) -> list[Record]:
+def _read_wanted(folder: pathlib.Path, meta: Meta) -> list[Record]:
     """Read the records of this run's tasks, methods and rows; the folder may hold more.
 
     They come in order of task, row and method, whatever processes and batches they are from.

@@ -10,14 +10,14 @@ from ivc_jax.evals.running import summary
 from ivc_jax.evals.schema import Record, Row
 from ivc_jax.reports import comparison
 from ivc_jax.reports.labels import (
-    heading,
-    in_points,
+    label_methods,
+    list_scored_by_unit,
     name_with_size,
-    rows_note,
-    scored_by_unit,
-    short_labels,
-    short_task,
-    size_of,
+    read_size,
+    shorten_task,
+    write_heading,
+    write_points,
+    write_rows_note,
 )
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Cell, Section, Table
@@ -95,15 +95,15 @@ def write_difference(cell: Compared, marked: bool = True) -> Cell:
     return Cell(f"{100 * cell.difference:+.1f}", interval, mark if marked else "")
 
 
-def scores(results: Results) -> Section:
+def make_scores(results: Results) -> Section:
     """Show every method on every task, and its retention."""
     meta, rows = results.meta, results.rows
-    labels, columns = short_labels(meta.methods), _columns(results)
+    labels, columns = label_methods(meta.methods), _list_columns(results)
     cells = {(row.method, row.task): row for row in rows}
-    best = _best(meta.methods, cells)
+    best = _find_best(meta.methods, cells)
     lines, starts, previous = [], [], None
-    for method, overall in _overall(results):
-        size = size_of(method, overall.keep_ratio)
+    for method, overall in _find_overall(results):
+        size = read_size(method, overall.keep_ratio)
         if previous not in (None, size):
             starts.append(len(lines))
         previous = size
@@ -121,19 +121,21 @@ def scores(results: Results) -> Section:
                 "-" if retained is None else f"{100 * retained:.1f} %",
             )
         )
-    by_unit = ", ".join(map(short_task, scored_by_unit(meta.tasks)))
+    by_unit = ", ".join(map(shorten_task, list_scored_by_unit(meta.tasks)))
     text = _SCORES_TEXT.format(
-        points=_POINTS_TEXT if any(heading(task) != short_task(task) for task in columns) else "",
+        points=_POINTS_TEXT
+        if any(write_heading(task) != shorten_task(task) for task in columns)
+        else "",
         units=_UNITS_TEXT.format(names=by_unit) if by_unit else "",
     )
-    names = "method", "keep ratio", "cached", *map(heading, columns), "retention"
+    names = "method", "keep ratio", "cached", *map(write_heading, columns), "retention"
     table = Table(names, tuple(lines), starts=tuple(starts))
     return Section(SCORES, (text,), (table,))
 
 
-def costs(results: Results) -> Section:
+def make_costs(results: Results) -> Section:
     """Show what one example costs under every method."""
-    labels = short_labels(results.meta.methods)
+    labels = label_methods(results.meta.methods)
     lines = tuple(
         (
             labels[method],
@@ -146,7 +148,7 @@ def costs(results: Results) -> Section:
             f"{row.prefill_ms:.3f}",
             f"{row.decode_ms_per_token:.3f}",
         )
-        for method, row in _overall(results)
+        for method, row in _find_overall(results)
     )
     names = (
         *("method", "keep ratio", "cached", "visual tokens", "kept", "KV cache (KiB)", "GFLOP"),
@@ -157,7 +159,7 @@ def costs(results: Results) -> Section:
     return Section(COSTS, (text,), (Table(names, lines),))
 
 
-def budgets(results: Results) -> Section:
+def make_budgets(results: Results) -> Section:
     """Show methods at equal budgets: one table a budget, rows of methods, columns of groups."""
     cells = results.comparison
     groups = list(dict.fromkeys(cell.group for cell in cells))
@@ -174,34 +176,36 @@ def budgets(results: Results) -> Section:
         )
         for budget, lines in by_budget.items()
     )
-    text = _BUDGETS_TEXT.format(reference=comparison.REFERENCE) + rows_note(results.meta.tasks)
+    text = _BUDGETS_TEXT.format(reference=comparison.REFERENCE) + write_rows_note(
+        results.meta.tasks
+    )
     content = json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1)
     return Section(BUDGETS, (text,), tables, files={_COMPARISON: content + "\n"} if cells else {})
 
 
-def left_out(results: Results) -> Section:
+def make_left_out(results: Results) -> Section:
     """Name the methods that could not reach a budget."""
     return Section(LEFT_OUT, (_LEFT_OUT_TEXT,), notes=tuple(results.meta.unreachable.values()))
 
 
-def categories(results: Results) -> Section:
+def make_categories(results: Results) -> Section:
     """Show parts of tasks: one table a task and measure, a column a category."""
-    spelled = name_with_size(short_labels(results.meta.methods), results.rows)
+    spelled = name_with_size(label_methods(results.meta.methods), results.rows)
     tables = []
     for found in summary.collect_categories(results.rows):
         lines = tuple(
             (spelled[method], *(_write_category(found.measure, value) for value in values))
             for method, values in found.lines.items()
         )
-        title = f"{short_task(found.task)}: {found.measure} by {found.level}"
+        title = f"{shorten_task(found.task)}: {found.measure} by {found.level}"
         folded = len(found.categories) > _OPEN[0] or len(lines) > _OPEN[1]
         tables.append(Table(("method", *found.categories), lines, title, folded=folded))
     return Section(CATEGORIES, (_CATEGORIES_TEXT,), tuple(tables))
 
 
-def answers(results: Results) -> Section:
+def make_answers(results: Results) -> Section:
     """Show the first examples of each task with the answers of all methods."""
-    labels, tables = short_labels(results.meta.methods), []
+    labels, tables = label_methods(results.meta.methods), []
     for task in results.meta.tasks:
         examples: dict[str, dict[str, Record]] = {}
         for record in results.records:
@@ -214,18 +218,18 @@ def answers(results: Results) -> Section:
                     labels[method],
                     f"{record.keep_ratio:.3g}",
                     str(record.kept_tokens),
-                    Cell(record.prediction, mark=_right(record), code=True),
+                    Cell(record.prediction, mark=_mark(record), code=True),
                     f"{record.score:g}",
                 )
                 for method in results.meta.methods
                 if (record := by_method.get(method))
             )
-            asked, target = _plain(first.question), _plain(first.target)
+            asked, target = _flatten(first.question), _flatten(first.target)
             tables.append(
                 Table(
                     ("method", "keep ratio", "kept", "answer", "score"),
                     lines,
-                    f"{short_task(task)} {first.example_id}",
+                    f"{shorten_task(task)} {first.example_id}",
                     f"{asked} Reference: `{target}`",
                     folded=bool(tables),
                 )
@@ -233,31 +237,33 @@ def answers(results: Results) -> Section:
     return Section(ANSWERS, tables=tuple(tables))
 
 
-def failures(results: Results) -> Section:
+def make_failures(results: Results) -> Section:
     """List what went wrong."""
     return Section(FAILURES, notes=tuple(results.meta.failures))
 
 
-def _columns(results: Results) -> list[str]:
+def _list_columns(results: Results) -> list[str]:
     """List the tasks, and the average over all, but not those over groups."""
     return [t for t in dict.fromkeys(row.task for row in results.rows) if "/" not in t]
 
 
-def _overall(results: Results) -> Iterable[tuple[str, Row]]:
+def _find_overall(results: Results) -> Iterable[tuple[str, Row]]:
     """Yield each method and its average row, or that of the only task."""
     cells = {(row.method, row.task): row for row in results.rows}
-    last = _columns(results)[-1]
+    last = _list_columns(results)[-1]
     for method in results.meta.methods:
         if row := cells.get((method, summary.AVERAGE)) or cells.get((method, last)):
             yield method, row
 
 
-def _best(methods: Sequence[str], cells: Mapping[tuple[str, str], Row]) -> set[tuple[str, str]]:
+def _find_best(
+    methods: Sequence[str], cells: Mapping[tuple[str, str], Row]
+) -> set[tuple[str, str]]:
     """Name the best pruned method of each task at each budget or keep ratio."""
     groups: dict[tuple[str, tuple[str, float]], list[tuple[float, str]]] = {}
     for (method, task), row in cells.items():
         if method != "dense":
-            size = size_of(method, row.keep_ratio)
+            size = read_size(method, row.keep_ratio)
             groups.setdefault((task, size), []).append((round(row.score, 9), method))
     return {
         (method, task)
@@ -271,8 +277,8 @@ def _write_row(row: Row, best: bool) -> Cell:
     task, found = row.task, row.metrics
     interval = None
     if "low" in found:
-        interval = in_points(task, found["low"], 0), in_points(task, found["high"], 0)
-    return Cell(in_points(task, row.score), interval, "best" if best else "")
+        interval = write_points(task, found["low"], 0), write_points(task, found["high"], 0)
+    return Cell(write_points(task, row.score), interval, "best" if best else "")
 
 
 def _write_budget_row(label: str, cells: Sequence[comparison.Cell]) -> tuple[Cell | str, ...]:
@@ -298,10 +304,10 @@ def _write_category(measure: str, value: float | None) -> str:
     return f"{value:.0f}" if measure in ("points", "count") else f"{100 * value:.1f}"
 
 
-def _plain(text: str) -> str:
+def _flatten(text: str) -> str:
     """Put a text of the data on one line, without what would set it as code."""
     return " ".join(text.split()).replace("`", "'")
 
 
-def _right(record: Record) -> str:
+def _mark(record: Record) -> str:
     return "right" if record.score >= 1 else "wrong"

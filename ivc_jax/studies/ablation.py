@@ -5,11 +5,11 @@ import json
 import math
 
 from ivc_jax.reports import report, tables
-from ivc_jax.reports.labels import rows_note
+from ivc_jax.reports.labels import write_rows_note
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Cell, Section, Table
 from ivc_jax.studies import table
-from ivc_jax.studies.study import Study, from_json
+from ivc_jax.studies.study import Study, read_study
 
 _META = ("command", "commits", "date", "device", "dtype", "jax_version", "model", "limit")
 # A run of studies has dozens of variants of one method: its figures are those of the studies.
@@ -24,9 +24,9 @@ _TEXT = (
 
 def make_sections(results: Results) -> list[Section]:
     """Make a section of each study that the run was made for and that has rows."""
-    studies = [from_json(content) for content in results.meta.studies]
+    studies = [read_study(content) for content in results.meta.studies]
     tabulated = [(study, table.tabulate(study, results.records)) for study in studies]
-    groups = table.shown_groups(tabulated)
+    groups = table.list_shown_groups(tabulated)
     return [_make_section(study, rows, groups, results) for study, rows in tabulated if rows]
 
 
@@ -48,7 +48,7 @@ def _make_section(
     }
     return Section(
         study.title,
-        (study.question, _TEXT + rows_note(results.meta.tasks)),
+        (study.question, _TEXT + write_rows_note(results.meta.tasks)),
         (_make_table(study, rows, groups),),
         saved,
         files={f"study_{study.name}.json": json.dumps(content, indent=1) + "\n"},

@@ -30,13 +30,13 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure | None:
         return None
     groups = [group for group in _GROUP_ORDER if group in rows[0].cells]
     if study.figure == "lines":
-        return _lines(study, rows, groups)
+        return _draw_lines(study, rows, groups)
     if study.figure == "heat":
-        return _heat(study, rows, groups)
-    return _rows(rows, [group for group in groups if group != ALL])
+        return _draw_heat(study, rows, groups)
+    return _draw_rows(rows, [group for group in groups if group != ALL])
 
 
-def _rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
+def _draw_rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
     compared = [row for row in rows if row.versus]
     if not compared:
         return None
@@ -44,7 +44,7 @@ def _rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
         1, len(groups), sharey=True, squeeze=False, layout="constrained",
         figsize=(2.6 + 2.9 * len(groups), 1.2 + 0.22 * len(compared)),
     )  # fmt: skip
-    places = _places(compared)
+    places = _place_rows(compared)
     for axes, group in zip(grid[0], groups, strict=True):
         axes.axvline(0, color="black", lw=0.8)
         for place, row in zip(places, compared, strict=True):
@@ -65,7 +65,7 @@ def _rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
     return figure
 
 
-def _places(rows: Sequence[Row]) -> list[float]:
+def _place_rows(rows: Sequence[Row]) -> list[float]:
     """Number the rows from top to bottom, with a gap between series."""
     places, place = [], 0.0
     for number, row in enumerate(rows):
@@ -76,12 +76,12 @@ def _places(rows: Sequence[Row]) -> list[float]:
     return places
 
 
-def _lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
+def _draw_lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
     figure, grid = pyplot.subplots(
         1, len(groups), squeeze=False, layout="constrained", figsize=(3.7 * len(groups), 3.9)
     )
     names = list(dict.fromkeys(row.series for row in rows))
-    styles = figures.styles(names)
+    styles = figures.choose_styles(names)
     for axes, group in zip(grid[0], groups, strict=True):
         for name in names:
             own = sorted((row for row in rows if row.series == name), key=lambda row: row.x)
@@ -97,7 +97,7 @@ def _lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
     return figure
 
 
-def _heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
+def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
     x, y = (sorted({getattr(row, axis) for row in rows}) for axis in "xy")
     figure, grid = pyplot.subplots(
         1, len(groups), squeeze=False, layout="constrained",
@@ -107,13 +107,15 @@ def _heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
         values = np.full((len(y), len(x)), np.nan)
         for row in rows:
             values[y.index(row.y), x.index(row.x)] = 100 * row.cells[group].score
-        _heat_panel(axes, values, x, y)
+        _draw_heat_panel(axes, values, x, y)
         axes.set(title=group, xlabel=study.x_label)
     grid[0, 0].set_ylabel(study.y_label)
     return figure
 
 
-def _heat_panel(axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float]) -> None:
+def _draw_heat_panel(
+    axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float]
+) -> None:
     shown = axes.imshow(values, cmap="viridis", origin="lower", aspect="auto")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (line, column), value in np.ndenumerate(values):

@@ -67,14 +67,14 @@ class Study:
                     raise ValueError(f"study {self.name}: {variant.spec} has no {name}")
 
 
-def methods_of(studies: Iterable[Study]) -> tuple[str, ...]:
+def list_methods(studies: Iterable[Study]) -> tuple[str, ...]:
     """List dense and every method of some studies, none twice."""
     specs = [variant.spec for study in studies for variant in study.variants]
     references = [study.reference for study in studies]
     return tuple(dict.fromkeys(("dense", *references, *specs)))
 
 
-def from_json(content: dict) -> Study:
+def read_study(content: dict) -> Study:
     """Read a study back from `dataclasses.asdict`."""
     variants = tuple(Variant(**variant) for variant in content["variants"])
     return Study(**{**content, "variants": variants})

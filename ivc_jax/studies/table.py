@@ -14,7 +14,7 @@ import numpy as np
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.schema import Record
-from ivc_jax.reports.resampling import NOTHING, Resampler, by_task, holm, paired
+from ivc_jax.reports.resampling import NOTHING, Resampler, adjust, average_by_task, subtract
 from ivc_jax.studies.study import Study, Variant
 
 ALL = "average"
@@ -85,11 +85,11 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
             pools.setdefault(key, []).append(variant)
     present = {record.task for record in records}
     tasks = [task for task in TASKS if task in present]
-    groups = _groups(tasks)
+    groups = _group_tasks(tasks)
     resampler = Resampler(records)
     gather = lambda variants: [r for v in variants for r in by_spec[v.spec]]  # noqa: E731
-    scores = {key: by_task(gather(variants), tasks) for key, variants in pools.items()}
-    full = by_task(by_spec.get(study.reference, []), tasks)
+    scores = {key: average_by_task(gather(variants), tasks) for key, variants in pools.items()}
+    full = average_by_task(by_spec.get(study.reference, []), tasks)
     rows = []
     for key, variants in pools.items():
         versus = variants[0].versus
@@ -99,21 +99,21 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
         if study.reference in {variant.spec for variant in variants} and versus is None:
             other = None  # the reference itself
         cells = {
-            group: _cell(scores[key], other, members, resampler)
+            group: _make_cell(scores[key], other, members, resampler)
             for group, members in groups.items()
         }
-        rows.append(_row(key, variants, name if other else "", gather(variants), cells))
-    return _adjusted(rows, list(groups))
+        rows.append(_make_row(key, variants, name if other else "", gather(variants), cells))
+    return _adjust(rows, list(groups))
 
 
-def shown_groups(tables: Sequence[tuple[Study, Sequence[Row]]]) -> list[str]:
+def list_shown_groups(tables: Sequence[tuple[Study, Sequence[Row]]]) -> list[str]:
     """List the groups that tables have columns of: without single tasks."""
     cells = {name for _, rows in tables for row in rows for name in row.cells}
     groups = dict.fromkeys(task.group for task in TASKS.values())
     return [name for name in (*groups, ALL) if name in cells]
 
 
-def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
+def _group_tasks(tasks: Sequence[str]) -> dict[str, list[str]]:
     """Name groups of tasks, the average over all, and the tasks themselves."""
     groups: dict[str, list[str]] = {}
     for task in tasks:
@@ -121,7 +121,7 @@ def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
     return {**groups, ALL: list(tasks), **{task: [task] for task in tasks}}
 
 
-def _cell(
+def _make_cell(
     scores: Mapping[str, Any],
     other: Mapping[str, Any] | None,
     tasks: Sequence[str],
@@ -130,12 +130,12 @@ def _cell(
     mine = {task: scores[task] for task in tasks}
     difference, p = NOTHING, math.nan
     if other:
-        change = paired(mine, {task: other[task] for task in tasks})
+        change = subtract(mine, {task: other[task] for task in tasks})
         difference, p = resampler.interval(change), resampler.p_value(change)
     return Cell(*resampler.interval(mine), *difference, p)
 
 
-def _row(
+def _make_row(
     key: Key,
     variants: Sequence[Variant],
     versus: str,
@@ -155,9 +155,9 @@ def _row(
     )
 
 
-def _adjusted(rows: list[Row], groups: Sequence[str]) -> list[Row]:
+def _adjust(rows: list[Row], groups: Sequence[str]) -> list[Row]:
     """Fill in the adjusted p values, group by group."""
-    adjusted = {group: holm([row.cells[group].p for row in rows]) for group in groups}
+    adjusted = {group: adjust([row.cells[group].p for row in rows]) for group in groups}
     return [
         dataclasses.replace(
             row,

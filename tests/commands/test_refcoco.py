@@ -105,9 +105,9 @@ def test_files_can_be_scored(folders, options, suffix):
 
 
 def test_every_set_has_its_annotations():
-    assert refcoco.annotation_name("RefCOCO_testA") == "finetune_refcoco_testA.json"
-    assert refcoco.annotation_name("RefCOCO+_val") == "finetune_refcoco+_val.json"
-    assert refcoco.annotation_name("RefCOCOg_test") == "finetune_refcocog_test.json"
+    assert refcoco.name_annotations("RefCOCO_testA") == "finetune_refcoco_testA.json"
+    assert refcoco.name_annotations("RefCOCO+_val") == "finetune_refcoco+_val.json"
+    assert refcoco.name_annotations("RefCOCOg_test") == "finetune_refcocog_test.json"
 
 
 @pytest.mark.parametrize(

@@ -141,12 +141,12 @@ def test_the_script_exits_with_two_and_no_traceback():
 
 
 def test_every_config_loads():
-    for name in settings.known_configs():
+    for name in settings.list_configs():
         assert settings.load_config(name).methods[0] == "dense"
 
 
 def test_labels_drop_what_methods_share():
     specs = ["dense", "ivc:keep_ratio=0.5", "ivc:keep_ratio=0.25", "fastv:layer=3,keep_ratio=0.5"]
-    assert list(labels.short_labels(specs).values()) == ["dense", "ivc", "ivc", "fastv"]
+    assert list(labels.label_methods(specs).values()) == ["dense", "ivc", "ivc", "fastv"]
     specs += ["fastv:layer=2,keep_ratio=0.5"]
-    assert labels.short_labels(specs)[specs[-1]] == "fastv:layer=2"
+    assert labels.label_methods(specs)[specs[-1]] == "fastv:layer=2"

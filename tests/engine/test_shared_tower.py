@@ -136,5 +136,5 @@ def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):
 def test_only_runs_that_share_the_tower_have_a_new_identity(model):
     usual = RunConfig(methods=("dense",), tasks=("colour",))
     shared = dataclasses.replace(usual, share_tower=True)
-    before, now = (sessions._identity(each, "name", model) for each in (usual, shared))
+    before, now = (sessions._identify(each, "name", model) for each in (usual, shared))
     assert now == {**before, "shared tower": True}

@@ -54,7 +54,10 @@ def test_scores_are_in_the_points_of_the_benchmark(written):
     assert "| ivc | 0.5 | 0.500 | 1400 [700, 2100] | 50.0 | 50.0 |" in text
     assert "<th>MME (of 2800)</th>" in page
     assert '2100</span><br><span class="low">1400 to 2800</span>' in page
-    assert (labels.heading("MMStar"), labels.in_points("average", 0.5)) == ("MMStar", "50.0")
+    assert (labels.write_heading("MMStar"), labels.write_points("average", 0.5)) == (
+        "MMStar",
+        "50.0",
+    )
 
 
 def test_categories_have_a_table_a_measure(written):
@@ -97,7 +100,9 @@ def test_results_of_earlier_versions_and_resumed_runs_have_less(written):
 
 def test_sets_that_are_no_mean_of_rows_are_named():
     names = ["MME", "MMStar", "POPE", "MMBench_DEV_EN_V11", "HallusionBench", "RefCOCO_val"]
-    assert labels.scored_by_unit(names) == [n for n in names if n not in ("MMStar", "RefCOCO_val")]
+    assert labels.list_scored_by_unit(names) == [
+        n for n in names if n not in ("MMStar", "RefCOCO_val")
+    ]
 
 
 def test_tables_that_average_rows_say_so(written, monkeypatch):
@@ -157,8 +162,10 @@ def test_differences_are_marked_where_the_interval_excludes_zero(ends, mark):
 
 
 def test_commands_are_shown_as_they_are_given():
-    assert report.full_command(make_meta(command="run.py rope")) == "python experiments/run.py rope"
-    assert report.full_command(make_meta(command="ivc-jax run rope")) == "ivc-jax run rope"
+    assert (
+        report.write_command(make_meta(command="run.py rope")) == "python experiments/run.py rope"
+    )
+    assert report.write_command(make_meta(command="ivc-jax run rope")) == "ivc-jax run rope"
 
 
 def test_the_figure_is_in_points_too():

@@ -14,10 +14,10 @@ from ivc_jax.studies.calibration.pareto import (
     Calibration,
     CalibrationError,
     Row,
-    best_layers,
     choose,
     compare_layers,
-    pareto_front,
+    find_best_layers,
+    find_front,
 )
 
 GROUNDING, COLOUR = "DigitScenes_grounding", "DigitScenes_colour"
@@ -36,7 +36,7 @@ GROUNDING, COLOUR = "DigitScenes_grounding", "DigitScenes_colour"
     ],
 )
 def test_the_front_holds_what_nothing_beats(points, front):
-    assert pareto_front(points) == front
+    assert find_front(points) == front
 
 
 def row(layer, fraction, retention, cost):
@@ -61,9 +61,9 @@ def test_ties_go_to_the_cheaper_the_earlier_the_smaller():
 
 def test_the_second_round_looks_at_the_best_layers():
     rows = [row(1, 0.1, 0.8, 0.6), row(4, 0.1, 0.95, 0.9), row(2, 0.1, 0.9, 0.7)]
-    assert best_layers(rows, 2) == [4, 2]
-    assert best_layers([*rows, row(3, 0.1, 0.9, 0.65)], 2) == [4, 3]  # of equals the cheaper
-    assert best_layers(rows, 5) == [4, 2, 1]
+    assert find_best_layers(rows, 2) == [4, 2]
+    assert find_best_layers([*rows, row(3, 0.1, 0.9, 0.65)], 2) == [4, 3]  # of equals the cheaper
+    assert find_best_layers(rows, 5) == [4, 2, 1]
 
 
 ANSWERS = {  # by method: six answers on grounding, two on colour; operations
@@ -132,16 +132,16 @@ def test_layers_are_told_apart_by_paired_differences(calibration):
 
 
 def test_the_verdict_says_what_the_examples_can_tell():
-    assert "not significant" in report.verdict(2, [3], False, 2, 0.1)
-    assert "do not tell layer 3 from layers 2, 4" in report.verdict(3, [2, 4], True, 4, 0.1)
-    assert "from every other layer" in report.verdict(3, [], True, 4, 0.1)
-    assert "no layer to choose" in report.verdict(3, [], False, 1, 0.1)
+    assert "not significant" in report.write_verdict(2, [3], False, 2, 0.1)
+    assert "do not tell layer 3 from layers 2, 4" in report.write_verdict(3, [2, 4], True, 4, 0.1)
+    assert "from every other layer" in report.write_verdict(3, [], True, 4, 0.1)
+    assert "no layer to choose" in report.write_verdict(3, [], False, 1, 0.1)
 
 
 def test_the_first_round_takes_the_fraction_nearest_to_the_usual():
-    assert command._probe(command.Arguments()) == 0.1
+    assert command._choose_probe(command.Arguments()) == 0.1
     few = command.ChoiceOptions(fractions=(0.2, 0.05))
-    assert command._probe(command.Arguments(choice=few)) == 0.05
+    assert command._choose_probe(command.Arguments(choice=few)) == 0.05
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_second_round_adds_fractions_at_the_best_layers(monkeypatch, fractio
         rows = [row(*setting, retained[setting[0]], setting[0]) for setting in chosen.values()]
         return {}, types.SimpleNamespace(rows=rows)
 
-    monkeypatch.setattr(command, "_round", measure)
+    monkeypatch.setattr(command, "_run_round", measure)
     grid = {f"{layer}/{share}": (layer, share) for layer in retained for share in fractions}
     meta, calibration = command._measure(None, grid, 0.1, Console(quiet=True))
     assert asked[0] == rounds[0]

@@ -53,8 +53,10 @@ def results(limit=None, model="Qwen2.5-VL-7B"):
 
 def lines_of(table):
     """The cells of each line by heading."""
-    names = report.headings(table)
-    return {label: dict(zip(names, cells, strict=True)) for label, cells in report.lines(table)}
+    names = report.list_headings(table)
+    return {
+        label: dict(zip(names, cells, strict=True)) for label, cells in report.write_lines(table)
+    }
 
 
 def test_published_numbers_are_for_one_model():
@@ -113,7 +115,7 @@ def test_average_is_over_the_sets_that_ran():
     assert line.average.ours == pytest.approx(100 * (0.72 / 0.9 + 1) / 2)
     assert line.average.partial
     assert line.average.paper.value == 99.6
-    assert report.title(grounding) == "grounding: 2 of 8 sets"
+    assert report.write_title(grounding) == "grounding: 2 of 8 sets"
 
 
 def test_numbers_on_part_of_a_set_are_marked():
@@ -123,21 +125,21 @@ def test_numbers_on_part_of_a_set_are_marked():
     assert vqa.partial == {}  # a set without a usual number of rows is taken for complete
     _, limited = tables.build(results(limit=900))
     assert limited.partial == {"MMBench_DEV_EN_V11": (900, None)}
-    (note,) = [note for note in report.notes(limited, results(limit=900).meta) if "*" in note]
+    (note,) = [note for note in report.write_notes(limited, results(limit=900).meta) if "*" in note]
     assert "--limit 900" in note
     assert "MMB 900 rows; did not run: SEED" in note
 
 
 def test_no_numbers_without_the_model():
     for table in tables.build(results(model=None)):
-        assert all("(" not in cell for _, cells in report.lines(table) for cell in cells)
-        assert "not for this checkpoint" in report.notes(table, results(model=None).meta)[0]
+        assert all("(" not in cell for _, cells in report.write_lines(table) for cell in cells)
+        assert "not for this checkpoint" in report.write_notes(table, results(model=None).meta)[0]
 
 
 def test_second_hand_numbers_are_marked():
     cell = tables.Cell(91.84, partial=True, paper=Number(74.6, "ablations", second_hand=True))
-    assert report.written(cell) == "91.8* (74.6†)"
-    assert report.written(dataclasses.replace(cell, partial=False), digits=0) == "92 (75†)"
+    assert report.write_cell(cell) == "91.8* (74.6†)"
+    assert report.write_cell(dataclasses.replace(cell, partial=False), digits=0) == "92 (75†)"
 
 
 def test_files_and_terminal_agree():

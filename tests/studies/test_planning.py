@@ -15,8 +15,8 @@ from ivc_jax.engine.cost import count_block_flops
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import parse
 from ivc_jax.studies.planning import cost, hlo, plan, report, sizes, slices
-from ivc_jax.studies.planning.compile import Workload, formula_flops
-from ivc_jax.studies.planning.search import largest_batch
+from ivc_jax.studies.planning.compile import Workload, count_formula_flops
+from ivc_jax.studies.planning.search import find_largest_batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,7 +211,7 @@ def test_the_largest_batch_is_found_with_few_compilations(peak, limit, answer):
         tried.append(batch)
         return peak(batch)
 
-    assert largest_batch(peak_at, first=8, step=2, limit=limit) == answer
+    assert find_largest_batch(peak_at, first=8, step=2, limit=limit) == answer
     assert len(tried) == len(set(tried)) <= 6
     assert all(batch % 2 == 0 and batch > 0 for batch in tried)
 
@@ -220,9 +220,9 @@ def test_the_formula_follows_the_cuts_of_a_method():
     config = parse_config(list_sizes()["qwen2-vl-7b"])
     workload = Workload(batch=8, visual=4096, text=64, new_tokens=1)
     before, behind = (count_block_flops(config.decoder, n) for n in (4160, 2112))
-    assert formula_flops(config, parse("dense"), workload) == 8 * 28 * before
+    assert count_formula_flops(config, parse("dense"), workload) == 8 * 28 * before
     method = parse("ivc:layer=16,keep_ratio=0.5").resolve(config)
-    assert formula_flops(config, method, workload) == 8 * (16 * before + 12 * behind)
+    assert count_formula_flops(config, method, workload) == 8 * (16 * before + 12 * behind)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:8", "v3:2x2", "v5e:2x4x", "2x4"])

@@ -33,7 +33,7 @@ def small(monkeypatch):
     ("preset", "cos", "sin"), [(QWEN, D_COS, D_SIN), (LLAVA, E_COS, E_SIN)], ids=["qwen", "llava"]
 )
 def test_presets_give_the_published_sets(preset, cos, sin):
-    shape = measures.set_shape(preset)
+    shape = measures.describe_set(preset)
     assert shape["cos"] == cos
     assert shape["sin"] == sin
     assert shape["union"] == sorted(cos + sin)
@@ -44,7 +44,7 @@ def test_presets_give_the_published_sets(preset, cos, sin):
 
 
 def test_the_literal_start_of_llava_moves_its_set():
-    moved = measures.set_shape(dataclasses.replace(LLAVA, prefix=5))
+    moved = measures.describe_set(dataclasses.replace(LLAVA, prefix=5))
     assert moved["cos"] == [*range(28), 32]
 
 
@@ -56,38 +56,38 @@ def test_the_bundled_preset_is_the_checkpoint():
 @pytest.mark.parametrize("preset", [QWEN, LLAVA], ids=["M-RoPE", "1-D"])
 def test_sets_at_many_prefixes_are_those_of_each_one(preset):
     starts = [0, preset.prefix, 77]
-    moved = measures.picks_at(preset, starts)
+    moved = measures.pick_at(preset, starts)
     for place, start in enumerate(starts):
-        alone = measures.picks(dataclasses.replace(preset, prefix=start))
+        alone = measures.pick(dataclasses.replace(preset, prefix=start))
         for name, marks in alone.items():
             assert np.array_equal(moved[name][place], marks), (name, start)
 
 
 def test_overlap_is_one_at_no_shift_and_below_it_elsewhere(small):
-    table = measures.prefix_table(BUNDLED)
+    table = measures.tabulate_prefix(BUNDLED)
     for name in ("cos", "sin", "union"):
         assert len(table[name]) == 13
         assert table[name][BUNDLED.prefix] == 1
     assert max(np.delete(table["union"], BUNDLED.prefix)) < 1
     shown = [entry for entry in table["strip"] if entry["prefix"] == BUNDLED.prefix]
-    assert [entry["union"] for entry in shown] == [measures.set_shape(BUNDLED)["union"]]
+    assert [entry["union"] for entry in shown] == [measures.describe_set(BUNDLED)["union"]]
     half = table["union_half"]
     assert table["union"][1 + half] < 0.5 <= min(table["union"][1 : 1 + half])
 
 
 def test_overlap_counts_cells():
     first, second = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 1], bool)
-    assert measures.overlap(first, second) == 0.25
-    assert measures.overlap(first & False, second & False) == 1
-    assert measures.overlap(first, first) == 1
-    assert measures.chance(0.5) == 0.3333
+    assert measures.compare(first, second) == 0.25
+    assert measures.compare(first & False, second & False) == 1
+    assert measures.compare(first, first) == 1
+    assert measures.compare_by_chance(0.5) == 0.3333
 
 
 def test_a_grid_and_its_transpose_mirror_each_other():
     waves = dict(zip(("cos", "sin"), ivc.scores(QWEN.head_dim, QWEN.theta, 40), strict=True))
     sums: dict[str, list[float]] = {"cos": [], "sin": []}
     for rows, columns in ((5, 9), (9, 5)):
-        shape = measures.set_shape(dataclasses.replace(QWEN, grid=(1, rows, columns)))
+        shape = measures.describe_set(dataclasses.replace(QWEN, grid=(1, rows, columns)))
         for part, found in sums.items():
             # Ties between transposed cells go by order: the scores agree, the cells need not.
             ids = QWEN.prefix + np.array(np.divmod(shape[part], columns))
@@ -97,7 +97,7 @@ def test_a_grid_and_its_transpose_mirror_each_other():
 
 
 def test_turns_and_range_of_the_bundled_model():
-    summary = measures.summary(BUNDLED)
+    summary = measures.summarize(BUNDLED)
     V, U = (wave[1:13] / 24 for wave in ivc.scores(48, 1e4, 13))
     for letter, wave in (("V", V), ("U", U)):
         assert summary[letter]["positions"] == 12
@@ -111,16 +111,16 @@ def test_turns_and_range_of_the_bundled_model():
     assert summary["largest_own_turn"] == {"height": 1.1, "width": round(11 * 10**-2.5, 4)}
     assert summary["largest_turn"] == {"height": 11, "width": 11}
     assert summary["own_planes_past_1_rad"] == {"height": 1, "width": 0}
-    assert measures.axis_steps(LLAVA) == {"height": 23 * 24, "width": 23}
+    assert measures.count_axis_steps(LLAVA) == {"height": 23 * 24, "width": 23}
 
 
 def test_planes_that_hardly_turn_change_nothing_and_sections_much():
-    table = measures.selection_table(BUNDLED)
+    table = measures.tabulate_selection(BUNDLED)
     bands = table["bands"]
     assert bands["without 8"] == {"cos": 1, "sin": 1, "union": 1}
     assert bands["section"]["union"] < bands["high"]["union"]
     assert list(bands)[:4] == ["high", "middle", "low", "section"]
-    assert "section" not in measures.plane_bands(LLAVA)
+    assert "section" not in measures.split_planes(LLAVA)
     assert table["worst_loss"]["union"] == min(
         overlaps["union"] for name, overlaps in bands.items() if name.startswith("without")
     )
@@ -135,7 +135,7 @@ def test_command_writes_tables_report_and_figures(small, tmp_path, capsys):
     assert str(out / "report.md") in capsys.readouterr().out
     results = json.loads((out / "sets.json").read_text())
     assert results["meta"]["command"].startswith("run.py sets --presets bundled")
-    assert results["presets"]["bundled"]["union"] == measures.set_shape(BUNDLED)["union"]
+    assert results["presets"]["bundled"]["union"] == measures.describe_set(BUNDLED)["union"]
     assert [entry["rows"] for entry in results["grids"]["sizes"]] == [8, 9]
     report = (out / "report.md").read_text()
     # What is written can be written again from the file alone.
@@ -151,8 +151,8 @@ def test_command_writes_tables_report_and_figures(small, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["curves", "frequency_bands", "selection"])
 def test_other_figures_are_drawn(tmp_path, name):
     tables = {
-        "presets": {BUNDLED.name: measures.summary(BUNDLED)},
-        "selection": {BUNDLED.name: measures.selection_table(BUNDLED)},
+        "presets": {BUNDLED.name: measures.summarize(BUNDLED)},
+        "selection": {BUNDLED.name: measures.tabulate_selection(BUNDLED)},
     }
     figures.draw(tmp_path, [BUNDLED], tables | {"grids": None}, [name])
     with Image.open(tmp_path / "figures" / f"{name}.png") as picture:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from helpers.records import make_meta, make_record
 
-from ivc_jax.commands.settings import known_configs, load_config
+from ivc_jax.commands.settings import list_configs, load_config
 from ivc_jax.methods import parse
 from ivc_jax.reports import report
-from ivc_jax.reports.resampling import Resampler, by_task, holm, paired
+from ivc_jax.reports.resampling import Resampler, adjust, average_by_task, subtract
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Cell
 from ivc_jax.studies import ablation, figure
-from ivc_jax.studies.study import Study, Variant, from_json, methods_of
-from ivc_jax.studies.table import ALL, shown_groups, tabulate
+from ivc_jax.studies.study import Study, Variant, list_methods, read_study
+from ivc_jax.studies.table import ALL, list_shown_groups, tabulate
 
 FULL = "ivc:keep_ratio=0.5"
 STUDY = Study(
@@ -92,7 +92,7 @@ def test_the_reference_is_compared_with_nothing(rows):
 
 def test_groups_shown_are_without_single_tasks():
     rows = tabulate(STUDY, RECORDS)
-    assert shown_groups([(STUDY, rows)]) == ["grounding", "semantic", ALL]
+    assert list_shown_groups([(STUDY, rows)]) == ["grounding", "semantic", ALL]
 
 
 def scores_of(values, pictures):
@@ -100,7 +100,7 @@ def scores_of(values, pictures):
         make_record(task="t", example_id=str(n), score=float(v), picture=str(p))
         for n, (v, p) in enumerate(zip(values, pictures, strict=True))
     ]
-    return Resampler(records), by_task(records, ["t"])
+    return Resampler(records), average_by_task(records, ["t"])
 
 
 def test_p_is_the_share_of_sign_flips_at_least_as_extreme():
@@ -137,15 +137,15 @@ def test_intervals_are_those_of_the_binomial():
 
 
 def test_pairs_drop_what_one_side_lacks():
-    assert paired({"t": {"a": 1.0, "b": 0.0}}, {"t": {"a": 0.5, "c": 1.0}}) == {"t": {"a": 0.5}}
+    assert subtract({"t": {"a": 1.0, "b": 0.0}}, {"t": {"a": 0.5, "c": 1.0}}) == {"t": {"a": 0.5}}
 
 
 def test_holm_by_hand():
-    adjusted = holm([0.01, 0.04, 0.03, math.nan, 0.9])
+    adjusted = adjust([0.01, 0.04, 0.03, math.nan, 0.9])
     assert adjusted[:3] == pytest.approx([0.04, 0.09, 0.09])
     assert math.isnan(adjusted[3])
     assert adjusted[4] == pytest.approx(0.9)
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_figures_have_what_is_asked():
@@ -201,14 +201,14 @@ def test_studies_say_what_is_wrong():
         dataclasses.replace(STUDY, figure="pie")
     with pytest.raises(ValueError, match="has no y"):
         dataclasses.replace(STUDY, figure="heat")
-    assert from_json(dataclasses.asdict(STUDY)) == STUDY
+    assert read_study(dataclasses.asdict(STUDY)) == STUDY
 
 
-@pytest.mark.parametrize("name", known_configs())
+@pytest.mark.parametrize("name", list_configs())
 def test_studies_of_the_configurations_fit_their_methods(name):
     config = load_config(name)
     for study in config.studies:
-        assert set(methods_of([study])) <= set(config.methods)
+        assert set(list_methods([study])) <= set(config.methods)
         rows = {(v.series, v.label, v.x, v.y) for v in study.variants}
         for variant in study.variants:
             parse(variant.spec)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ivc_jax.evals.schema import Record
-from ivc_jax.reports.resampling import Interval, Resampler, Scores, by_task, paired
+from ivc_jax.reports.resampling import Interval, Resampler, Scores, average_by_task, subtract
 
 DENSE = "dense"
 _DIGITS = 12  # sums in another order must not break a tie
@@ -78,7 +78,7 @@ class Calibration:
             if wanted and not record.failed:
                 self._records[record.method].append(record)
         self._tasks = tuple(tasks)
-        self._scores = {spec: by_task(rows, tasks) for spec, rows in self._records.items()}
+        self._scores = {spec: average_by_task(rows, tasks) for spec, rows in self._records.items()}
         self._means = {spec: self._task_means(spec) for spec in self._scores}
         for task, score in self._means[DENSE].items():
             if score == 0:
@@ -93,7 +93,7 @@ class Calibration:
     def difference(self, spec: str, other: str) -> Interval:
         """Return the retention of one setting minus that of another, and its 95 % interval."""
         return self._resampler.interval(
-            self._relative(paired(self._scores[spec], self._scores[other]))
+            self._relative(subtract(self._scores[spec], self._scores[other]))
         )
 
     def _relative(self, differences: Scores) -> Scores:
@@ -140,7 +140,7 @@ class Calibration:
         return float(np.mean(parts))
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the points (cost, value) that no other beats, cheapest first.
 
     One point beats another that costs no less and is worth no more, unless they are equal: equal
@@ -166,7 +166,7 @@ def choose(rows: Sequence[Row], tolerance: float = 0.0) -> Row:
     return min(near, key=lambda row: (row.cost, row.layer, row.fraction))
 
 
-def best_layers(rows: Sequence[Row], count: int) -> list[int]:
+def find_best_layers(rows: Sequence[Row], count: int) -> list[int]:
     """Return the layers of the rows that retain most, of equals the cheaper first."""
     order = sorted(rows, key=lambda row: (-row.retention, row.cost, row.layer))
     return list(dict.fromkeys(row.layer for row in order))[:count]

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.evals.running.records import write_atomically
-from ivc_jax.reports.rendering import environment
-from ivc_jax.studies.calibration.pareto import DENSE, Calibration, Row, compare_layers, pareto_front
+from ivc_jax.reports.rendering import make_environment
+from ivc_jax.studies.calibration.pareto import DENSE, Calibration, Row, compare_layers, find_front
 
 _FIGURE = "figures/pareto.png"
 _MARKERS = "os^DvPX"
@@ -34,7 +34,7 @@ _CAPTION = (
 def collect(meta: dict[str, Any], calibration: Calibration, chosen: Row) -> dict[str, Any]:
     """Arrange what choice.json holds: meta, choice, and rows with dense first."""
     rivals, differ = compare_layers(calibration, meta["probe_fraction"], chosen.layer)
-    front = pareto_front([(row.cost, row.retention) for row in calibration.rows])
+    front = find_front([(row.cost, row.retention) for row in calibration.rows])
     rows = [dataclasses.asdict(calibration.dense)]
     for number, row in enumerate(calibration.rows):
         difference, low, high = calibration.difference(row.spec, chosen.spec)
@@ -53,12 +53,12 @@ def collect(meta: dict[str, Any], calibration: Calibration, chosen: Row) -> dict
         "argument": f'--methods "{chosen.spec}"',
         "rivals": rivals,
         "layers_differ": differ,
-        "verdict": verdict(chosen.layer, rivals, differ, count, meta["probe_fraction"]),
+        "verdict": write_verdict(chosen.layer, rivals, differ, count, meta["probe_fraction"]),
     }
     return {"meta": meta, "choice": choice, "rows": rows}
 
 
-def verdict(
+def write_verdict(
     layer: int, rivals: Sequence[int], layers_differ: bool, count: int, fraction: float
 ) -> str:
     """Say in a sentence whether the examples tell the chosen layer from the others.
@@ -123,7 +123,7 @@ def write(
     figure = draw(calibration.dense, calibration.rows, chosen)
     figure.savefig(folder / _FIGURE, dpi=140, facecolor="white")
     pyplot.close(figure)
-    templates = environment(__file__)
+    templates = make_environment(__file__)
     dense, *rows = result["rows"]
     text = templates.get_template("choice.md.jinja").render(
         meta=result["meta"],
@@ -155,7 +155,7 @@ def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
             markersize=max(9 - 1.5 * number, 3),
             label=f"fraction {fraction:g}",
         )
-    front = [rows[i] for i in pareto_front([(row.cost, row.retention) for row in rows])]
+    front = [rows[i] for i in find_front([(row.cost, row.retention) for row in rows])]
     steps = [(100 * row.cost, 100 * row.retention) for row in front]
     steps.append((100 * dense.cost, steps[-1][1]))  # it holds for whatever costs more
     axes.step(*zip(*steps, strict=True), where="post", color="0.45", lw=1.3, zorder=1)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ivc_jax.evals.schema import Meta
 from ivc_jax.reports import markdown, section
-from ivc_jax.reports.labels import PERCENT, points_of
-from ivc_jax.reports.report import full_command
+from ivc_jax.reports.labels import PERCENT, find_points
+from ivc_jax.reports.report import write_command
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
 from ivc_jax.studies.paper.published import PUBLISHED
@@ -39,10 +39,10 @@ def make_sections(results: Results) -> list[Section]:
     tables = build(results)
     shown = tuple(
         section.Table(
-            ("method", *headings(table)),
-            tuple((label, *cells) for label, cells in lines(table)),
-            title(table),
-            notes=tuple(notes(table, meta)),
+            ("method", *list_headings(table)),
+            tuple((label, *cells) for label, cells in write_lines(table)),
+            write_title(table),
+            notes=tuple(write_notes(table, meta)),
         )
         for table in tables
     )
@@ -75,28 +75,28 @@ def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
         Section("Settings", notes=settings),
     )
     name = f"The paper's tables: {meta.model}"
-    return markdown.render(Report(name, full_command(meta), facts, sections))
+    return markdown.render(Report(name, write_command(meta), facts, sections))
 
 
-def title(table: Table) -> str:
+def write_title(table: Table) -> str:
     """Name a table and say how many of its sets ran."""
     return f"{table.name}: {len(table.tasks)} of {len(table.columns)} sets"
 
 
-def headings(table: Table) -> list[str]:
+def list_headings(table: Table) -> list[str]:
     """List the headings of all columns but the first."""
     return ["tokens kept, %", *table.columns.values(), "Avg. %"]
 
 
-def lines(table: Table) -> Iterator[tuple[str, list[str]]]:
+def write_lines(table: Table) -> Iterator[tuple[str, list[str]]]:
     """Write the lines of a table: the method and its cells, "-" where nothing ran."""
-    digits = [1 if points_of(set_) == PERCENT else 0 for set_ in table.columns]
+    digits = [1 if find_points(set_) == PERCENT else 0 for set_ in table.columns]
     for line in table.lines:
-        cells = [written(cell, n) for cell, n in zip(line.cells, digits, strict=True)]
-        yield line.label, [written(line.kept, 1, 0), *cells, written(line.average)]
+        cells = [write_cell(cell, n) for cell, n in zip(line.cells, digits, strict=True)]
+        yield line.label, [write_cell(line.kept, 1, 0), *cells, write_cell(line.average)]
 
 
-def written(cell: Cell, digits: int = 1, published_digits: int | None = None) -> str:
+def write_cell(cell: Cell, digits: int = 1, published_digits: int | None = None) -> str:
     """Write a cell such as "91.8* (92.0)"; the published number has as many digits unless told."""
     ours = "-" if cell.ours is None else f"{cell.ours:.{digits}f}{PARTIAL * cell.partial}"
     if cell.paper is None:
@@ -105,7 +105,7 @@ def written(cell: Cell, digits: int = 1, published_digits: int | None = None) ->
     return f"{ours} ({published}{SECOND_HAND * cell.paper.second_hand})"
 
 
-def notes(table: Table, meta: Meta) -> list[str]:
+def write_notes(table: Table, meta: Meta) -> list[str]:
     """Say whose the numbers in parentheses are and what the marks mean."""
     model = meta.paper["model"]
     if model is None:
@@ -117,11 +117,11 @@ def notes(table: Table, meta: Meta) -> list[str]:
     if any(number is not None and number.second_hand for number in numbers):
         found.append(f"{SECOND_HAND} from a summary of the paper by others.")
     if table.partial or len(table.tasks) < len(table.columns):
-        found.append(_partial_note(table, meta.limit))
+        found.append(_write_partial_note(table, meta.limit))
     return found
 
 
-def _partial_note(table: Table, limit: int | None) -> str:
+def _write_partial_note(table: Table, limit: int | None) -> str:
     parts = [
         f"{table.columns[set_]} {count} rows" + (f" of {usual}" if usual else "")
         for set_, (count, usual) in table.partial.items()

@@ -12,7 +12,7 @@ from typing import Any
 from ivc_jax.evals.benchmarks import metrics
 from ivc_jax.evals.benchmarks.tasks import RESIZED_SUFFIX, TASKS
 from ivc_jax.evals.schema import Meta, Row
-from ivc_jax.reports.labels import PERCENT, points_of, short_labels
+from ivc_jax.reports.labels import PERCENT, find_points, label_methods
 from ivc_jax.reports.results import Results
 from ivc_jax.studies.paper.published import PUBLISHED, TABLES, Number
 
@@ -65,10 +65,10 @@ class Table:
 
 def build(results: Results) -> list[Table]:
     """Arrange the rows of a run as the tables that its `Meta.paper` names."""
-    return [_table(name, results.meta, results.rows) for name in results.meta.paper["tables"]]
+    return [_make_table(name, results.meta, results.rows) for name in results.meta.paper["tables"]]
 
 
-def _table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
+def _make_table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
     columns = TABLES[name]
     here = [row for row in rows if row.task.removesuffix(RESIZED_SUFFIX) in columns]
     tasks = {row.task.removesuffix(RESIZED_SUFFIX): row.task for row in here}
@@ -78,18 +78,18 @@ def _table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
         counted, usual = min(row.n for row in here if row.task == task), TASKS[task].rows
         if counted < (usual or 0) or (usual is None and meta.limit is not None):
             partial[set_] = counted, usual
-    labels = short_labels(meta.methods)
+    labels = label_methods(meta.methods)
     lines = []
     for method in meta.methods:
         cells = {row.task: row for row in here if row.method == method}
         label = meta.paper["rows"].get(method)
-        numbers = _numbers(meta.paper["model"], label)
+        numbers = _find_numbers(meta.paper["model"], label)
         by_set = {set_: cells.get(task) for set_, task in tasks.items()}
-        lines.append(_line(label or labels[method], method, columns, by_set, partial, numbers))
+        lines.append(_make_line(label or labels[method], method, columns, by_set, partial, numbers))
     return Table(name, columns, tasks, partial, tuple(lines))
 
 
-def _line(
+def _make_line(
     label: str,
     method: str,
     columns: Mapping[str, str],
@@ -99,7 +99,7 @@ def _line(
 ) -> Line:
     """Make the line of a method from its row of each set that ran, None where it has none."""
     present = [row for row in rows.values() if row is not None]
-    cells = tuple(_cell(set_, rows.get(set_), set_ in partial, numbers) for set_ in columns)
+    cells = tuple(_make_cell(set_, rows.get(set_), set_ in partial, numbers) for set_ in columns)
     kept = metrics.mean([row.metrics["cached_share"] for row in present]) if present else None
     ratios = [None if row is None else row.retention for row in rows.values()]
     average = metrics.mean(ratios) if ratios and None not in ratios else None
@@ -107,24 +107,24 @@ def _line(
     return Line(
         label=label,
         method=method,
-        kept=Cell(_percent(kept), paper=numbers.get("kept")),
+        kept=Cell(_to_percent(kept), paper=numbers.get("kept")),
         cells=cells,
         average=Cell(
-            _percent(average), bool(partial) or len(rows) < len(columns), numbers.get(group)
+            _to_percent(average), bool(partial) or len(rows) < len(columns), numbers.get(group)
         ),
     )
 
 
-def _cell(set_: str, row: Row | None, partial: bool, numbers: Mapping[str, Number]) -> Cell:
-    ours = None if row is None else points_of(row.task) * row.score
+def _make_cell(set_: str, row: Row | None, partial: bool, numbers: Mapping[str, Number]) -> Cell:
+    ours = None if row is None else find_points(row.task) * row.score
     return Cell(ours, ours is not None and partial, numbers.get(set_))
 
 
-def _percent(share: float | None) -> float | None:
+def _to_percent(share: float | None) -> float | None:
     return None if share is None else PERCENT * share
 
 
-def _numbers(model: str | None, label: str | None) -> Mapping[str, Number]:
+def _find_numbers(model: str | None, label: str | None) -> Mapping[str, Number]:
     """Return the published numbers of a row, by set and group."""
     found = (published.numbers for published in PUBLISHED if published.model == model)
     return next(found, {}).get(label, {})

@@ -120,8 +120,8 @@ def compile_method(
         MethodError: the method does not fit the model.
     """
     dtype = params["decoder"]["embed_tokens"]["embedding"].dtype
-    inputs = abstract_inputs(config, workload, mesh, dtype)
-    idle = device_bytes(params["vision"])
+    inputs = make_abstract_inputs(config, workload, mesh, dtype)
+    idle = count_device_bytes(params["vision"])
     with on_mesh(mesh):
         prefill = _Built.compile(run_prefill, config, method, params, inputs)
         prompt = prefill.results()
@@ -136,13 +136,15 @@ def compile_method(
     return Compiled(
         prefill=prefill.read(idle=0 if workload.tower else idle),
         decode=decode.read(idle=idle, one_token=True),
-        weights=device_bytes(params),
-        cache=device_bytes([(span.keys, span.values) for span in prompt.cache]),
-        formula_flops=formula_flops(config, method, workload),
+        weights=count_device_bytes(params),
+        cache=count_device_bytes([(span.keys, span.values) for span in prompt.cache]),
+        formula_flops=count_formula_flops(config, method, workload),
     )
 
 
-def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: np.dtype) -> Inputs:
+def make_abstract_inputs(
+    config: ModelConfig, workload: Workload, mesh: Mesh, dtype: np.dtype
+) -> Inputs:
     """Return a batch of `jax.ShapeDtypeStruct`, split over the mesh as a real one would be."""
     B, V, T = workload.batch, workload.visual, workload.text
     N = V + T
@@ -182,7 +184,7 @@ def abstract_inputs(config: ModelConfig, workload: Workload, mesh: Mesh, dtype: 
     )
 
 
-def device_bytes(tree: Any) -> int:
+def count_device_bytes(tree: Any) -> int:
     """Add up what one device holds of arrays, abstract or not."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -190,7 +192,7 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def formula_flops(config: ModelConfig, method: Method, workload: Workload) -> float:
+def count_formula_flops(config: ModelConfig, method: Method, workload: Workload) -> float:
     """Return the operations of the decoder blocks in a prefill of the whole batch."""
     layers, visual = config.decoder.num_layers, workload.visual
     total = 0.0
@@ -226,7 +228,7 @@ class _Built:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                raise TooLarge(_reason(str(error))) from None
+                raise TooLarge(_explain(str(error))) from None
             (path,) = pathlib.Path(folder).glob("*.after_codegen.txt")
             text = path.read_text()
         return cls(lowered, compiled, text, time.perf_counter() - start)
@@ -252,7 +254,7 @@ class _Built:
         )
 
 
-def _reason(message: str) -> str:
+def _explain(message: str) -> str:
     """Shorten the compiler's message to what is needed and what there is."""
     found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", message)
     return f"needs {found[1]} of {found[2]}" if found else message.splitlines()[0]

@@ -81,29 +81,29 @@ def measure(program: Program, *, open_loop: bool = False) -> Cost:
     flops = kernels = cycles = moved = 0
     for run in chosen:
         instruction, times = run.instruction, run.times
-        flops += times * _flops(program, run.computation, instruction)
-        kernels += times * _kernel_flops(run.computation, instruction)
-        cycles += times * _cycles(instruction)
-        moved += times * _hbm_bytes(program, run.computation, instruction)
-    return Cost(flops, kernels, cycles, moved, tuple(collectives(chosen)))
+        flops += times * _count_flops(program, run.computation, instruction)
+        kernels += times * _count_kernel_flops(run.computation, instruction)
+        cycles += times * _read_cycles(instruction)
+        moved += times * _count_hbm_bytes(program, run.computation, instruction)
+    return Cost(flops, kernels, cycles, moved, tuple(list_collectives(chosen)))
 
 
-def _cycles(instruction: Instruction) -> int:
+def _read_cycles(instruction: Instruction) -> int:
     """Read the compiler's estimate; the largest integer says that there is none."""
     found = _CYCLES.search(instruction.attributes)
     return int(found[1]) if found and int(found[1]) < _NO_ESTIMATE else 0
 
 
-def collectives(runs: Iterable[Execution]) -> list[Collective]:
+def list_collectives(runs: Iterable[Execution]) -> list[Collective]:
     """List the collectives among some instructions, equal ones together."""
     counts: collections.Counter[tuple] = collections.Counter()
     for run in runs:
         kind = run.instruction.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
-            inputs = _inputs(run.computation, run.instruction)
+            inputs = _find_inputs(run.computation, run.instruction)
             size = max(array.nbytes for array in (*run.instruction.results, *inputs))
             attributes = run.instruction.attributes
-            counts[kind, _group_size(attributes), size, _source(attributes)] += run.times
+            counts[kind, _find_group_size(attributes), size, _name_source(attributes)] += run.times
     found = [
         Collective(kind, devices, size, count, source)
         for (kind, devices, size, source), count in counts.items()
@@ -111,7 +111,7 @@ def collectives(runs: Iterable[Execution]) -> list[Collective]:
     return sorted(found, key=lambda each: -each.nbytes * each.count)
 
 
-def _group_size(attributes: str) -> int | None:
+def _find_group_size(attributes: str) -> int | None:
     """Read how many devices a group has, in any of the three spellings of replica_groups."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
@@ -126,7 +126,7 @@ def _group_size(attributes: str) -> int | None:
     return None
 
 
-def _source(attributes: str) -> str:
+def _name_source(attributes: str) -> str:
     """Shorten the name stack of an operation to the parts that name the model."""
     found = re.search(r'op_name="([^"]*)"', attributes)
     parts = found[1].split("/") if found else []
@@ -136,24 +136,24 @@ def _source(attributes: str) -> str:
     return "/".join(part for part in parts if not noise.fullmatch(part))
 
 
-def _inputs(computation: Computation, instruction: Instruction) -> list[Array]:
+def _find_inputs(computation: Computation, instruction: Instruction) -> list[Array]:
     known = [computation[name] for name in instruction.operands if name in computation]
     return [array for operand in known for array in operand.results]
 
 
-def _flops(program: Program, computation: Computation, instruction: Instruction) -> int:
+def _count_flops(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Count the matrix products of an instruction, also those inside a fusion."""
     if instruction.opcode == "convolution":
-        return _convolution_flops(computation, instruction)
+        return _count_convolution_flops(computation, instruction)
     if instruction.opcode == "dot":
-        return _dot_flops(computation, instruction)
+        return _count_dot_flops(computation, instruction)
     if instruction.opcode == "fusion":
         inner = program.computations[instruction.called("calls")]
-        return sum(_flops(program, inner, each) for each in inner.values())
+        return sum(_count_flops(program, inner, each) for each in inner.values())
     return 0
 
 
-def _dot_flops(computation: Computation, instruction: Instruction) -> int:
+def _count_dot_flops(computation: Computation, instruction: Instruction) -> int:
     (left,) = computation[instruction.operands[0]].results
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     count = 2 * instruction.results[0].size
@@ -162,7 +162,7 @@ def _dot_flops(computation: Computation, instruction: Instruction) -> int:
     return count
 
 
-def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
+def _count_convolution_flops(computation: Computation, instruction: Instruction) -> int:
     """Count a convolution: on TPU every matrix product is one, its batch a strange window."""
     (left,), (right,) = (computation[name].results for name in instruction.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
@@ -173,11 +173,13 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
     fields = dict(field.split("=") for field in window[1].split()) if window else {}
     count = 2 * output["b"] * output["f"] * kernel["i"]
     for axis in sorted(label for label in output if label.isdigit()):
-        count *= _valid_pairs(int(axis), fields, image[axis], kernel[axis], output[axis])
+        count *= _count_valid_pairs(int(axis), fields, image[axis], kernel[axis], output[axis])
     return count
 
 
-def _valid_pairs(axis: int, fields: dict[str, str], image: int, kernel: int, output: int) -> int:
+def _count_valid_pairs(
+    axis: int, fields: dict[str, str], image: int, kernel: int, output: int
+) -> int:
     """Count (output, kernel) positions that meet an element of the image."""
 
     def field(name: str, default: int) -> int:
@@ -192,11 +194,11 @@ def _valid_pairs(axis: int, fields: dict[str, str], image: int, kernel: int, out
     return sum(place % spread == 0 and 0 <= place // spread < image for place in places)
 
 
-def _kernel_flops(computation: Computation, instruction: Instruction) -> int:
+def _count_kernel_flops(computation: Computation, instruction: Instruction) -> int:
     """Count the two products of a splash attention kernel, masked scores included."""
     if instruction.opcode != "custom-call" or "splash" not in instruction.name:
         return 0
-    vectors = [array for array in _inputs(computation, instruction) if array.dtype in _FLOATS]
+    vectors = [array for array in _find_inputs(computation, instruction) if array.dtype in _FLOATS]
     queries, keys = vectors[:2]
     return 4 * queries.size * keys.shape[-2]
 
@@ -204,12 +206,12 @@ def _kernel_flops(computation: Computation, instruction: Instruction) -> int:
 _FLOATS = ("bf16", "f16", "f32")
 
 
-def _traffic(arrays: Iterable[Array]) -> int:
+def _count_traffic(arrays: Iterable[Array]) -> int:
     """Add up arrays in HBM; scalars live elsewhere."""
     return sum(array.nbytes for array in arrays if array.shape and not array.space)
 
 
-def _hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
+def _count_hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Count what an instruction reads from and writes to HBM; slices count as slices."""
     opcode, results = instruction.opcode, instruction.results
     if opcode in _FREE or opcode.removesuffix("-done") in _COLLECTIVES:
@@ -217,24 +219,26 @@ def _hbm_bytes(program: Program, computation: Computation, instruction: Instruct
     if opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes:
         return 0  # a hint to the compiler
     if opcode == "fusion":
-        return _fusion_bytes(program, computation, instruction)
-    inputs = _inputs(computation, instruction)
+        return _count_fusion_bytes(program, computation, instruction)
+    inputs = _find_inputs(computation, instruction)
     if opcode == "copy-start":
-        return _traffic(results[:2])  # (destination, source, context)
+        return _count_traffic(results[:2])  # (destination, source, context)
     if opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _traffic(results)
+        return 2 * _count_traffic(results)
     if opcode == "dynamic-update-slice":
-        return 2 * _traffic(inputs[1:2])
-    return _traffic(inputs) + _traffic(results)
+        return 2 * _count_traffic(inputs[1:2])
+    return _count_traffic(inputs) + _count_traffic(results)
 
 
-def _fusion_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
+def _count_fusion_bytes(
+    program: Program, computation: Computation, instruction: Instruction
+) -> int:
     """Count the operands of a fusion in HBM and its results; what is written in place, once."""
     inner = program.computations[instruction.called("calls")]
     total, updated = 0, set()
     for number, name in enumerate(instruction.operands):
-        whole = _traffic(computation[name].results)
-        reads = _readers(program, inner, number) if whole else []
+        whole = _count_traffic(computation[name].results)
+        reads = _find_readers(program, inner, number) if whole else []
         kinds = {each.opcode if first else None for _, each, first in reads}
         if kinds and kinds <= {"dynamic-slice", "gather"}:
             total += sum(array.nbytes for _, each, _ in reads for array in each.results)
@@ -244,10 +248,10 @@ def _fusion_bytes(program: Program, computation: Computation, instruction: Instr
             updated |= {each.results[0].shape for _, each, _ in reads}
         else:
             total += whole
-    return total + _traffic(a for a in instruction.results if a.shape not in updated)
+    return total + _count_traffic(a for a in instruction.results if a.shape not in updated)
 
 
-def _readers(
+def _find_readers(
     program: Program, inner: Computation, number: int
 ) -> list[tuple[Computation, Instruction, bool]]:
     """Find who reads a fusion's operand, behind other names for it and in fusions within.
@@ -255,7 +259,7 @@ def _readers(
     The bool says whether it is the reader's first operand, such as what a slice is taken of.
     """
     found = []
-    names = {i.name for i in inner.values() if (i.opcode, i.attributes) == _parameter(number)}
+    names = {i.name for i in inner.values() if (i.opcode, i.attributes) == _find_parameter(number)}
     for each in inner.values():
         if not names.intersection(each.operands):
             continue
@@ -264,11 +268,11 @@ def _readers(
         elif each.opcode == "fusion":
             nested = program.computations[each.called("calls")]
             places = [place for place, name in enumerate(each.operands) if name in names]
-            found += [read for place in places for read in _readers(program, nested, place)]
+            found += [read for place in places for read in _find_readers(program, nested, place)]
         else:
             found.append((inner, each, each.operands[0] in names))
     return found
 
 
-def _parameter(number: int) -> tuple[str, str]:
+def _find_parameter(number: int) -> tuple[str, str]:
     return "parameter", str(number)

@@ -110,7 +110,7 @@ class Program:
                 for part in ("condition", "body"):
                     yield from self._walk(instruction.called(part), *around)
             elif instruction.opcode == "conditional":
-                for branch in _branches(instruction):
+                for branch in _find_branches(instruction):
                     yield from self._walk(branch, times, is_open)
             elif instruction.opcode in ("call", "async-start"):
                 found = _CALLS.search(instruction.attributes)
@@ -136,7 +136,7 @@ class Program:
         return int(bound.attributes)
 
 
-def _branches(instruction: Instruction) -> list[str]:
+def _find_branches(instruction: Instruction) -> list[str]:
     found = _BRANCHES.search(instruction.attributes)
     if found:
         return [name.strip().lstrip("%") for name in found[1].split(",")]
@@ -157,27 +157,27 @@ def parse(text: str) -> Program:
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], found[3], root=bool(found[1]))
+            instruction = _parse_instruction(found[2], found[3], root=bool(found[1]))
             current[instruction.name] = instruction
     if entry is None:
         raise ValueError("this is no text of an XLA program: it has no ENTRY computation")
     return Program(computations, entry)
 
 
-def _instruction(name: str, text: str, *, root: bool) -> Instruction:
+def _parse_instruction(name: str, text: str, *, root: bool) -> Instruction:
     """Split `TYPE opcode(operands), attributes`; a constant's value counts as attributes."""
-    end = _closing(text) if text.startswith("(") else text.index(" ")
+    end = _find_closing(text) if text.startswith("(") else text.index(" ")
     results, rest = text[:end], text[end:].lstrip()
     opcode, _, rest = rest.partition("(")
-    end = _closing("(" + rest) - 2
+    end = _find_closing("(" + rest) - 2
     inside, attributes = rest[:end], rest[end + 1 :]
     operands = tuple(re.findall(r"%([^ ,()]+)", inside))
     if opcode in ("constant", "parameter"):
         attributes = inside
-    return Instruction(name, arrays(results), opcode, operands, attributes, root)
+    return Instruction(name, parse_arrays(results), opcode, operands, attributes, root)
 
 
-def _closing(text: str) -> int:
+def _find_closing(text: str) -> int:
     """Return the index behind the parenthesis that closes the first one."""
     depth = 0
     for index, character in enumerate(text):
@@ -187,7 +187,7 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def arrays(text: str) -> tuple[Array, ...]:
+def parse_arrays(text: str) -> tuple[Array, ...]:
     """List the arrays of a type, tuples flattened."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(text):

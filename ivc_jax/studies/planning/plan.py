@@ -12,7 +12,7 @@ from ivc_jax.methods import parse
 from ivc_jax.nn.decoder import Params
 from ivc_jax.parallel.mesh import make_mesh, parse_mesh
 from ivc_jax.studies.planning.compile import Compiled, TooLarge, Workload, compile_method
-from ivc_jax.studies.planning.search import largest_batch
+from ivc_jax.studies.planning.search import find_largest_batch
 from ivc_jax.studies.planning.slices import Slice
 
 
@@ -128,7 +128,7 @@ def _plan_method(
 
     limit, largest = place.chip.hbm_bytes, None
     if search:
-        largest = largest_batch(peak_at, batch, step, limit)
+        largest = find_largest_batch(peak_at, batch, step, limit)
     else:
         peak_at(batch)
     compiled, problem = found.get(batch), problems.get(batch, "")
@@ -162,12 +162,14 @@ def _record(each: MethodPlan, place: Slice) -> dict[str, Any]:
     for name in ("prefill", "decode"):
         program = dataclasses.asdict(getattr(compiled, name))
         cost = program.pop("cost")
-        row[name] = program | {"peak": getattr(compiled, name).peak} | _times(cost, place) | cost
+        row[name] = (
+            program | {"peak": getattr(compiled, name).peak} | _estimate_times(cost, place) | cost
+        )
         row[name]["compile_seconds"] = round(row[name]["compile_seconds"], 1)
     return row
 
 
-def _times(cost: Mapping[str, Any], place: Slice) -> dict[str, float]:
+def _estimate_times(cost: Mapping[str, Any], place: Slice) -> dict[str, float]:
     """Turn cycles, operations and bytes into milliseconds at the chip's rates."""
     chip = place.chip
     milliseconds = {

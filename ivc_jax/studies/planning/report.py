@@ -24,18 +24,18 @@ def show(console: Console, results: Mapping[str, Any]) -> None:
     for row in rows:
         if row["problem"]:
             console.print(f"{row['method']}: does not fit: {row['problem']}", markup=False)
-    console.print(_memory(rows))
+    console.print(_tabulate_memory(rows))
     compiled = [row for row in rows if "prefill" in row]
     if compiled:
-        console.print(_work(compiled))
+        console.print(_tabulate_work(compiled))
     for row in compiled:
         for name in ("prefill", "decode"):
-            console.print(_collectives(row["method"], name, row[name]["collectives"]))
+            console.print(_tabulate_collectives(row["method"], name, row[name]["collectives"]))
     for note in NOTES:
         console.print(note, markup=False)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _make_table(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for column in columns:
         words = column in ("method", "kind", "of")
@@ -43,8 +43,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+def _tabulate_memory(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _make_table(
         "memory of a device, GB",
         *("method", "fits", "peak", "usable", "weights", "cache", "temporaries, prefill"),
         *("temporaries, decode", "largest batch"),
@@ -55,13 +55,13 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
         if "prefill" in row:
             temporaries = [row[name]["temporaries"] for name in ("prefill", "decode")]
             names = ("peak_bytes", "device_hbm_bytes", "weights_bytes", "cache_bytes")
-            sizes = [_gb(size) for size in (*(row[name] for name in names), *temporaries)]
+            sizes = [_write_gb(size) for size in (*(row[name] for name in names), *temporaries)]
         table.add_row(row["method"], "yes" if row["fits"] else "no", *sizes, largest)
     return table
 
 
-def _work(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+def _tabulate_work(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _make_table(
         "work of a device",
         *("method", "prefill TFLOP", "HBM GB", "ms", "vs first", "formula"),
         *("decode HBM GB/token", "ms/token", "seconds to compile"),
@@ -74,25 +74,25 @@ def _work(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             row["method"],
             f"{(prefill['flops'] + prefill['kernel_flops']) / 1e12:.1f}",
-            _gb(prefill["hbm_bytes"]),
+            _write_gb(prefill["hbm_bytes"]),
             f"{prefill['estimated_ms']:.1f}",
             f"{time:.3f}",
             f"{formula:.3f}",
-            _gb(decode["hbm_bytes"]),
+            _write_gb(decode["hbm_bytes"]),
             f"{decode['estimated_ms']:.2f}",
             f"{prefill['compile_seconds'] + decode['compile_seconds']:.0f}",
         )
     return table
 
 
-def _gb(count: float) -> str:
+def _write_gb(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-def _collectives(method: str, name: str, found: Sequence[Mapping[str, Any]]) -> Table:
+def _tabulate_collectives(method: str, name: str, found: Sequence[Mapping[str, Any]]) -> Table:
     round_of = "one token of the decode" if name == "decode" else "the prefill"
     columns = ("kind", "devices", "MB each", "times", "MB", "of")
-    table = _table(f"{method}: collectives of {round_of}", *columns)
+    table = _make_table(f"{method}: collectives of {round_of}", *columns)
     for each in found[:_SHOWN_COLLECTIVES]:
         size = each["nbytes"] / 1e6
         devices = "" if each["devices"] is None else str(each["devices"])

@@ -5,7 +5,9 @@ from collections.abc import Callable
 _TRIES = 4
 
 
-def largest_batch(peak_at: Callable[[int], int | None], first: int, step: int, limit: int) -> int:
+def find_largest_batch(
+    peak_at: Callable[[int], int | None], first: int, step: int, limit: int
+) -> int:
     """Find the largest multiple of `step` whose programs fit.
 
     Two sizes give a line; where it meets the limit is compiled and drawn into the line, a few
@@ -32,13 +34,13 @@ def largest_batch(peak_at: Callable[[int], int | None], first: int, step: int, l
             good = guess
         else:
             bad = guess
-        guess = _next(peaks, good, bad, step, limit)
+        guess = _choose_next(peaks, good, bad, step, limit)
         if guess == good:
             break
     return good
 
 
-def _next(peaks: dict[int, int], good: int, bad: int | None, step: int, limit: int) -> int:
+def _choose_next(peaks: dict[int, int], good: int, bad: int | None, step: int, limit: int) -> int:
     """Choose the next batch to compile, above what is good and below what is bad."""
     if len(peaks) > 1:
         (small, low), (large, high) = sorted(peaks.items())[-2:]

@@ -32,16 +32,16 @@ class Chip:
         return self.flops / self.flops_per_cycle
 
 
-def _gib(count: float) -> int:
+def _from_gib(count: float) -> int:
     return int(count * 2**30)
 
 
 # Matrix units: four of 128 x 128 a core; v6e has two of 256 x 256 that run twice a cycle.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(275e12, 2**18, _gib(30.75), 1.2288e12, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(197e12, 2**17, _gib(15.75), 8.19e11),
-    "v5p": Chip(459e12, 2**18, _gib(95.73), 2.765e12),
-    "v6e": Chip(918e12, 2**19, _gib(31.24), 1.64e12),
+    "v4": Chip(275e12, 2**18, _from_gib(30.75), 1.2288e12, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(197e12, 2**17, _from_gib(15.75), 8.19e11),
+    "v5p": Chip(459e12, 2**18, _from_gib(95.73), 2.765e12),
+    "v6e": Chip(918e12, 2**19, _from_gib(31.24), 1.64e12),
 }
 
 
@@ -101,6 +101,6 @@ def find_slice(name: str) -> Slice:
     return Slice(name, chip, tuple(topology.devices))
 
 
-def libtpu_version() -> str:
+def read_libtpu_version() -> str:
     """Return the version of the TPU compiler that is installed."""
     return importlib.metadata.version("libtpu")

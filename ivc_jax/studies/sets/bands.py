@@ -19,7 +19,7 @@ _PARTS = {"union": "set", "cos": "V", "sin": "U"}
 _TURNS = (1e-5, 2e3)  # radians
 
 
-def turns(presets: Sequence[Preset]) -> Figure:
+def draw_turns(presets: Sequence[Preset]) -> Figure:
     """Draw cosine and sine of every plane over the positions, and each plane's largest turn."""
     figure, grid = pyplot.subplots(
         3, len(presets), squeeze=False, sharex="col", layout="constrained",
@@ -30,10 +30,10 @@ def turns(presets: Sequence[Preset]) -> Figure:
         for axes, wave in zip(column, (np.cos(angle), np.sin(angle)), strict=False):
             extent = (-0.5, preset.planes - 0.5, preset.last + 0.5, preset.prefix - 0.5)
             shown = axes.imshow(wave, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", extent=extent)
-            _sections(axes, preset, "black")
-        _largest_turns(column[2], preset)
+            _draw_sections(axes, preset, "black")
+        _draw_largest_turns(column[2], preset)
         column[0].set_title(preset.title, loc="left", fontweight="bold", pad=18)
-        _section_names(column[0], preset)
+        _name_sections(column[0], preset)
         column[2].set_xlabel("plane (0 turns fastest)")
     for axes, text in zip(
         grid[:, 0],
@@ -49,12 +49,12 @@ def turns(presets: Sequence[Preset]) -> Figure:
     return figure
 
 
-def _sections(axes: Axes, preset: Preset, colour: str) -> None:
+def _draw_sections(axes: Axes, preset: Preset, colour: str) -> None:
     for border in np.cumsum(preset.sections or ())[:-1]:
         axes.axvline(border - 0.5, color=colour, lw=1)
 
 
-def _section_names(axes: Axes, preset: Preset) -> None:
+def _name_sections(axes: Axes, preset: Preset) -> None:
     """Write above a panel which planes turn with which axis."""
     if preset.sections is None:
         named = [(preset.planes / 2, "all planes, one axis")]
@@ -67,16 +67,16 @@ def _section_names(axes: Axes, preset: Preset) -> None:
                       textcoords="offset points", ha="center", fontsize=9, color=SOFT)  # fmt: skip
 
 
-def _largest_turns(axes: Axes, preset: Preset) -> None:
+def _draw_largest_turns(axes: Axes, preset: Preset) -> None:
     """Draw each plane's turn across the grid: thin for all planes, thick for those of the axis."""
-    _sections(axes, preset, FRAME)
+    _draw_sections(axes, preset, FRAME)
     for turn, text, side in ((1.0, "1", "top"), (np.pi / 2, "π/2", "bottom")):
         axes.axhline(turn, color=SOFT, lw=0.8, ls=":")
         axes.annotate(text, (preset.planes - 1, turn), color=SOFT, fontsize=8.5, ha="right",
                       va=side)  # fmt: skip
-    steps = measures.axis_steps(preset)
+    steps = measures.count_axis_steps(preset)
     for axis in AXES:
-        turned, own = steps[axis] * preset.rope.frequencies, measures.own_planes(preset, axis)
+        turned, own = steps[axis] * preset.rope.frequencies, measures.list_own_planes(preset, axis)
         axes.plot(turned, color=_AXIS_COLOURS[axis], lw=0.9)
         axes.plot(own, turned[own], color=_AXIS_COLOURS[axis], lw=3.2, solid_capstyle="round")
         text = f"{axis}: {steps[axis]} steps"
@@ -86,7 +86,7 @@ def _largest_turns(axes: Axes, preset: Preset) -> None:
     axes.set(yscale="log", ylim=_TURNS, xlim=(-0.5, preset.planes - 0.5))
 
 
-def selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
+def draw_selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     """Draw the overlap of sets scored by some planes with the set of all planes."""
     figure, grid = pyplot.subplots(
         len(presets), 2, squeeze=False, layout="constrained",
@@ -95,15 +95,15 @@ def selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     # Only M-RoPE has sections: the longest list names all columns.
     names = list(max((tables[preset.name]["bands"] for preset in presets), key=len))
     for (left, right), preset in zip(grid, presets, strict=True):
-        _bands(left, tables[preset.name]["bands"], names)
+        _draw_bands(left, tables[preset.name]["bands"], names)
         left.set_title(preset.title, loc="left", fontweight="bold")
         single = tables[preset.name]["planes"]
         for part, colour in (("cos", REAL), ("sin", IMAGINARY)):
             right.step(np.arange(preset.planes), single[part], color=colour, where="mid", lw=1.4)
         for share in set(preset.fractions):
-            right.axhline(measures.chance(share), color=SOFT, lw=0.8, ls=":")
+            right.axhline(measures.compare_by_chance(share), color=SOFT, lw=0.8, ls=":")
         right.set(ylim=(0, 1), xlim=(-0.5, preset.planes - 0.5), yticks=(0, 0.5, 1))
-        _sections(right, preset, FRAME)
+        _draw_sections(right, preset, FRAME)
     grid[0, 0].set_title(
         "overlap with the set of all planes", loc="right", fontsize=9.5, color=SOFT
     )
@@ -117,7 +117,7 @@ def selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     return figure
 
 
-def _bands(axes: Axes, bands: dict[str, dict[str, float]], names: Sequence[str]) -> None:
+def _draw_bands(axes: Axes, bands: dict[str, dict[str, float]], names: Sequence[str]) -> None:
     """Draw overlaps as numbers on grey: one column a subset, one line a part of the set."""
     values = np.array(
         [[bands.get(name, {}).get(part, np.nan) for name in names] for part in _PARTS]

@@ -49,12 +49,12 @@ def draw(
         OSError: a file cannot be written.
     """
     made = {
-        "curves": lambda: _curves(presets, tables),
-        "maps": lambda: _maps(presets, tables),
-        "frequency_bands": lambda: bands.turns(presets),
-        "prefix": lambda: _prefix(presets, tables),
-        "grids": lambda: _grids(presets[0], tables["grids"]),
-        "selection": lambda: bands.selection(presets, tables["selection"]),
+        "curves": lambda: _draw_curves(presets, tables),
+        "maps": lambda: _draw_maps(presets, tables),
+        "frequency_bands": lambda: bands.draw_turns(presets),
+        "prefix": lambda: _draw_prefix(presets, tables),
+        "grids": lambda: _draw_grids(presets[0], tables["grids"]),
+        "selection": lambda: bands.draw_selection(presets, tables["selection"]),
     }
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     with pyplot.rc_context(_STYLE):
@@ -66,7 +66,7 @@ def draw(
                 pyplot.close(figure)
 
 
-def _curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
+def _draw_curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     """Draw V and U over positions: M-RoPE presets above, 1-D presets below."""
     kinds = [
         [preset for preset in presets if (preset.sections is None) == flat]
@@ -80,7 +80,7 @@ def _curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
         width = columns // len(line)
         for number, preset in enumerate(line):
             axes = figure.add_subplot(grid[place, number * width : (number + 1) * width])
-            _curve(axes, preset, tables["presets"][preset.name])
+            _draw_curve(axes, preset, tables["presets"][preset.name])
             axes.tick_params(labelleft=number == 0)
             axes.set_ylabel("" if number else "mean over planes")
     note = "Grey: positions of the image. Dots: position ids of chosen cells, area by their number."
@@ -88,7 +88,7 @@ def _curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, preset: Preset, table: dict[str, Any]) -> None:
+def _draw_curve(axes: Axes, preset: Preset, table: dict[str, Any]) -> None:
     """Draw one preset; ids of M-RoPE cells are those of their rows and columns."""
     span = preset.last - preset.prefix + 1
     end = preset.last + max(6, span // 4)
@@ -132,7 +132,7 @@ def _name_waves(axes: Axes, preset: Preset, waves: Sequence[np.ndarray]) -> None
     axes.text(middle, high, "U: mean of sin mθ", color=IMAGINARY, ha="center", va="bottom")
 
 
-def _maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
+def _draw_maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     """Draw the chosen cells of each preset, and below V and U of its cells."""
     shapes = [preset.grid[2] / preset.grid[1] for preset in presets]
     height = min(11.5 / sum(shapes), 3.0)
@@ -158,7 +158,7 @@ def _maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
             low, high = (round(float(bound), 2) + 0.0 for bound in (cells.min(), cells.max()))
             axes.set_xlabel(f"{low:.2f} to {high:.2f}", color=SOFT)
         for axes in column:
-            _frame(axes)
+            _draw_frame(axes)
     for axes, text, colour in zip(
         grid[:, 0], ("IVC set", "V", "U"), ("black", REAL, IMAGINARY), strict=True
     ):
@@ -166,12 +166,12 @@ def _maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     return figure
 
 
-def _frame(axes: Axes) -> None:
+def _draw_frame(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=FRAME)
 
 
-def _prefix(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
+def _draw_prefix(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     """Draw overlaps as the prefix grows, above maps of the first preset at six prefixes."""
     strip = tables["prefix"][presets[0].name]["strip"]
     _, rows, columns = presets[0].grid
@@ -193,31 +193,31 @@ def _prefix(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     for axes, shown in zip(lower.subplots(1, len(strip)), strip, strict=True):
         paint(axes, shown["cos"], shown["sin"], rows, columns)
         axes.set_title(f"from {shown['prefix']}", fontsize=10)
-        _frame(axes)
+        _draw_frame(axes)
     lower.suptitle(f"{presets[0].title}: the set by the position of its first cell", fontsize=11,
                    fontweight="bold", x=0.005, ha="left")  # fmt: skip
     return figure
 
 
-def _grids(preset: Preset, table: dict[str, Any]) -> Figure:
+def _draw_grids(preset: Preset, table: dict[str, Any]) -> Figure:
     """Draw the set on grids of other aspects and sizes, and where its cells lie."""
     sizes = [entry for entry in table["sizes"] if entry["rows"] in measures.MAPPED_SIZES]
     figure = pyplot.figure(figsize=_GRIDS_SIZE)
     figure.text(0.008, 0.985, f"{preset.title}, from {preset.prefix}", fontweight="bold",
                 fontsize=11.5, va="top")  # fmt: skip
     for entry, (left, top) in zip(table["aspects"], _ASPECT_PLACES, strict=True):
-        _grid_at(figure, entry, left, top, _CELL)
+        _draw_grid(figure, entry, left, top, _CELL)
     for number, entry in enumerate(sizes):
-        _grid_at(figure, entry, 0.1 + 1.55 * number, 4.35, 1.45 / entry["rows"])
+        _draw_grid(figure, entry, 0.1 + 1.55 * number, 4.35, 1.45 / entry["rows"])
     width, height = _GRIDS_SIZE
     above, middle, below = figure.subplots(
         3, 1, sharex=True,
         gridspec_kw={"left": 8.4 / width, "right": 11.4 / width, "top": 1 - 0.4 / height,
                      "bottom": 0.55 / height, "hspace": 0.33},
     )  # fmt: skip
-    _lines(above, table, {f"{part}_{{}}s_touched": part for part in _COLOURS})
-    _lines(middle, table, {f"{part}_mean_{{}}": part for part in ("cos", "sin")})
-    _lines(below, table, {"overlap": "union"})
+    _draw_lines(above, table, {f"{part}_{{}}s_touched": part for part in _COLOURS})
+    _draw_lines(middle, table, {f"{part}_mean_{{}}": part for part in ("cos", "sin")})
+    _draw_lines(below, table, {"overlap": "union"})
     above.set_title("share of rows and columns touched", loc="left")
     middle.set_title("mean row and column", loc="left")
     below.set_title("overlap of V and U", loc="left")
@@ -232,7 +232,7 @@ _CELL = 0.08
 _ASPECT_PLACES = ((0.1, 0.65), (0.1, 1.8), (3.5, 0.65), (5.3, 0.65), (6.62, 0.65))
 
 
-def _grid_at(figure: Figure, entry: dict[str, Any], left: float, top: float, cell: float) -> None:
+def _draw_grid(figure: Figure, entry: dict[str, Any], left: float, top: float, cell: float) -> None:
     """Draw a grid with its upper left corner at a place of the figure, in inches."""
     width, height = _GRIDS_SIZE
     rows, columns = entry["rows"], entry["columns"]
@@ -240,13 +240,13 @@ def _grid_at(figure: Figure, entry: dict[str, Any], left: float, top: float, cel
     axes = figure.add_axes((*box, columns * cell / width, rows * cell / height))
     paint(axes, entry["cos"], entry["sin"], rows, columns)
     axes.set_title(f"{rows} x {columns}", fontsize=9.5, color=SOFT)
-    _frame(axes)
+    _draw_frame(axes)
 
 
 _COLOURS = {"union": ("either", BOTH), "cos": ("V", REAL), "sin": ("U", IMAGINARY)}
 
 
-def _lines(axes: Axes, table: dict[str, Any], keys: dict[str, str]) -> None:
+def _draw_lines(axes: Axes, table: dict[str, Any], keys: dict[str, str]) -> None:
     """Draw numbers of the square grids: solid for rows, dashed for columns."""
     sizes = [entry["rows"] for entry in table["sizes"]]
     for key, part in keys.items():

@@ -104,7 +104,7 @@ def find(names: Sequence[str]) -> list[Preset]:
     return [PRESETS[name] for name in dict.fromkeys(names)]
 
 
-def picks(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndarray]:
+def pick(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndarray]:
     """Choose the cells by V ("cos"), by U ("sin") and by either ("union"), bool [n] each."""
     marks = {}
     by_cos, by_sin = preset.fractions
@@ -117,8 +117,8 @@ def picks(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndar
     return marks | {"union": marks["cos"] | marks["sin"]}
 
 
-def picks_at(preset: Preset, prefixes: Sequence[int]) -> dict[str, np.ndarray]:
-    """Choose as `picks` does with the image at each of P prefixes, bool [P, n] each."""
+def pick_at(preset: Preset, prefixes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Choose as `pick` does with the image at each of P prefixes, bool [P, n] each."""
     start = np.asarray(prefixes, np.int32)[:, None]
     shape = (len(start), preset.cells)
     slots = preset.positions() - preset.prefix  # [n] or [3, n]
@@ -133,13 +133,13 @@ def picks_at(preset: Preset, prefixes: Sequence[int]) -> dict[str, np.ndarray]:
     return {"cos": cosine, "sin": sine, "union": cosine | sine}
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
+def compare(first: np.ndarray, second: np.ndarray) -> float:
     """Return |A and B| / |A or B| of two sets of cells, bool [n]; 1 if both are empty."""
     either = np.count_nonzero(first | second)
     return 1.0 if not either else round(int(np.count_nonzero(first & second)) / int(either), 4)
 
 
-def chance(share: float) -> float:
+def compare_by_chance(share: float) -> float:
     """Return about what two random sets of the same share of the cells overlap."""
     return round(float(share / (2 - share)), 4)
 
@@ -147,24 +147,24 @@ def chance(share: float) -> float:
 def measure(presets: Sequence[Preset]) -> dict[str, Any]:
     """Compute all tables; the strip of prefixes and the grids are those of the first preset."""
     return {
-        "presets": {preset.name: summary(preset) for preset in presets},
-        "prefix": {preset.name: prefix_table(preset) for preset in presets},
-        "grids": grid_table(presets[0]),
-        "selection": {preset.name: selection_table(preset) for preset in presets},
+        "presets": {preset.name: summarize(preset) for preset in presets},
+        "prefix": {preset.name: tabulate_prefix(preset) for preset in presets},
+        "grids": tabulate_grids(presets[0]),
+        "selection": {preset.name: tabulate_selection(preset) for preset in presets},
     }
 
 
-def summary(preset: Preset) -> dict[str, Any]:
+def summarize(preset: Preset) -> dict[str, Any]:
     """Describe a preset: its set, the range of V and U over its positions, the turns."""
-    steps = axis_steps(preset)
+    steps = count_axis_steps(preset)
     turns = {axis: steps[axis] * preset.rope.frequencies for axis in AXES}
-    own = {axis: own_planes(preset, axis) for axis in AXES}
+    own = {axis: list_own_planes(preset, axis) for axis in AXES}
     return dataclasses.asdict(preset) | {
         "cells": preset.cells,
         "planes": preset.planes,
         "last": preset.last,
-        **set_shape(preset),
-        **_waves(preset),
+        **describe_set(preset),
+        **_list_waves(preset),
         "largest_turn": {axis: round(float(turns[axis].max()), 4) for axis in AXES},
         "largest_own_turn": {axis: round(float(turns[axis][own[axis]].max()), 4) for axis in AXES},
         "own_planes": {axis: len(own[axis]) for axis in AXES},
@@ -174,7 +174,7 @@ def summary(preset: Preset) -> dict[str, Any]:
     }
 
 
-def _waves(preset: Preset) -> dict[str, Any]:
+def _list_waves(preset: Preset) -> dict[str, Any]:
     """Describe V and U, as shares of their bound F, over the positions and cells of the image.
 
     The numbers of distinct values are those of float32 and of half precision as the released code
@@ -199,23 +199,23 @@ def _waves(preset: Preset) -> dict[str, Any]:
     return waves
 
 
-def axis_steps(preset: Preset) -> dict[str, int]:
+def count_axis_steps(preset: Preset) -> dict[str, int]:
     """Return by how much the position id grows across the grid along each axis."""
     _, rows, columns = preset.grid
     stride = columns if preset.sections is None else 1
     return {"height": (rows - 1) * stride, "width": columns - 1}
 
 
-def own_planes(preset: Preset, axis: str) -> np.ndarray:
+def list_own_planes(preset: Preset, axis: str) -> np.ndarray:
     """Return the planes that attention turns with an axis: its section, or all if 1-D."""
     if preset.sections is None:
         return np.arange(preset.planes)
     return np.flatnonzero(preset.rope.axis_of_plane == 1 + AXES.index(axis))
 
 
-def set_shape(preset: Preset) -> dict[str, Any]:
+def describe_set(preset: Preset) -> dict[str, Any]:
     """Describe the set on the grid: cells, rows and columns touched, centre, overlap."""
-    marks = picks(preset)
+    marks = pick(preset)
     _, rows, columns = preset.grid
     shape: dict[str, Any] = {"cos": [], "sin": [], "union": []}
     for name, chosen in marks.items():
@@ -227,26 +227,26 @@ def set_shape(preset: Preset) -> dict[str, Any]:
         shape[f"{name}_mean_row"] = round(float(row.mean()) / max(rows - 1, 1), 4)
         shape[f"{name}_mean_column"] = round(float(column.mean()) / max(columns - 1, 1), 4)
     shape["both"] = int(np.count_nonzero(marks["cos"] & marks["sin"]))
-    shape["overlap"] = overlap(marks["cos"], marks["sin"])
+    shape["overlap"] = compare(marks["cos"], marks["sin"])
     return shape
 
 
-def prefix_table(preset: Preset) -> dict[str, Any]:
+def tabulate_prefix(preset: Preset) -> dict[str, Any]:
     """Measure the overlap of the set with itself as the text before the image grows."""
     prefixes = list(range(LAST_PREFIX + 1))
-    moved, here = picks_at(preset, prefixes), picks(preset)
+    moved, here = pick_at(preset, prefixes), pick(preset)
     table: dict[str, Any] = {"prefixes": prefixes}
     for name, marks in moved.items():
-        curve = [overlap(marks[place], here[name]) for place in prefixes]
+        curve = [compare(marks[place], here[name]) for place in prefixes]
         others = [value for place, value in enumerate(curve) if place != preset.prefix]
         table[name] = curve
         table[f"{name}_mean"] = round(float(np.mean(others)), 4)
-        table[f"{name}_chance"] = chance(np.count_nonzero(here[name]) / preset.cells)
+        table[f"{name}_chance"] = compare_by_chance(np.count_nonzero(here[name]) / preset.cells)
         # How many more text tokens leave less than half of the set where it was.
         later = [place for place in prefixes[preset.prefix :] if curve[place] < 0.5]
         table[f"{name}_half"] = later[0] - preset.prefix if later else None
     strip = sorted({preset.prefix, *STRIP})
-    shown = picks_at(preset, strip)
+    shown = pick_at(preset, strip)
     table["strip"] = [
         {"prefix": prefix} | {k: np.flatnonzero(v[n]).tolist() for k, v in shown.items()}
         for n, prefix in enumerate(strip)
@@ -254,20 +254,20 @@ def prefix_table(preset: Preset) -> dict[str, Any]:
     return table
 
 
-def grid_table(preset: Preset) -> dict[str, Any]:
+def tabulate_grids(preset: Preset) -> dict[str, Any]:
     """Describe the set of one rotary embedding on grids of other aspects and sizes."""
     shapes = {"aspects": ASPECTS, "sizes": tuple((size, size) for size in SIZES)}
     table: dict[str, Any] = {"preset": preset.name, "mapped_sizes": MAPPED_SIZES}
     for name, grids in shapes.items():
         table[name] = [
             {"rows": rows, "columns": columns}
-            | set_shape(dataclasses.replace(preset, grid=(1, rows, columns)))
+            | describe_set(dataclasses.replace(preset, grid=(1, rows, columns)))
             for rows, columns in grids
         ]
     return table
 
 
-def plane_bands(preset: Preset) -> Mapping[str, Frequencies]:
+def split_planes(preset: Preset) -> Mapping[str, Frequencies]:
     """Name the subsets of planes; plane 0 turns fastest, so "high" is the first third."""
     thirds = np.array_split(np.arange(preset.planes), 3)
     bands: dict[str, Frequencies] = dict(zip(("high", "middle", "low"), thirds, strict=True))
@@ -278,16 +278,16 @@ def plane_bands(preset: Preset) -> Mapping[str, Frequencies]:
     return bands
 
 
-def selection_table(preset: Preset) -> dict[str, Any]:
+def tabulate_selection(preset: Preset) -> dict[str, Any]:
     """Measure the overlap of sets scored by some planes with the set scored by all planes."""
-    full = picks(preset)
+    full = pick(preset)
 
     def overlaps(frequencies: Frequencies) -> dict[str, float]:
         return {
-            name: overlap(marks, full[name]) for name, marks in picks(preset, frequencies).items()
+            name: compare(marks, full[name]) for name, marks in pick(preset, frequencies).items()
         }
 
-    bands = {name: overlaps(planes) for name, planes in plane_bands(preset).items()}
+    bands = {name: overlaps(planes) for name, planes in split_planes(preset).items()}
     single = [overlaps([plane]) for plane in range(preset.planes)]
     best = {name: int(np.argmax([row[name] for row in single])) for name in full}
     pieces = np.array_split(np.arange(preset.planes), BANDS)
