@@ -1,5 +1,6 @@
 """Method strings: reading, writing, and what bad ones are told."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -9,12 +10,15 @@ from helpers.models import model_config
 from ivc_jax.methods import (
     FSR,
     METHODS,
+    Coordinates,
     FastV,
+    Foreground,
     HoloV,
     IVCPrune,
     Method,
     MethodError,
     Nuwa,
+    ProgressiveIVC,
     PyramidDrop,
     Random,
     Scope,
@@ -86,6 +90,25 @@ def test_fields_have_their_declared_types():
     values = method.keep_ratio, method.layer, method.coordinates.sin_fraction
     assert [type(value) for value in values] == [float, int, float]
     assert describe(IVCPrune(keep_ratio=1)) == describe(IVCPrune(keep_ratio=1.0))
+
+
+def test_nested_settings_are_written_flat():
+    flat = IVCPrune(layer=16, axes="hw", query_offset=1)
+    assert flat == parse("ivc:layer=16,axes=hw,query_offset=1")
+    nested = IVCPrune(
+        16, coordinates=Coordinates(axes="hw"), foreground_rule=Foreground(query_offset=1)
+    )
+    assert flat == nested
+    assert hash(flat) == hash(nested)
+    # A change of one field leaves the others beside it.
+    both = dataclasses.replace(flat, theta=100.0, layer=3)
+    assert both == parse("ivc:layer=3,axes=hw,query_offset=1,theta=100")
+    with pytest.raises(MethodError, match="ivc_progressive has no field 'axes'"):
+        ProgressiveIVC(coordinates=Coordinates(axes="hw"))
+    with pytest.raises(MethodError, match=r"fastv\+ivc has no field 'positions'"):
+        WithIVC(FastV(), positions="index")
+    with pytest.raises(TypeError, match="cosine"):
+        IVCPrune(cosine=0.1)
 
 
 def test_descriptions_are_short():
