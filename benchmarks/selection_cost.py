@@ -30,10 +30,10 @@ from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
-from ivc_jax.methods.base import (
+from ivc_jax.methods.base import Method
+from ivc_jax.methods.requests import (
     Carry,
     Embeddings,
-    Method,
     Request,
     RopeSettings,
     TokenVectors,

@@ -85,7 +85,7 @@ class Selection:
     index: jax.Array  # [B, K] int32, 0 where not valid
     valid: jax.Array  # [B, K] bool
     weights: jax.Array | None = None  # [B, K, V] float32, 0 where not valid
-    carry: Any = None  # whatever the next stage of the method wants to read (`methods.base.Carry`)
+    carry: Any = None  # what the next stage of the method wants to read (`methods.requests.Carry`)
 
 
 @flax.struct.dataclass

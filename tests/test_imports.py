@@ -25,7 +25,10 @@ ALLOWED = {
     "weights": {"types", "config", "nn", "parallel", "weights"},
     "families": {"config", "inputs", "weights.keymap", "families"},
     "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
-    "engine": {"types", "config", "nn", "inputs", "methods.base", "model", "parallel", "engine"},
+    "engine": {
+        *("types", "config", "nn", "inputs", "methods.base", "methods.requests", "model"),
+        *("parallel", "engine"),
+    },
     "evals": {
         *("types", "config", "inputs", "methods", "model", "parallel", "engine"),
         *("evals", "cloud", "nearest", ""),

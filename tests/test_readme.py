@@ -11,7 +11,7 @@ import ivc_jax
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import METHODS, MODIFIERS
-from ivc_jax.methods.base import AttentionRows
+from ivc_jax.methods.requests import AttentionRows
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ((ROOT / name).read_text() for name in ("README.md", "docs/methods.md"))

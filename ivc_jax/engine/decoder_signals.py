@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ivc_jax.methods.base import (
+from ivc_jax.methods.requests import (
     AttentionReceived,
     AttentionRows,
     Keys,

@@ -9,7 +9,8 @@ import jax
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import place, trace_prefill
-from ivc_jax.methods.base import Method, Request, Signals, Stage
+from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.requests import Request, Signals
 from ivc_jax.model import Model
 from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.types import Inputs, Layout, Selection

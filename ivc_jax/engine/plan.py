@@ -10,16 +10,8 @@ projections of that block are applied once more, to the sequence as it stands be
 
 import dataclasses
 
-from ivc_jax.methods.base import (
-    AttentionReceived,
-    AttentionRows,
-    Keys,
-    LayerRequest,
-    Method,
-    MethodError,
-    Request,
-    Stage,
-)
+from ivc_jax.methods.base import Method, MethodError, Stage
+from ivc_jax.methods.requests import AttentionReceived, AttentionRows, Keys, LayerRequest, Request
 
 _NEED_QUERIES = AttentionRows | AttentionReceived
 _OF_NEXT_BLOCK = _NEED_QUERIES | Keys

@@ -18,16 +18,8 @@ from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate
-from ivc_jax.methods.base import (
-    DENSE,
-    Carry,
-    Embeddings,
-    Method,
-    Request,
-    RopeSettings,
-    TowerRequest,
-    find_method,
-)
+from ivc_jax.methods.base import DENSE, Method, find_method
+from ivc_jax.methods.requests import Carry, Embeddings, Request, RopeSettings, TowerRequest
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder
 from ivc_jax.nn.tower import VisionTower

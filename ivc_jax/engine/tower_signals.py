@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import VisionConfig
-from ivc_jax.methods.base import (
-    MethodError,
+from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.requests import (
     PixelEntropy,
     Received,
     Request,

@@ -17,15 +17,8 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.engine.compact import Sequence, compact, compact_caches
 from ivc_jax.engine.decoder_signals import answer_layer, split
 from ivc_jax.engine.plan import Cut, Span, make_plan
-from ivc_jax.methods.base import (
-    Carry,
-    Hidden,
-    LayerRequest,
-    Method,
-    MethodError,
-    Request,
-    Stage,
-)
+from ivc_jax.methods.base import Method, MethodError, Stage
+from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, Request
 from ivc_jax.nn import decoder, rope
 from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
 from ivc_jax.types import Inputs, KVSpan, Layout, Selection

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget
-from ivc_jax.methods.base import Method, Signals, Stage
+from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.defaults import choose_layer
 from ivc_jax.methods.fields import check_not_negative, require
+from ivc_jax.methods.requests import Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, Selection
 

@@ -7,8 +7,9 @@ import jax
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget
-from ivc_jax.methods.base import AttentionRows, MethodError, Request, Scored, Signals, Stage
+from ivc_jax.methods.base import MethodError, Scored, Stage
 from ivc_jax.methods.fields import check_choice, require
+from ivc_jax.methods.requests import AttentionRows, Request, Signals
 from ivc_jax.methods.select import ROUNDING, Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, Selection
 

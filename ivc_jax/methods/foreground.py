@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.ivc import round_scores
-from ivc_jax.methods.base import AttentionRows, Request, Stage, TokenVectors, Values
+from ivc_jax.methods.base import Stage
 from ivc_jax.methods.fields import check_choice, check_fractions, check_not_negative
+from ivc_jax.methods.requests import AttentionRows, Request, TokenVectors, Values
 from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, typed
 

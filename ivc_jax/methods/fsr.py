@@ -13,16 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ivc_jax.methods.base import (
-    Hidden,
-    MethodError,
-    Request,
-    Signals,
-    Stage,
-    TowerAttention,
-)
+from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative
 from ivc_jax.methods.question import compare_with_question
+from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention
 from ivc_jax.methods.select import (
     Segments,
     from_mask,

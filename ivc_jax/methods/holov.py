@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ivc_jax.methods.base import Hidden, MethodError, Request, Signals, Stage, TowerAttention
+from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative
+from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention
 from ivc_jax.methods.select import Segments, from_mask, keep_one
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed

@@ -8,7 +8,7 @@ import numpy as np
 from ivc_jax import ivc
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget
-from ivc_jax.methods.base import Method, MethodError, Request, RopeSettings, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.defaults import choose_layer
 from ivc_jax.methods.fields import (
@@ -19,6 +19,7 @@ from ivc_jax.methods.fields import (
     require,
 )
 from ivc_jax.methods.foreground import Foreground, fill
+from ivc_jax.methods.requests import Request, RopeSettings, Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, Selection
 

@@ -4,12 +4,13 @@ import dataclasses
 from typing import ClassVar
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods.base import Request, Signals, Stage
+from ivc_jax.methods.base import Stage
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.fields import flat
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.progressive import Family, Progressive
+from ivc_jax.methods.requests import Request, Signals
 from ivc_jax.types import Layout, Selection
 
 _LAST_SHARE = 0.5  # what `IVCPrune` keeps

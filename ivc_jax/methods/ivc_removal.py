@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods.base import Method, MethodError, Request, RopeSettings, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.cells import draw_cells
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.defaults import choose_layer
 from ivc_jax.methods.fields import check_choice, check_not_negative, check_seed, flat, require
+from ivc_jax.methods.requests import Request, RopeSettings, Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask
 from ivc_jax.types import Layout, Selection
 

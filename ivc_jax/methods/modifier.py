@@ -4,7 +4,8 @@ import dataclasses
 from typing import ClassVar, TypeVar
 
 from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.methods.base import Method, Request, Signals, Stage
+from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.requests import Request, Signals
 from ivc_jax.types import Layout, Selection
 
 _M = TypeVar("_M", bound="Modifier")

@@ -16,19 +16,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.ivc import rank_in_segment
-from ivc_jax.methods.base import (
-    AttentionRows,
-    Hidden,
-    MethodError,
-    Request,
-    Signals,
-    Stage,
-    TowerAttention,
-    TowerFeatures,
-)
+from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, require
 from ivc_jax.methods.progressive import Family, Progressive
 from ivc_jax.methods.question import compare_with_question
+from ivc_jax.methods.requests import (
+    AttentionRows,
+    Hidden,
+    Request,
+    Signals,
+    TowerAttention,
+    TowerFeatures,
+)
 from ivc_jax.methods.select import (
     Segments,
     bound_total,

@@ -6,10 +6,11 @@ from typing import ClassVar
 import jax
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods.base import AttentionRows, MethodError, Request, Scored, Signals, Stage
+from ivc_jax.methods.base import MethodError, Scored, Stage
 from ivc_jax.methods.defaults import choose_positions
 from ivc_jax.methods.fields import check_positions, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.requests import AttentionRows, Request, Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask
 from ivc_jax.types import Layout, Selection
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ivc_jax.methods.base import TokenVectors
+from ivc_jax.methods.requests import TokenVectors
 from ivc_jax.methods.select import normalize
 from ivc_jax.types import Layout, typed
 

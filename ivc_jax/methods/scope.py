@@ -7,14 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ivc_jax.methods.base import (
-    Request,
-    Signals,
-    Stage,
-    TowerAttention,
-    TowerFeatures,
-)
+from ivc_jax.methods.base import Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative
+from ivc_jax.methods.requests import Request, Signals, TowerAttention, TowerFeatures
 from ivc_jax.methods.select import Segments, from_mask, normalize
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed

@@ -11,24 +11,22 @@ from jaxtyping import Array, Bool, Float
 from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods import budget
-from ivc_jax.methods.base import (
-    AttentionRows,
-    Carry,
-    Embeddings,
-    Hidden,
-    MethodError,
-    Request,
-    RopeSettings,
-    Scored,
-    Signals,
-    Stage,
-    TokenVectors,
-)
+from ivc_jax.methods.base import MethodError, Scored, Stage
 from ivc_jax.methods.defaults import choose_positions
 from ivc_jax.methods.fields import check_keep_ratio, check_positions, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
 from ivc_jax.methods.question import mark_question
 from ivc_jax.methods.recycling import Recycling, merge
+from ivc_jax.methods.requests import (
+    AttentionRows,
+    Carry,
+    Embeddings,
+    Hidden,
+    Request,
+    RopeSettings,
+    Signals,
+    TokenVectors,
+)
 from ivc_jax.methods.select import Segments, from_mask, gather_positions
 from ivc_jax.types import Layout, Selection, typed
 

@@ -11,18 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.ivc import rank_in_segment
-from ivc_jax.methods.base import (
-    Carry,
-    MethodError,
-    PixelEntropy,
-    Received,
-    Request,
-    Signals,
-    Stage,
-    TowerAttention,
-)
+from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.requests import Carry, PixelEntropy, Received, Request, Signals, TowerAttention
 from ivc_jax.methods.select import (
     Segments,
     bound_total,

@@ -9,18 +9,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods.base import (
+from ivc_jax.methods.base import Stage
+from ivc_jax.methods.defaults import choose_positions
+from ivc_jax.methods.fields import check_positions, require
+from ivc_jax.methods.progressive import Family, Progressive, scale_layers
+from ivc_jax.methods.requests import (
     AttentionReceived,
     Keys,
     Request,
     Signals,
-    Stage,
     TowerAttention,
     TowerKeys,
 )
-from ivc_jax.methods.defaults import choose_positions
-from ivc_jax.methods.fields import check_positions, require
-from ivc_jax.methods.progressive import Family, Progressive, scale_layers
 from ivc_jax.methods.select import Segments, bound_total, from_mask, keep_weights, normalize
 from ivc_jax.types import Layout, Selection, typed
 

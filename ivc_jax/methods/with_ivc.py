@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.methods.base import Method, MethodError, Request, RopeSettings, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.fields import flat
@@ -15,6 +15,7 @@ from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.ivc_removal import IVCRemoval
 from ivc_jax.methods.modifier import Modifier, unwrap
+from ivc_jax.methods.requests import Request, RopeSettings, Signals
 from ivc_jax.methods.select import bound_total, from_mask, keep_weights, to_mask
 from ivc_jax.types import Layout, Selection
 

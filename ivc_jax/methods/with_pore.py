@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ivc_jax.methods.base import Method, MethodError, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.fields import check_choice
 from ivc_jax.methods.modifier import Modifier
+from ivc_jax.methods.requests import Signals
 from ivc_jax.methods.select import Segments
 from ivc_jax.types import Layout, Selection, typed
 

@@ -20,9 +20,10 @@ from typing import ClassVar
 import jax
 
 from ivc_jax.config import ModelConfig, RopeConfig
-from ivc_jax.methods.base import Method, MethodError, Signals, Stage
+from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.fields import sort_planes
 from ivc_jax.methods.modifier import Modifier, unwrap
+from ivc_jax.methods.requests import Signals
 from ivc_jax.types import Layout, Selection
 
 

@@ -15,7 +15,8 @@ from ivc_jax.engine.plan import Cut, Span, make_plan
 from ivc_jax.engine.prefill import count_programs, embed_inputs
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, parse
-from ivc_jax.methods.base import DENSE, AttentionRows, MethodError, Stage, Values
+from ivc_jax.methods.base import DENSE, MethodError, Stage
+from ivc_jax.methods.requests import AttentionRows, Values
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.types import Layout, Selection

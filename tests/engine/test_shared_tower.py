@@ -19,7 +19,7 @@ from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.answerer import ModelAnswerer
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
-from ivc_jax.methods.base import TowerRequest
+from ivc_jax.methods.requests import TowerRequest
 from ivc_jax.parallel.batch import place_inputs
 from ivc_jax.parallel.mesh import make_mesh
 

@@ -12,17 +12,15 @@ import ivc_jax
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import select
-from ivc_jax.methods.base import (
+from ivc_jax.methods.base import Method, MethodError, Stage
+from ivc_jax.methods.requests import (
     AttentionReceived,
     AttentionRows,
     Carry,
     Embeddings,
     Hidden,
     Keys,
-    Method,
-    MethodError,
     PixelEntropy,
-    Stage,
     TowerAttention,
     TowerFeatures,
     TowerKeys,

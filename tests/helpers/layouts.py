@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import RopeConfig
-from ivc_jax.methods.base import (
-    AttentionRows,
-    Method,
-    Received,
-    RopeSettings,
-    Stage,
-    TokenVectors,
-    Values,
-)
+from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.requests import AttentionRows, Received, RopeSettings, TokenVectors, Values
 from ivc_jax.types import Layout, Selection
 
 ROPE = RopeConfig(16, 1e4, (2, 3, 3))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.layouts import FixedAttention, listed, run_stage, shorten
 
-from ivc_jax.methods import base
+from ivc_jax.methods import requests as asks
 
 H, G, C, D, E = 3, 2, 4, 6, 5
 MOST = 400  # visual tokens of a sample, whose attention is cut to the bucket
@@ -22,7 +22,7 @@ def draw_signals(requests, layout, unpruned, carry=None, padding=np.nan, spoilt=
         layout: of the current sequence.
         unpruned: the layout before any cut.
         carry: what the cut before has left.
-        padding: what padding holds, where `base` does not say that it is zero.
+        padding: what padding holds, where the request does not say that it is zero.
         spoilt: a visual token of every sample, by its place in the unpruned prompt, of which all
             signals are NaN.
     """
@@ -30,28 +30,28 @@ def draw_signals(requests, layout, unpruned, carry=None, padding=np.nan, spoilt=
     for request in requests:
         draw = _Draw(request, layout, unpruned, padding, spoilt)
         match request:
-            case base.RopeSettings():
+            case asks.RopeSettings():
                 continue  # `run_stage` knows it
-            case base.Carry():
+            case asks.Carry():
                 signals[request] = carry
-            case base.Values() | base.Keys():
+            case asks.Values() | asks.Keys():
                 signals[request] = draw.vectors(layout, G, C)
-            case base.Hidden():
+            case asks.Hidden():
                 signals[request] = draw.vectors(layout, D)
-            case base.Embeddings():
+            case asks.Embeddings():
                 signals[request] = draw.vectors(unpruned, D)
-            case base.AttentionRows(queries="text"):
+            case asks.AttentionRows(queries="text"):
                 signals[request] = draw.rows(layout.text_valid)
-            case base.AttentionRows():
+            case asks.AttentionRows():
                 last = np.ones((len(layout.lengths), request.count), bool)
                 signals[request] = draw.rows(last)
-            case base.AttentionReceived():
+            case asks.AttentionReceived():
                 signals[request] = draw.visual(layout) ** 2
-            case base.TowerAttention():
+            case asks.TowerAttention():
                 signals[request] = draw.tower_attention()
-            case base.TowerKeys() | base.TowerFeatures():
+            case asks.TowerKeys() | asks.TowerFeatures():
                 signals[request] = draw.visual(unpruned, E)
-            case base.PixelEntropy():
+            case asks.PixelEntropy():
                 signals[request] = abs(draw.visual(unpruned))
     return signals
 
@@ -86,7 +86,7 @@ class _Draw:
         return jnp.asarray(table)
 
     def vectors(self, layout, *shape):
-        return base.TokenVectors(self.visual(layout, *shape), self.text(*shape))
+        return asks.TokenVectors(self.visual(layout, *shape), self.text(*shape))
 
     def rows(self, queries):
         """Attention [B, H, Q, V]; rows of padding are zero."""

@@ -13,6 +13,7 @@ from helpers.models import model_config
 from helpers.signals import draw_signals, run_cuts
 
 from ivc_jax.methods import METHODS, MODIFIERS, describe, parse
+from ivc_jax.methods import requests as asks
 from ivc_jax.methods.fields import list_fields
 from ivc_jax.methods.modifier import unwrap
 
@@ -184,14 +185,12 @@ def test_positions_are_numbered_anew_with_one_axis_only(name):
 
 
 def test_every_request_can_be_drawn():
-    """A new request of `base` is met by `draw_signals`, so that no method is left out."""
-    from ivc_jax.methods import base
-
+    """A new request is met by `draw_signals`, so that no method is left out."""
     layout = make_layout([PAIR])
-    requests = [kind(1) for kind in (base.Values, base.Keys, base.AttentionReceived)]
-    requests += [base.AttentionRows(1, "last", 2), base.AttentionRows(1, "text"), base.Carry()]
-    requests += [base.TowerAttention(), base.TowerKeys(), base.TowerFeatures()]
-    requests += [base.PixelEntropy(), base.Hidden(), base.Embeddings()]
-    known = {*base.Request.__args__} - {base.RopeSettings}
+    requests = [kind(1) for kind in (asks.Values, asks.Keys, asks.AttentionReceived)]
+    requests += [asks.AttentionRows(1, "last", 2), asks.AttentionRows(1, "text"), asks.Carry()]
+    requests += [asks.TowerAttention(), asks.TowerKeys(), asks.TowerFeatures()]
+    requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings()]
+    known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
     assert set(draw_signals(requests, layout, layout)) == set(requests)

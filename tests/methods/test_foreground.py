@@ -7,8 +7,8 @@ import pytest
 from helpers.layouts import ROPE, C, G, gather_values, kept_sets, lay_out, make_layout, token_values
 
 from ivc_jax.methods import IVCPrune
-from ivc_jax.methods.base import TokenVectors
 from ivc_jax.methods.foreground import Foreground, fill, score_values
+from ivc_jax.methods.requests import TokenVectors
 from ivc_jax.methods.select import Segments
 
 # A first text, two unequal images, text between them and after them; and one large image.

@@ -11,9 +11,9 @@ from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_st
 from helpers.models import model_config
 
 from ivc_jax.methods import MethodError, select
-from ivc_jax.methods.base import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.budget import measure
 from ivc_jax.methods.fsr import FSR, focus, join_scores, refine, scan
+from ivc_jax.methods.requests import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.select import Segments, split_over_frames
 
 # Text, two unequal images, text between them and after them; a video of three frames; one image.

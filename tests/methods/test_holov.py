@@ -9,7 +9,7 @@ import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 from helpers.models import model_config
 
-from ivc_jax.methods.base import Hidden, MethodError, TokenVectors, TowerAttention
+from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.budget import measure
 from ivc_jax.methods.holov import (
     HoloV,
@@ -18,6 +18,7 @@ from ivc_jax.methods.holov import (
     score_holistically,
     share_quotas,
 )
+from ivc_jax.methods.requests import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.select import Segments
 

@@ -24,8 +24,8 @@ from ivc_jax.methods import (
     parse,
     select,
 )
-from ivc_jax.methods.base import AttentionRows, RopeSettings, TokenVectors
 from ivc_jax.methods.foreground import Foreground, score_attention, score_values
+from ivc_jax.methods.requests import AttentionRows, RopeSettings, TokenVectors
 from ivc_jax.methods.select import Segments
 
 SCORE = {"theta": 30.0, "position_offset": 1000, "frequencies": "middle"}

@@ -10,8 +10,8 @@ from helpers.reference import SAMPLES, Slow, top
 
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.methods import IVCPrune, MethodError, ProgressiveIVC, describe, parse
-from ivc_jax.methods.base import Values
 from ivc_jax.methods.budget import BudgetError, measure
+from ivc_jax.methods.requests import Values
 
 # These programs run once: compiling them well would cost more than it saves.
 jitted_compact = jax.jit(compact, compiler_options={"xla_backend_optimization_level": 0})

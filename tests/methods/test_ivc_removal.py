@@ -9,8 +9,9 @@ from helpers.reference import SAMPLES, Slow
 
 from ivc_jax.engine.plan import Cut, make_plan
 from ivc_jax.methods import IVCPrune, IVCRemoval, MethodError, describe, parse
-from ivc_jax.methods.base import RopeSettings, Stage
+from ivc_jax.methods.base import Stage
 from ivc_jax.methods.cells import draw_cells
+from ivc_jax.methods.requests import RopeSettings
 
 LAYOUT = make_layout(SAMPLES)
 LARGE = {"cos_fraction": 0.2, "sin_fraction": 0.25}

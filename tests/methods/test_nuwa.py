@@ -11,10 +11,16 @@ from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_st
 from helpers.models import model_config
 
 from ivc_jax.methods import MethodError, select
-from ivc_jax.methods.base import AttentionRows, Hidden, TokenVectors, TowerAttention, TowerFeatures
 from ivc_jax.methods.budget import measure
 from ivc_jax.methods.nuwa import Nuwa, mark_pillars, number_regions, pick_from_regions
 from ivc_jax.methods.question import compare_with_question
+from ivc_jax.methods.requests import (
+    AttentionRows,
+    Hidden,
+    TokenVectors,
+    TowerAttention,
+    TowerFeatures,
+)
 from ivc_jax.methods.select import Segments
 
 # Text and two unequal images; a video of three frames with odd sides.

@@ -7,8 +7,8 @@ import pytest
 from helpers.layouts import listed, make_layout, run_stage
 
 from ivc_jax.config import RopeConfig
-from ivc_jax.methods.base import AttentionRows, Embeddings, Hidden, TokenVectors
 from ivc_jax.methods.recycling import find_peaks, merge
+from ivc_jax.methods.requests import AttentionRows, Embeddings, Hidden, TokenVectors
 from ivc_jax.methods.sparsevlm import (
     SparseVLM,
     compute_gravity,

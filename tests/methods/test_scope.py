@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 
-from ivc_jax.methods.base import MethodError, TowerAttention, TowerFeatures
+from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.requests import TowerAttention, TowerFeatures
 from ivc_jax.methods.scope import Scope, cover
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)

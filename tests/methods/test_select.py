@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from ivc_jax import ivc
 from ivc_jax.methods import FastV, Random, Uniform, WithIVC, select
-from ivc_jax.methods.base import Method, RopeSettings, Stage
+from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.requests import RopeSettings
 
 
 @given(

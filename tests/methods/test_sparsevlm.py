@@ -11,12 +11,12 @@ from helpers.layouts import ROPE, lay_out, listed, make_layout, run_stage, short
 from helpers.models import model_config
 
 from ivc_jax.methods import budget
-from ivc_jax.methods.base import (
+from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.requests import (
     AttentionRows,
     Carry,
     Embeddings,
     Hidden,
-    MethodError,
     RopeSettings,
     TokenVectors,
 )

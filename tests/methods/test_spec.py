@@ -31,7 +31,8 @@ from ivc_jax.methods import (
     describe,
     parse,
 )
-from ivc_jax.methods.base import RopeSettings, Stage, Values
+from ivc_jax.methods.base import Stage
+from ivc_jax.methods.requests import RopeSettings, Values
 
 
 @pytest.mark.parametrize(

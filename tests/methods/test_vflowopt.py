@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivc_jax.methods import MethodError, budget
-from ivc_jax.methods.base import Carry, PixelEntropy, TowerAttention
+from ivc_jax.methods.requests import Carry, PixelEntropy, TowerAttention
 from ivc_jax.methods.vflowopt import (
     VFlowOpt,
     bound_cells,

@@ -11,7 +11,13 @@ from helpers.models import model_config
 
 from ivc_jax.config import RopeConfig
 from ivc_jax.methods import MethodError, budget
-from ivc_jax.methods.base import AttentionReceived, Keys, TokenVectors, TowerAttention, TowerKeys
+from ivc_jax.methods.requests import (
+    AttentionReceived,
+    Keys,
+    TokenVectors,
+    TowerAttention,
+    TowerKeys,
+)
 from ivc_jax.methods.select import Segments
 from ivc_jax.methods.visiondrop import VisionDrop, reduce
 

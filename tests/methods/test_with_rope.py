@@ -13,7 +13,8 @@ from ivc_jax.config import RopeConfig
 from ivc_jax.engine.prefill import run_prefill, with_rope
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import FastV, IVCPrune, MethodError, Random, WithIVC, WithPoRe, describe, parse
-from ivc_jax.methods.base import DENSE, Method, RopeSettings
+from ivc_jax.methods.base import DENSE, Method
+from ivc_jax.methods.requests import RopeSettings
 from ivc_jax.methods.with_rope import WithRope
 
 # The tiny model's planes by axis: time 0-1, height 2-4, width 5-7.

@@ -1,0 +1,152 @@
+"""What a method may ask for at a cut, and the signals that answer.
+
+A request is the key of its signal. `layer` is the decoder block that produces it: one that has run
+since the last cut, or, for attention and keys, the block behind the cut itself, whose projections
+are then applied to the sequence as it stands before the cut. `block` is a block of the vision
+tower, None its last one with attention over the whole image. V is the current visual space unless
+it says "unpruned".
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """Value vectors of block `layer`: `TokenVectors` [B, V | T, G, C]."""
+
+    layer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Rotated key vectors of block `layer`: `TokenVectors` [B, V | T, G, C]."""
+
+    layer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """Hidden states that enter the block behind the cut: `TokenVectors` [B, V | T, D]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What entered the decoder, whatever the stage: `TokenVectors` [B, V | T, D], unpruned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRows:
+    """Attention probabilities of block `layer`, float32 [B, H, Q, V].
+
+    The causal softmax runs over the whole current sequence; the visual columns are returned.
+
+    Attributes:
+        queries: "last" asks the last `count` valid tokens (Q = count, the last one at the end; a
+            row before the first token is zero), "text" every text slot of the layout (Q = T, rows
+            of padding are zero).
+    """
+
+    layer: int
+    queries: str = "last"
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionReceived:
+    """Attention that visual tokens get from visual tokens in block `layer`: float32 [B, V].
+
+    The mean over all visual queries of the sample and over heads, worked off in chunks of queries.
+
+    Attributes:
+        causal: a query sees what lies before it (the model's own attention). Otherwise it sees
+            every token up to the last visual one.
+    """
+
+    layer: int
+    causal: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerAttention:
+    """Attention inside each image in block `block` of the tower: a function, see `Received`.
+
+    Patches are averaged over heads and over the patches of a merged token, rows and columns alike.
+    """
+
+    block: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerKeys:
+    """Key vectors of tower block `block` before rotation: float32 [B, V, C], unpruned.
+
+    Averaged over heads and over the patches of a merged token.
+    """
+
+    block: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerFeatures:
+    """Outputs of tower blocks `first` to `last`, averaged over blocks: float32, unpruned.
+
+    Attributes:
+        first: -1 counts from the end.
+        last: included; -1 counts from the end.
+        merged: pass each block's output through the merger, [B, V, D]; otherwise average the
+            patches of a merged token, [B, V, E].
+    """
+
+    first: int = -1
+    last: int = -1
+    merged: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelEntropy:
+    """Entropy in bits of the grey levels 0..255 in each visual token's patches: float32 [B, V].
+
+    Unpruned; the mean over the patches of a merged token.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeSettings:
+    """The decoder's `RopeConfig`, a static value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """What the method's earlier stage put into `Selection.carry`; None at the first stage."""
+
+
+TowerRequest = TowerAttention | TowerKeys | TowerFeatures | PixelEntropy
+LayerRequest = Values | Keys | AttentionRows | AttentionReceived
+Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Carry
+Signals = Mapping[Request, Any]
+
+
+@flax.struct.dataclass
+class TokenVectors:
+    """Vectors of tokens, split into visual and text slots of the layout."""
+
+    visual: jax.Array  # [B, V, ...]
+    text: jax.Array  # [B, T, ...]
+
+
+class Received:
+    """The signal of `TowerAttention`; the engine gives a subclass."""
+
+    def __call__(self, weights: jax.Array | None = None) -> jax.Array:
+        """Return the attention that tokens receive, averaged over queries: float32 [B, V].
+
+        Args:
+            weights: [B, V] float32, how much each query token of an image counts; None is all
+                alike. An image without weight gives zeros.
+        """
+        raise NotImplementedError
