@@ -28,7 +28,7 @@ from ivc_jax.inputs.layout import Arrangement, arrange
 from ivc_jax.types import Inputs, Layout
 
 
-def ladder(first: int, last: int) -> tuple[int, ...]:
+def list_steps(first: int, last: int) -> tuple[int, ...]:
     """List first * 2^k and first * 1.5 * 2^k up to `last`: at most half of a bucket is padding."""
     steps = set()
     for start in (first, first * 3 // 2):
@@ -52,12 +52,12 @@ class Buckets:
             decoder's max_positions.
     """
 
-    text: tuple[int, ...] = ladder(32, 2**17)
-    visual: tuple[int, ...] = ladder(16, 2**17)
-    patches: tuple[int, ...] = ladder(64, 2**16)
-    rows: tuple[int, ...] = ladder(1, 2**14)
+    text: tuple[int, ...] = list_steps(32, 2**17)
+    visual: tuple[int, ...] = list_steps(16, 2**17)
+    patches: tuple[int, ...] = list_steps(64, 2**16)
+    rows: tuple[int, ...] = list_steps(1, 2**14)
     images: tuple[int, ...] = tuple(2**power for power in range(13))
-    positions: tuple[int, ...] = ladder(64, 2**20)
+    positions: tuple[int, ...] = list_steps(64, 2**20)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -116,7 +116,7 @@ def pad(samples: Sequence[Arrangement], config: ModelConfig, shape: Shape) -> In
     patches, patch_positions, visual_source = _fill_rows(samples, shape, config)
     return Inputs(
         tokens=_stack([sample.tokens for sample in samples], shape.slots),
-        layout=_layout(samples, shape),
+        layout=_lay_out(samples, shape),
         next_position=np.array([sample.next_position for sample in samples], np.int32),
         patches=patches,
         patch_positions=patch_positions,
@@ -124,7 +124,7 @@ def pad(samples: Sequence[Arrangement], config: ModelConfig, shape: Shape) -> In
     )
 
 
-def size_of(
+def measure_sample(
     length: int, footprints: Sequence[Footprint], next_position: int, config: ModelConfig
 ) -> Size:
     """Measure a sample.
@@ -164,13 +164,13 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
     """
     limit = config.decoder.max_positions
     text = visual = patches = 0
-    images = 1
+    images = 1  # a bound on segments, which an empty visual space needs too
     sizes = []
     for index, sample in enumerate(samples):
         name = f"sample {index} ({len(sample.tokens)} tokens)"
         footprints = [segment.footprint for segment in sample.segments]
         try:
-            size = size_of(len(sample.tokens), footprints, sample.next_position, config)
+            size = measure_sample(len(sample.tokens), footprints, sample.next_position, config)
         except InputError as error:
             raise InputError(f"sample {index} {error}") from None
         text = max(text, _fit(size.text, buckets.text, name, "text tokens"))
@@ -178,6 +178,7 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
         patches = max(patches, _fit(size.patches, buckets.patches, name, "patches a row"))
         images = max(images, _fit(size.images, buckets.images, name, "images"))
         sizes.append(size)
+    # Rows hold whole merged tokens or windows, whatever the bucket.
     unit = config.vision.row_unit
     # A bucket above max_positions would hold padding only.
     text = min(text, limit)
@@ -217,32 +218,32 @@ def _stack(rows: Sequence[np.ndarray], slots: int, fill: int = 0) -> np.ndarray:
     return padded
 
 
-def _valid(counts: Sequence[int], slots: int) -> np.ndarray:
-    return np.arange(slots) < np.asarray(counts)[:, None]
+def _mark_valid(counts: Sequence[int], slots: int) -> np.ndarray:
+    return np.arange(slots) < np.asarray(counts)[:, None]  # [B, slots]
 
 
-def _layout(samples: Sequence[Arrangement], shape: Shape) -> Layout:
-    visual_counts = [len(sample.visual_slot) for sample in samples]
-    text_index = [
+def _lay_out(samples: Sequence[Arrangement], shape: Shape) -> Layout:
+    visual_counts = [len(sample.visual_slot) for sample in samples]  # [B]
+    text_index = [  # [n - v] each: all slots but those of placeholders
         np.delete(np.arange(len(sample.tokens)), sample.visual_slot) for sample in samples
     ]
-    image_count = [
+    image_count = [  # [v] each
         np.array([each.footprint.count for each in sample.segments], np.int32)[sample.segment_id]
         for sample in samples
     ]
-    positions = _stack([sample.positions.T for sample in samples], shape.slots)
+    positions = _stack([sample.positions.T for sample in samples], shape.slots)  # [B, N, 3]
     assert positions.max(initial=0) < shape.positions
     return Layout(
         visual_index=_stack([sample.visual_slot for sample in samples], shape.visual),
-        visual_valid=_valid(visual_counts, shape.visual),
+        visual_valid=_mark_valid(visual_counts, shape.visual),
         visual_origin=_stack([np.arange(count) for count in visual_counts], shape.visual),
         image_id=_stack([sample.segment_id for sample in samples], shape.visual, fill=-1),
         grid=_stack([sample.grid for sample in samples], shape.visual, fill=-1),
         image_count=_stack(image_count, shape.visual),
         visual_count=np.array(visual_counts, np.int32),
         text_index=_stack(text_index, shape.text),
-        text_valid=_valid([len(index) for index in text_index], shape.text),
-        positions=np.ascontiguousarray(positions.transpose(2, 0, 1)),
+        text_valid=_mark_valid([len(index) for index in text_index], shape.text),
+        positions=np.ascontiguousarray(positions.transpose(2, 0, 1)),  # [3, B, N]
         lengths=np.array([len(sample.tokens) for sample in samples], np.int32),
         num_images=shape.images,
         visual_slots=shape.visual,
@@ -275,8 +276,9 @@ def _fill_rows(
         for segment in sample.segments:
             taken = segment.footprint
             rows = slice(first, first + taken.rows)
+            # A processor returns slice after slice, each without padding: [rows, p, E].
             pixels = segment.visual.patches.reshape(taken.rows, -1, vision.patch_values)
-            patches[rows, taken.slots] = pixels  # [rows, p, E]
+            patches[rows, taken.slots] = pixels
             positions[rows, : taken.patches] = taken.patch_positions
             row, cell = np.divmod(taken.source, taken.patches // vision.merge_area)  # [v]
             pieces.append((first + row) * width + cell)

@@ -73,7 +73,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     """
     visuals = {"image": batch.images, "video": batch.videos}
     supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
-    # The visual that each run of placeholders belongs to, and how many runs are used up.
+    # The visual that each run of placeholders belongs to, and how many runs are used up:
+    #     <s> v v <t> v v Q i i i i i      owners: videos 0 0 (one of two slices), images 0 1
     owners = {
         kind: [index for index, (_, each) in enumerate(supply[kind]) for _ in range(each.runs)]
         for kind in _KINDS
@@ -82,7 +83,7 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     arranged = []
     for sample, tokens in enumerate(batch.tokens):
         starts: dict[tuple[str, int], list[int]] = {}
-        for kind, start, length in _runs(tokens, config):
+        for kind, start, length in _find_runs(tokens, config):
             # Visuals may touch: one run of placeholders can hold several.
             while length:
                 index = owners[kind][used[kind]] if used[kind] < len(owners[kind]) else None
@@ -121,13 +122,13 @@ def take_rows(batch: Batch, rows: Sequence[int], config: ModelConfig) -> Batch:
 
 
 @typed
-def rope_positions(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, "3 n"]:
+def number_sample(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, "3 n"]:
     """Number the tokens of a sample of `length` slots.
 
     Equal to `get_rope_index` of HF's Qwen2-VL, and of its Qwen2.5-VL where segments have time
     steps.
     """
-    pieces, slot, position = [], 0, 0
+    pieces, slot, position = [], 0, 0  # what is numbered so far ends before these two
     for segment in segments:
         taken = segment.footprint
         ids = np.split(taken.positions.T, taken.runs, axis=1)  # of each run, [3, v / runs]
@@ -164,9 +165,10 @@ def _measure(
     return pairs
 
 
-def _runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]:
+def _find_runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]:
     """List the runs of equal placeholders: (kind, first slot, length)."""
     ids = {config.image_token_id: "image", config.video_token_id: "video"}
+    # tokens 7 9 9 9 5: runs start at 0 1 4 and end before 1 4 5
     starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1))
     ends = np.append(starts[1:], len(tokens))
     return [
@@ -200,11 +202,11 @@ def _fit(
 
 
 def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
-    positions = rope_positions(len(tokens), segments)
+    positions = number_sample(len(tokens), segments)  # [3, n]
     counts = [segment.footprint.count for segment in segments]
-    slots = [np.r_[tuple(segment.runs)] for segment in segments]
-    grids = [segment.footprint.grid for segment in segments]
-    empty = np.zeros((0, 3), np.int32)
+    slots = [np.r_[tuple(segment.runs)] for segment in segments]  # [v] each
+    grids = [segment.footprint.grid for segment in segments]  # [v, 3] each
+    empty = np.zeros((0, 3), np.int32)  # a sample of text has none
     return Arrangement(
         tokens=tokens,
         segments=segments,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError
-from ivc_jax.inputs.bucket import Size, size_of
+from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.footprint import Footprint, find_footprint
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
@@ -116,9 +116,10 @@ class Processor:
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of strings, one a sample; got one string")
-        picture_lists = _per_sample(images, len(prompts), "image")
-        video_lists = _per_sample(videos, len(prompts), "video")
-        rates = _frame_rates(fps, video_lists)
+        picture_lists = _list_per_sample(images, len(prompts), "image")
+        video_lists = _list_per_sample(videos, len(prompts), "video")
+        rates = _list_rates(fps, video_lists)
+        # Visuals of all samples lie one behind the other; the placeholders say whose they are.
         tokens, flat_images, flat_videos = [], [], []
         for sample, prompt in enumerate(prompts):
             pictures = [
@@ -128,6 +129,7 @@ class Processor:
             clips = [
                 dataclasses.replace(
                     process_video(frames, self.videos, f"sample {sample}, video {index}"),
+                    # so many frames become one temporal slice
                     seconds=self.videos.temporal_patch_size / rates[sample][index],
                 )
                 for index, frames in enumerate(video_lists[sample])
@@ -159,7 +161,7 @@ class Processor:
         length = len(self.writer.write(prompt, {"image": footprints, "video": []}, 0, chat))
         # Text advances positions by one a token, an image by its span.
         reached = length + sum(each.span - each.count for each in footprints)
-        return size_of(length, footprints, reached, self.config)
+        return measure_sample(length, footprints, reached, self.config)
 
     def decode(self, tokens: Any, lengths: Any) -> list[str]:
         """Return the text of each row of `tokens` [B, T] up to its length; special tokens skipped.
@@ -192,12 +194,12 @@ def read_rules(
     videos = nested.get("video_processor")
     videos = videos or read_json(path / "video_preprocessor_config.json") or images
     return (
-        _checked(read_pictures(images, config), config, path),
-        _checked(read_pictures(videos, config), config, path),
+        _check(read_pictures(images, config), config, path),
+        _check(read_pictures(videos, config), config, path),
     )
 
 
-def _checked(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:
+def _check(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:
     """Return the settings if their patches are those of the vision tower."""
     vision = config.vision
     expected = {
@@ -214,7 +216,7 @@ def _checked(images: PictureRule, config: ModelConfig, path: Path) -> PictureRul
     return images
 
 
-def _per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
+def _list_per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
     """Return one list a sample."""
     if lists is None:
         return [[] for _ in range(num_samples)]
@@ -231,11 +233,11 @@ def _per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
     return [list(entry or ()) for entry in lists]
 
 
-def _frame_rates(fps: Any, video_lists: list[list]) -> list[list[float]]:
+def _list_rates(fps: Any, video_lists: list[list]) -> list[list[float]]:
     """Return the frame rate of each video of each sample."""
     if isinstance(fps, int | float | np.number):
         fps = [[fps] * len(videos) for videos in video_lists]
-    rates = _per_sample(fps, len(video_lists), "frame rate")
+    rates = _list_per_sample(fps, len(video_lists), "frame rate")
     for sample, (row, videos) in enumerate(zip(rates, video_lists, strict=True)):
         if len(row) != len(videos) or not all(0 < rate < float("inf") for rate in row):
             raise InputError(

@@ -104,7 +104,7 @@ class PictureRule(abc.ABC):
         missing = -len(frames) % depth
         if missing:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        count, height, width, channels = frames.shape
+        count, height, width, channels = frames.shape  # count is a multiple of depth now
         t, h, w = count // depth, height // patch, width // patch
         blocks = frames.reshape(
             t, depth, h // merge, merge, patch, w // merge, merge, patch, channels
@@ -118,7 +118,7 @@ class PictureRule(abc.ABC):
 
     def _value_table(self, channels: int) -> np.ndarray:
         """Map (channel, pixel value) to the normalised float32, with HF's order of roundings."""
-        values = np.arange(256, dtype=np.float64)
+        values = np.arange(256, dtype=np.float64)  # in float64 first, as there
         if self.do_rescale:
             values = values * self.rescale_factor
         table = np.tile(values.astype(np.float32), (channels, 1))  # [channels, 256]

@@ -54,7 +54,7 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self.special_tokens = {
-            name: _content(config[name]) for name in _NAMED if config.get(name) is not None
+            name: _read_content(config[name]) for name in _NAMED if config.get(name) is not None
         }
         self._add_tokens(config)
 
@@ -113,23 +113,23 @@ class Tokenizer:
                     f" vocabulary {self.number(entry['content'])}; use files of one checkpoint"
                 )
         # Tokens without an id of their own are left out: the model has no embedding for them.
-        special = [token for token in _special(config) if self.number(token) is not None]
+        special = [token for token in _list_special(config) if self.number(token) is not None]
         known = self._backend.get_added_tokens_decoder().values()
         marked = {added.content for added in known if added.special}
         self._backend.add_special_tokens([token for token in special if token not in marked])
 
 
-def _content(token: str | Mapping[str, Any]) -> str:
+def _read_content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _special(config: Mapping[str, Any]) -> list[str]:
+def _list_special(config: Mapping[str, Any]) -> list[str]:
     """List the tokens that tokenizer_config.json calls special."""
     tokens = [config[name] for name in _NAMED if config.get(name) is not None]
     for name in _LISTED:
         listed = config.get(name) or []
         tokens += listed.values() if isinstance(listed, Mapping) else listed
-    return [_content(token) for token in tokens]
+    return [_read_content(token) for token in tokens]
 
 
 def _read_backend(path: Path, word_pattern: str | None) -> Any:

@@ -82,11 +82,13 @@ class VisionTower(nn.Module):
         config = self.config
         embed = nn.Dense(config.embed_dim, use_bias=config.patch_bias, name="patch_embed")
         x = embed(patches)  # [R, P, D]
-        angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)
+        angles = rope.vision_angles(
+            config.head_dim, patch_positions, config.rope_theta
+        )  # [R, P, F]
         if not config.rotary:
-            angles = jnp.zeros_like(angles)
+            angles = jnp.zeros_like(angles)  # turns nothing
         block, merger = VisionBlock(config, parent=None), PatchMerger(config, parent=None)
-        shape = (1, config.row_unit, config.embed_dim)
+        shape = (1, config.row_unit, config.embed_dim)  # the smallest row
         layers = self.param("blocks", partial(_init_blocks, block, config, shape))
         last = self.param("merger", lambda key: merger.init(key, jnp.zeros(shape))["params"])
         merge = partial(merger.apply, {"params": last})
@@ -98,7 +100,7 @@ class VisionTower(nn.Module):
             merge=merge,
             angles=angles,
             # A row of padding alone still needs one key, or its softmax is 0 / 0.
-            lengths=valid.sum(axis=1).clip(min=1),
+            lengths=valid.sum(axis=1).clip(min=1),  # [R]
             windows=find_windows(valid, config.row_unit) if windowed else None,
             full=config.full_attention_blocks if windowed else (),
         )
@@ -123,12 +125,12 @@ class _Loop:
     """What stays the same from block to block."""
 
     block: VisionBlock
-    layers: dict[str, Any]
-    merge: Any
-    angles: jax.Array
-    lengths: jax.Array
+    layers: dict[str, Any]  # every leaf [L, ...]
+    merge: Any  # [R, P, D] to [R, W, out_dim]
+    angles: jax.Array  # [R, P, F]
+    lengths: jax.Array  # [R], real patches of each row
     windows: Windows | None
-    full: tuple[int, ...]
+    full: tuple[int, ...]  # blocks that see the whole row all the same
 
     def params(self, index: jax.Array | int) -> dict[str, Any]:
         """Take one block's parameters out of the stack."""
@@ -150,7 +152,7 @@ class _Loop:
             outputs = {kind: self.merge(x) if kind else x for kind in set(merged)}
             return (x, [t + outputs[kind] for t, kind in zip(totals, merged, strict=True)]), None
 
-        is_full = np.isin(np.arange(start, stop), self.full)
+        is_full = np.isin(np.arange(start, stop), self.full)  # [stop - start]
         return jax.lax.scan(step, (x, totals), (jnp.arange(start, stop), jnp.asarray(is_full)))[0]
 
 
@@ -159,6 +161,7 @@ def _run_tapped(
 ) -> tuple[jax.Array, dict[Tap, Any]]:
     """Run all blocks, in as many loops as the taps need."""
     means = [tap for tap in taps if isinstance(tap, Features)]
+    # A loop ends where a tap begins or ends, so that what is summed is the same all through it.
     borders = {0, depth, *(tap.block for tap in taps if isinstance(tap, Projections))}
     borders |= {border for tap in means for border in (tap.first, tap.last + 1)}
     tapped: dict[Tap, Any] = {}
@@ -168,7 +171,7 @@ def _run_tapped(
             tapped[tap] = queries, keys, loop.angles
         here = [tap for tap in means if tap.first <= start <= tap.last]
         shapes = [jax.eval_shape(loop.merge, x) if tap.merged else x for tap in here]
-        totals = [
+        totals = [  # [R, P, D] or [R, W, out_dim] each, what earlier loops have added up
             tapped.get(tap, jnp.zeros(like.shape, like.dtype))
             for tap, like in zip(here, shapes, strict=True)
         ]

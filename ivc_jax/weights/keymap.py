@@ -100,7 +100,7 @@ class Rule:
         found = self.pattern.fullmatch(name)
         if found is None:
             return None
-        index = [int(found[axis]) for axis in _COUNTED.findall(self.name)]
+        index = [int(found[axis]) for axis in _COUNTED.findall(self.name)]  # layer, expert
         if index:
             first, stop = self.layers
             if index[0] < first or (stop is not None and index[0] >= stop):
@@ -159,7 +159,7 @@ def flatten(params: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def expected_tensors(params: Any, rules: Sequence[Rule]) -> dict[str, list[Target]]:
+def list_targets(params: Any, rules: Sequence[Rule]) -> dict[str, list[Target]]:
     """Return the targets of every tensor behind a parameter tree, by its published name.
 
     Args:
@@ -175,13 +175,14 @@ def expected_tensors(params: Any, rules: Sequence[Rule]) -> dict[str, list[Targe
     tensors: dict[str, list[Target]] = {}
     for rule in rules:
         if rule.path in leaves:
+            # () of a parameter that is not stacked, else (layer,) or (layer, expert)
             for index in np.ndindex(leaves[rule.path].shape[: rule.axes]):
                 target = Target(rule, index)
                 tensors.setdefault(target.name, []).append(target)
     return tensors
 
 
-def hf_shape(
+def join_shapes(
     targets: Sequence[Target], leaves: dict[str, Any], config: ModelConfig
 ) -> tuple[int, ...]:
     """Return the shape of the Hugging Face tensor that goes to these targets.
@@ -195,6 +196,7 @@ def hf_shape(
         target.rule.transform.hf_shape(leaves[target.rule.path].shape[target.rule.axes :], config)
         for target in targets
     ]
+    # Rows add up: three parts [8, 5] [4, 5] [4, 5] are a tensor [16, 5].
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
@@ -203,8 +205,8 @@ def list_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a published checkpoint by name; see `to_hf_names`."""
     leaves = flatten(params)
-    expected = expected_tensors(params, rules)
-    return {name: hf_shape(targets, leaves, config) for name, targets in expected.items()}
+    expected = list_targets(params, rules)
+    return {name: join_shapes(targets, leaves, config) for name, targets in expected.items()}
 
 
 def to_hf_names(
@@ -219,7 +221,7 @@ def to_hf_names(
         ValueError: a parameter has no row in the table.
     """
     leaves = flatten(params)
-    for name, targets in expected_tensors(params, rules).items():
+    for name, targets in list_targets(params, rules).items():
         parts = []
         for target in targets:
             leaf = leaves[target.rule.path]
@@ -228,7 +230,7 @@ def to_hf_names(
         if targets[0].rule.rows is None:
             yield name, parts[0]
             continue
-        tensor = np.empty(hf_shape(targets, leaves, config), parts[0].dtype)
+        tensor = np.empty(join_shapes(targets, leaves, config), parts[0].dtype)
         for target, part in zip(targets, parts, strict=True):
             tensor[target.rule.rows(config)] = part
         yield name, tensor

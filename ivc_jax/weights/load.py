@@ -100,7 +100,7 @@ def _match(
 ) -> dict[Target, str]:
     """Pair parameters with tensors; collect everything that does not fit into one error."""
     leaves = keymap.flatten(abstract)
-    expected = keymap.expected_tensors(abstract, rules)
+    expected = keymap.list_targets(abstract, rules)
     wanted = {target: name for name, targets in expected.items() for target in targets}
     found: dict[Target, str] = {}
     problems = []
@@ -117,7 +117,7 @@ def _match(
         if targets[0] in found:
             problems.append(f"given twice: {name} and {found[targets[0]]}")
         found |= dict.fromkeys(targets, name)
-        shape = keymap.hf_shape(targets, leaves, config)
+        shape = keymap.join_shapes(targets, leaves, config)
         if header.shape != shape:
             problems.append(f"misshaped: {name} is {header.shape}, the config asks for {shape}")
         if files.dtype_name(name) is None:

@@ -117,6 +117,7 @@ class TensorFiles:
             stored = (index[1], rest)
         picked = slice(None)
         if rows is not None:
+            # ours 0 1 2 3 are rows 4 5 12 13 of the tensor: read 4..13, then pick 0 1 8 9
             wanted = rows[stored[0]]
             first = int(wanted.min())
             stored = (slice(first, int(wanted.max()) + 1), *stored[1:])

@@ -9,7 +9,7 @@ from PIL import Image
 import ivc_jax
 from ivc_jax.evals.running.batching import Example, choose_ranges, cover_sizes, plan_batches
 from ivc_jax.inputs.batch import Batch, InputError
-from ivc_jax.inputs.bucket import Size, pad, size_of
+from ivc_jax.inputs.bucket import Size, measure_sample, pad
 from ivc_jax.inputs.layout import arrange
 
 
@@ -93,7 +93,7 @@ def test_measured_sizes_are_those_of_the_real_sample(tiny_hf):
             batch = processor(prompts=["What?"], images=[images])
             (sample,) = arrange(batch, config)
             footprints = [segment.footprint for segment in sample.segments]
-            real = size_of(len(sample.tokens), footprints, sample.next_position, config)
+            real = measure_sample(len(sample.tokens), footprints, sample.next_position, config)
             assert processor.measure("What?", sides) == real
             shape = cover_sizes([real], 1)
             if sides:

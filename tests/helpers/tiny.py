@@ -37,7 +37,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     sizes = parse_config(config)
     shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
     rules = find_family(config["model_type"]).rules
-    expected, draw = keymap.expected_tensors(shapes, rules), np.random.default_rng(seed)
+    expected, draw = keymap.list_targets(shapes, rules), np.random.default_rng(seed)
     tensors = {}
     for name, shape in keymap.list_shapes(shapes, sizes, rules).items():
         path = expected[name][0].rule.path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual
-from ivc_jax.inputs.bucket import Buckets, collate, ladder
+from ivc_jax.inputs.bucket import Buckets, collate, list_steps
 
 CONFIG = parse_config(tiny_config())
 WINDOWED = parse_config(tiny_config(family="qwen2_5_vl"))  # windows of 2 x 2 merged cells
@@ -264,7 +264,7 @@ def test_inputs_of_one_bucket_share_a_program():
 @settings(max_examples=100, deadline=None)
 @given(count=st.integers(1, 2**17), first=st.sampled_from([1, 16, 32, 64]))
 def test_ladder_wastes_at_most_half(count, first):
-    sizes = ladder(first, 2**17)
+    sizes = list_steps(first, 2**17)
     assert list(sizes) == sorted(set(sizes))
     bucket = min(size for size in sizes if size >= count)
     assert bucket == first or 2 * count > bucket

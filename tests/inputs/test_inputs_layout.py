@@ -10,7 +10,7 @@ from helpers.tiny import tiny_config
 
 from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual
-from ivc_jax.inputs.layout import arrange, rope_positions, take_rows
+from ivc_jax.inputs.layout import arrange, number_sample, take_rows
 
 CONFIG = parse_config(tiny_config())
 TIMED = parse_config(tiny_config(family="qwen2_5_vl"))  # 4 time positions a second
@@ -187,7 +187,7 @@ def test_touching_images_are_told_apart():
 
 
 def test_text_positions_count_up():
-    positions = rope_positions(4, ())
+    positions = number_sample(4, ())
     assert positions.dtype == np.int32
     assert positions.tolist() == [[0, 1, 2, 3]] * 3
 

@@ -206,6 +206,7 @@ def test_frame_rates_become_seconds_between_slices(processor):
 
 def test_decode_stops_at_the_length_and_skips_marks(processor):
     number = processor.writer.tokenizer.number
+    assert processor.stop_ids == (number("<|im_end|>"), number("<|endoftext|>"))
     rows = np.array([[number("a"), number("<|im_end|>"), number("b")], [number("c")] * 3])
     assert processor.decode(rows, np.array([2, 1])) == ["a", "c"]
     assert processor.decode(rows, np.array([3, 0])) == ["ab", ""]
