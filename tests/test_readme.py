@@ -46,6 +46,18 @@ def top(scores, count):
     return [*range(4), *chosen, *range(16, 22)]
 
 
+def test_the_first_ten_lines_print_what_they_say(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    first = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in first.splitlines() if line]) <= 10
+    exec(compile(first, "example", "exec"), {})
+    answer, kept, size = capsys.readouterr().out.splitlines()
+    assert f"# {answer}" in first
+    assert kept == "153 81"
+    dense, pruned = map(int, size.split())
+    assert pruned < 0.6 * dense
+
+
 def test_method_example_keeps_the_longest_values(run_example, model):
     run_example(README)
     method = ivc_jax.methods.parse("long_values:keep_ratio=0.25")
