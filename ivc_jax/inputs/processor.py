@@ -11,6 +11,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError
 from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.messages import Messages, find_conversations, list_visuals
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
@@ -93,7 +94,7 @@ class Processor:
 
     def __call__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | Messages | Sequence[Messages],
         images: Sequence[Sequence[Picture] | None] | None = None,
         videos: Sequence[Sequence[Video] | None] | None = None,
         chat: bool = True,
@@ -102,7 +103,9 @@ class Processor:
         """Make a batch; every list has one entry a sample.
 
         Args:
-            prompts: may hold `<image>` and `<video>` marks; visuals without marks come first.
+            prompts: strings that may hold `<image>` and `<video>` marks (visuals without marks come
+                first); or chat messages as transformers takes them, one conversation or a list of
+                them, with the pictures in them (`inputs.messages`).
             images: for each sample a list of images (PIL, path or uint8 array), or None.
             videos: for each sample a list of videos (lists of frames, or uint8 arrays
                 [frames, height, width, 3]), or None.
@@ -116,6 +119,18 @@ class Processor:
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of strings, one a sample; got one string")
+        if (conversations := find_conversations(prompts)) is not None:
+            if images is not None or videos is not None or not chat:
+                raise InputError(
+                    "messages hold their images and videos and go through the chat template; leave"
+                    " out images, videos and chat"
+                )
+            visuals = [list_visuals(each, sample) for sample, each in enumerate(conversations)]
+            prompts, images, videos = (
+                conversations,
+                [found["image"] for found in visuals],
+                [found["video"] for found in visuals],
+            )
         picture_lists = _list_per_sample(images, len(prompts), "image")
         video_lists = _list_per_sample(videos, len(prompts), "video")
         rates = _list_rates(fps, video_lists)

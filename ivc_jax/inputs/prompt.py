@@ -23,6 +23,7 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.footprint import Footprint
+from ivc_jax.inputs.messages import Messages, list_texts
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json
 
 MARKS = {"image": "<image>", "video": "<video>"}
@@ -117,7 +118,7 @@ class PromptWriter:
 
     def write(
         self,
-        prompt: str,
+        prompt: str | Messages,
         footprints: Mapping[str, Sequence[Footprint]],
         sample: int,
         chat: bool = True,
@@ -125,16 +126,20 @@ class PromptWriter:
         """Return the ids [n] int32 of one sample, placeholders repeated.
 
         Args:
-            prompt: may hold marks.
+            prompt: a string, which may hold marks, or chat messages, whose texts hold none.
             footprints: of each "image" and each "video", in order.
             sample: its number, for errors.
-            chat: wrap the prompt as a user message in the chat template.
+            chat: wrap a string as a user message in the chat template.
 
         Raises:
-            InputError: marks and visuals differ in number, or there is no chat template.
+            InputError: marks and visuals differ in number, the text of a message holds a
+                placeholder, or there is no chat template.
         """
-        pieces = self._place(prompt, footprints, sample)
-        text = self._render(pieces) if chat else "".join(self._raw(piece) for piece in pieces)
+        if not isinstance(prompt, str):
+            text = self._render_messages(prompt, sample)
+        else:
+            pieces = self._place(prompt, footprints, sample)
+            text = self._render(pieces) if chat else "".join(map(self._raw, pieces))
         lengths = {}
         for kind, number in self._placeholder_ids().items():
             placeholder = self.tokenizer.token(number)
@@ -187,8 +192,6 @@ class PromptWriter:
         return first + [(kinds.get(piece, "text"), piece) for piece in pieces if piece]
 
     def _render(self, pieces: Sequence[tuple[str, str]]) -> str:
-        if self.template is None:
-            raise InputError("the checkpoint has no chat template; add one or use chat=False")
         if all(kind == "text" for kind, _ in pieces):
             # Templates of text-only tokenizers expect a plain string.
             content: Any = "".join(text for _, text in pieces)
@@ -197,7 +200,23 @@ class PromptWriter:
                 {"type": "text", "text": text} if kind == "text" else {"type": kind}
                 for kind, text in pieces
             ]
-        return self.template.render([{"role": "user", "content": content}])
+        return self._apply_template([{"role": "user", "content": content}])
+
+    def _render_messages(self, messages: Messages, sample: int) -> str:
+        for kind, number in self._placeholder_ids().items():
+            placeholder = self.tokenizer.token(number)
+            for name, text in list_texts(messages, sample):
+                if placeholder in text:
+                    raise InputError(
+                        f"{name}: its text holds {placeholder}, which stands for {kind}s; take it"
+                        f" out, or write a part of type {kind}"
+                    )
+        return self._apply_template(messages)
+
+    def _apply_template(self, messages: Messages) -> str:
+        if self.template is None:
+            raise InputError("the checkpoint has no chat template; add one or use chat=False")
+        return self.template.render(messages)
 
     def _raw(self, piece: tuple[str, str]) -> str:
         kind, text = piece
