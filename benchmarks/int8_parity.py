@@ -24,6 +24,7 @@ from shapes import ROOT, write_report
 import digit_scenes.tsv
 import ivc_jax
 from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.running.tsv import Row, TsvFile
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
@@ -86,9 +87,9 @@ def _answer(
     prompt = ivc_jax.prefill(model, inputs, method)
     output = ivc_jax.decode(model, prompt, task.max_new_tokens, processor.stop_ids)
     texts = processor.decode(output.tokens, output.lengths)
-    family, scoring = model.config.family, task.scoring
+    reader, scoring = Reader(model.config.family, processor.images), task.scoring
     return [
-        (logits, text, scoring.score(scoring.parse(text, row.cells, family), row.cells, family))
+        (logits, text, scoring.score(scoring.parse(text, row.cells, reader), row.cells, reader))
         for logits, text, row in zip(np.asarray(prompt.logits), texts, rows, strict=True)
     ]
 

@@ -106,7 +106,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
             answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
             (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
     console.print(_make_table(question, answers))
-    kept.save_prompt(out, picture, question, answers, answerer.family)
+    kept.save_prompt(out, picture, question, answers, answerer.reader)
     console.print(f"kept tokens: {out}", markup=False)
 
 

@@ -5,7 +5,8 @@
 
 JSON_DIR holds finetune_refcoco_val.json, finetune_refcoco+_testA.json, finetune_refcocog_test.json
 and so on, in the format of COCO, one entry of "images" an expression. With --qwen25 the boxes are
-those of the images as Qwen2.5-VL resizes them, and the files end in _for_qwen25vl.
+those of the images as Qwen2.5-VL resizes them, and the files end in _for_qwen25vl. With other pixel
+bounds than the released ones, two more columns name the size that the boxes refer to.
 """
 
 import base64
@@ -21,6 +22,7 @@ from typing import Annotated, Any, TextIO
 from rich.console import Console
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.inputs.resize import SmartResize
 
 _HEADER = ("index", "image", "question", "height", "width", "answer")
 
@@ -39,6 +41,8 @@ class Arguments:
         images: folder of the pictures of COCO train2014.
         out: folder of the TSV files.
         qwen25: boxes in the resized images of Qwen2.5-VL instead of the original ones.
+        min_pixels: least area of a resized image, with --qwen25.
+        max_pixels: largest area, likewise.
         splits: such as RefCOCO_testA or RefCOCOg_val.
         traceback: show where an error came from.
     """
@@ -47,6 +51,8 @@ class Arguments:
     images: Annotated[str, option("DIR")]
     out: Annotated[str, option("DIR")]
     qwen25: bool = False
+    min_pixels: Annotated[int | None, option("N", "the released 4 * 28 * 28")] = None
+    max_pixels: Annotated[int | None, option("N", "the released 16384 * 28 * 28")] = None
     splits: Annotated[tuple[str, ...] | None, option("NAME ...", "all with annotations")] = None
     traceback: bool = False
 
@@ -68,6 +74,7 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} refcoco")
 def _run(arguments: Arguments, _command: str, _console: Console) -> None:
     """Check names and folders, then make one file after the other."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
+    from ivc_jax.evals.benchmarks.released import QWEN2_5_PICTURES
     from ivc_jax.evals.benchmarks.tasks import RESIZED_SUFFIX, TASKS
 
     annotations, images, out = map(
@@ -76,12 +83,16 @@ def _run(arguments: Arguments, _command: str, _console: Console) -> None:
     for field, folder in (("annotations", annotations), ("images", images)):
         if not folder.is_dir():
             raise ValueError(f"--{field} {folder} is not a folder")
+    bounds = arguments.min_pixels, arguments.max_pixels
+    if bounds != (None, None) and not arguments.qwen25:
+        raise ValueError("--min-pixels and --max-pixels bound the resized images of --qwen25")
+    pictures = QWEN2_5_PICTURES.bound(*bounds) if arguments.qwen25 else None
     sources = _find_sources(annotations, arguments.splits or ())
     out.mkdir(parents=True, exist_ok=True)
     for name, source in sources.items():
         task = TASKS[f"{name}{RESIZED_SUFFIX}" if arguments.qwen25 else name]
         path = out / task.file_name
-        counts = convert(source, images, path, resized=arguments.qwen25)
+        counts = convert(source, images, path, pictures)
         skipped = f"{counts.without_picture} without picture, {counts.without_box} without box"
         print(f"{path}: {counts.rows} rows; left out: {skipped}", flush=True)
         if remark := task.remark_on_rows(counts.rows):
@@ -110,7 +121,10 @@ def name_annotations(name: str) -> str:
 
 
 def convert(
-    source: pathlib.Path, images: pathlib.Path, target: pathlib.Path, *, resized: bool = False
+    source: pathlib.Path,
+    images: pathlib.Path,
+    target: pathlib.Path,
+    pictures: SmartResize | None = None,
 ) -> Counts:
     """Write the TSV file of one set.
 
@@ -118,19 +132,25 @@ def convert(
     several of one expression in a row; `height` and `width` are those of the original picture.
 
     Args:
-        resized: boxes of the image as Qwen2.5-VL resizes it, in whole pixels.
+        pictures: boxes of the image as this resizes it, in whole pixels, and not as it is.
 
     Raises:
         ValueError: the annotations cannot be used, or no expression has its picture.
     """
+    from ivc_jax.evals.benchmarks.released import QWEN2_5_PICTURES
+    from ivc_jax.evals.benchmarks.scorers.grounding import FRAME_COLUMNS
+
+    # the released frame has no name: files are then as others make them
+    named = pictures not in (None, QWEN2_5_PICTURES)
+    header = (*_HEADER, *FRAME_COLUMNS) if named else _HEADER
     entries, boxes = _read_annotations(source)
     written = without_picture = without_box = 0
     with _open_draft(target) as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(_HEADER)
+        writer.writerow(header)
         for number, entry in enumerate(entries, 1):
             try:
-                row = _make_row(entry, boxes, resized)
+                row = _make_row(entry, boxes, pictures)
                 path = images / entry["file_name"]
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{source} images entry {number}: {_explain(error)}") from None
@@ -140,7 +160,7 @@ def convert(
                 without_box += 1
             else:
                 row["image"] = base64.b64encode(path.read_bytes()).decode("ascii")
-                writer.writerow([row[name] for name in _HEADER])
+                writer.writerow([row[name] for name in header])
                 written += 1
         if not written:
             raise ValueError(
@@ -162,27 +182,26 @@ def _read_annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes
         raise ValueError(f"{source} is no annotation file of COCO: {_explain(error)}") from None
 
 
-def _make_row(entry: Mapping[str, Any], boxes: Boxes, resized: bool) -> dict[str, Any]:
-    size = entry["width"], entry["height"]
-    corners = [_find_corners(box, size, resized) for box in boxes.get(entry["id"], ())]
+def _make_row(
+    entry: Mapping[str, Any], boxes: Boxes, pictures: SmartResize | None
+) -> dict[str, Any]:
+    from ivc_jax.evals.benchmarks import parsers
+
+    width, height = entry["width"], entry["height"]
+    rows, columns = pictures.find_size(width, height) if pictures else (height, width)
+    corners = [(x, y, x + across, y + down) for x, y, across, down in boxes.get(entry["id"], ())]
+    if pictures:
+        moved = [parsers.rescale_box(box, (width, height), (columns, rows)) for box in corners]
+        corners = [tuple(round(value) for value in box) for box in moved]
     return {
         "index": entry["id"],
         "question": entry["caption"],
-        "height": entry["height"],
-        "width": entry["width"],
+        "height": height,
+        "width": width,
         "answer": " ".join(str(value) for box in corners for value in box),
+        "frame_height": rows,
+        "frame_width": columns,
     }
-
-
-def _find_corners(box: list[float], size: tuple[int, int], resized: bool) -> tuple[float, ...]:
-    from ivc_jax.evals.benchmarks import parsers
-
-    x, y, width, height = box
-    corners = (x, y, x + width, y + height)
-    if not resized:
-        return corners
-    moved = parsers.rescale_box(corners, size, parsers.find_resized_frame(*size))
-    return tuple(round(value) for value in moved)
 
 
 def _explain(error: Exception) -> str:

@@ -234,7 +234,7 @@ def _find_image_start(session: Session) -> int | None:
     for position in range(len(entry.file.list_ids(session.plan.limit))):
         try:
             row = entry.file.read(position)
-            prompt = entry.task.prompt(row.cells, session.answerer.family)
+            prompt = entry.task.prompt(row.cells, session.answerer.reader.family)
             sample = session.answerer.process(prompt, row.images)
         except ValueError:
             continue

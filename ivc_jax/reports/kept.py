@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.benchmarks.scorers.grounding import BOX_PARSERS, GROUNDING
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
@@ -109,13 +110,13 @@ def save_prompt(
     picture: Image.Image,
     question: str,
     answers: Mapping[str, Answer],
-    family: str,
+    reader: Reader,
 ) -> None:
     """Write the figure of a prompt with one image as PNG.
 
     Args:
         answers: by method; their grids have one image of one frame.
-        family: says how boxes in the answers are written.
+        reader: says how boxes in the answers are written.
 
     Raises:
         OSError: the file cannot be written.
@@ -132,7 +133,7 @@ def save_prompt(
     figure.suptitle(_shorten(question, 40 * columns), fontweight="bold")
     pixels = np.asarray(picture.convert("RGB"))
     for axes, (spec, answer) in zip(grid.flat, answers.items(), strict=False):
-        _draw_prompt_panel(axes, pixels, spec, answer, family)
+        _draw_prompt_panel(axes, pixels, spec, answer, reader)
     try:
         figure.savefig(path, dpi=140, facecolor="white", format="png")
     finally:
@@ -189,7 +190,7 @@ def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: s
 
 
 def _draw_prompt_panel(
-    axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, family: str
+    axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, reader: Reader
 ) -> None:
     axes.imshow(_shade(pixels, answer.grids[0], answer.kept))
     kept = f"{len(answer.kept)} of {answer.visual_tokens} tokens"
@@ -197,9 +198,9 @@ def _draw_prompt_panel(
     text = _shorten(answer.text, _LETTERS)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
     height, width = pixels.shape[:2]
-    if family in BOX_PARSERS:
+    if reader.family in BOX_PARSERS:
         cells: dict[str, Any] = {"width": str(width), "height": str(height)}
-        _draw_box(axes, GROUNDING.parse(answer.text, cells, family), _BOX_COLOUR, "-")
+        _draw_box(axes, GROUNDING.parse(answer.text, cells, reader), _BOX_COLOUR, "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 

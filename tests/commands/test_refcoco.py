@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.readers import read_as
 from PIL import Image
 
 from ivc_jax.commands import refcoco
@@ -83,11 +84,28 @@ def test_resized_frame(folders):
         # 42 x 70: 42 / 28 = 1.5 and 70 / 28 = 2.5 both go to 2, so that the frame is 56 x 56;
         # x times 4/3: 1.33, 28.67; y times 0.8: 1.6, 25.8
         "1 2 29 26",
-        # 56 x 28 stays; halves go to even: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2, 4.5 -> 4
-        "0 2 2 4",
+        # 56 x 28 grows to 84 x 56, the least area: x times 1.5, y times 2
+        "1 3 4 9",
         "0 0 56 56",
     ]
     assert (found[0]["width"], found[0]["height"]) == ("42", "70")  # of the picture itself
+
+
+def test_other_bounds_are_named_in_the_file(folders):
+    assert make(folders, "--qwen25", "--max-pixels", str(28 * 28 * 2), "--min-pixels", "784") == 0
+    path = folders / "out" / "RefCOCO+_testA_for_qwen25vl.tsv"
+    found = rows(path)
+    # 42 x 70 shrinks to 2 cells: by the root of 2940 / 1568, to 30.7 x 51.1, so 1 x 1 cell
+    assert [(row["frame_width"], row["frame_height"]) for row in found] == [
+        ("28", "28"), ("56", "28"), ("28", "28"),
+    ]  # fmt: skip
+    assert found[0]["answer"] == "1 1 14 13"  # x times 2/3, y times 0.4
+    task = TASKS["RefCOCO+_testA_for_qwen25vl"]
+    file = TsvFile(path, task.scoring.columns)
+    row, reader = file.read(0), read_as("qwen2_5_vl")  # which sees 56 x 56
+    parsed = task.scoring.parse('{"bbox_2d": [1, 2, 29, 26]}', row.cells, reader)
+    assert task.scoring.score(parsed, row.cells, reader) == 1
+    file.close()
 
 
 @pytest.mark.parametrize(("options", "suffix"), [((), ""), (("--qwen25",), "_for_qwen25vl")])
@@ -99,8 +117,8 @@ def test_files_can_be_scored(folders, options, suffix):
     assert row.images[0].size == SIZES["a.jpg"]
     for box, hit in (("[1, 2, 29, 26]", 1), ("[40, 40, 56, 56]", 0)):
         text = '{"bbox_2d": ' + box + "}"
-        parsed = task.scoring.parse(text, row.cells, "qwen2_5_vl")
-        assert task.scoring.score(parsed, row.cells, "qwen2_5_vl") == hit
+        parsed = task.scoring.parse(text, row.cells, read_as("qwen2_5_vl"))
+        assert task.scoring.score(parsed, row.cells, read_as("qwen2_5_vl")) == hit
     file.close()
 
 
@@ -116,6 +134,8 @@ def test_every_set_has_its_annotations():
         (["--splits", "RefCOCO_train"], "unknown split 'RefCOCO_train'; known: RefCOCO_val"),
         (["--splits", "RefCOCO_val"], "lacks finetune_refcoco_val.json"),
         (["--images", "nowhere"], "--images nowhere is not a folder"),
+        (["--max-pixels", "784"], "bound the resized images of --qwen25"),
+        (["--qwen25", "--max-pixels", "784"], "min_pixels 3136 must be in 1..max_pixels = 784"),
     ],
 )
 def test_bad_options_are_one_line(folders, capsys, options, message):

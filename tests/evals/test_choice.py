@@ -1,6 +1,7 @@
 """Multiple choice: which option an answer names, and circular accuracy worked out by hand."""
 
 import pytest
+from helpers.readers import read_as
 from helpers.records import make_record
 
 from ivc_jax.evals.benchmarks.scorers.choice import read_options
@@ -18,7 +19,7 @@ CELLS = {
 
 
 def parsed(text, cells=CELLS):
-    return TASKS["MMStar"].scoring.parse(text, cells, "qwen2_vl")
+    return TASKS["MMStar"].scoring.parse(text, cells, read_as("qwen2_vl"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.readers import read_as
 from helpers.records import make_record, make_row
 
 from ivc_jax.evals.benchmarks import metrics, parsers, tasks
@@ -12,11 +13,16 @@ from ivc_jax.evals.running import summary
 
 def test_qwen2_box_is_read_in_thousandths():
     assert parsers.read_qwen2_box("it is (100,200),(300,400).") == (0.1, 0.2, 0.3, 0.4)
-    assert parsers.read_qwen2_box("(1, 2) , (3, 4)") == (0.001, 0.002, 0.003, 0.004)
     assert parsers.read_qwen2_box("(1,2),(3,4) (9,9),(9,9)") == (0.001, 0.002, 0.003, 0.004)
 
 
-@pytest.mark.parametrize("text", ["", "no box", "(1,2)", "(1,2),(3)", "[1,2,3,4]", "(a,b),(c,d)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "no box", "(1,2)", "(1,2),(3)", "[1,2,3,4]", "(a,b),(c,d)"),
+        *("(1, 2),(3,4)", "(1,2), (3,4)", "( 1,2),(3,4)", "(1,2) ,(3,4)"),  # no blank anywhere
+    ],
+)
 def test_text_without_a_qwen2_box_is_no_box(text):
     assert parsers.read_qwen2_box(text) == parsers.NO_BOX
 
@@ -27,6 +33,27 @@ def test_bracketed_box_is_scaled_by_its_sum():
     assert parsers.read_bracketed_box("[1, 1, 1, 1]") == (0.001, 0.001, 0.001, 0.001)  # sums to 4
     assert parsers.read_bracketed_box("[1, 1, 1, 0.5]") == (1.0, 1.0, 1.0, 0.5)
     assert parsers.read_bracketed_box("[1, 2, 3]") == parsers.NO_BOX
+    assert parsers.read_bracketed_box("[-5, +100, .1, 1e2]") == (-0.005, 0.1, 0.0001, 0.1)
+    assert parsers.read_bracketed_box("[1_00, 200., 3e2, 400]") == (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[man] [[100, 200, 300, 400]]", parsers.NO_BOX),  # the first bracket takes in words
+        ("[man]\n[[100, 200, 300, 400]]", (0.1, 0.2, 0.3, 0.4)),  # on another line it does not
+        ("[100,\n200, 300, 400] [1, 2, 3, 4]", (0.001, 0.002, 0.003, 0.004)),
+        ("[1, 2] [100, 200, 300, 400]", parsers.NO_BOX),
+        ("[100, 200, 300, 400, 500]", parsers.NO_BOX),
+        ("[[[100, 200, 300, 400] and more", (0.1, 0.2, 0.3, 0.4)),
+        ("[ [100, 200, 300, 400]]", parsers.NO_BOX),  # brackets apart
+        ("[nan, 200, 300, 400]", parsers.NO_BOX),
+        ("[100, 200, inf, 400]", parsers.NO_BOX),
+        ("[100, 200, 300, 4OO] [100, 200, 300, 400]", parsers.NO_BOX),
+    ],
+)
+def test_the_first_bracket_with_three_commas_is_the_box(text, box):
+    assert parsers.read_bracketed_box(text) == box
 
 
 def test_fractions_become_pixels_and_pixels_stay():
@@ -53,6 +80,10 @@ def test_target_box_takes_four_numbers():
         ("Yes and no", "Unknown"),
         ("nothing", "Unknown"),
         ("yesterday", "Unknown"),
+        ("Yes: there is", "Unknown"),  # the colon is no mark
+        ("Answer:Yes", "Unknown"),
+        ("no:", "Unknown"),
+        ("Answer: Yes", "Yes"),
         ("", "Unknown"),
     ],
 )
@@ -138,11 +169,11 @@ def test_grounding_scores_at_half_overlap():
     scoring = tasks.TASKS["DigitScenes_grounding"].scoring
     cells = {"answer": "0 0 100 100", "width": "200", "height": "100"}
     # 0.25 x 200 = 50 pixels of 100: exactly half
-    half = scoring.parse("(0,0),(250,1000)", cells, "qwen2_vl")
+    half = scoring.parse("(0,0),(250,1000)", cells, read_as("qwen2_vl"))
     assert half == [0, 0, 50, 100]
     assert scoring.score(half, cells) == 1
-    assert scoring.score(scoring.parse("(0,0),(245,1000)", cells, "qwen2_vl"), cells) == 0
-    assert scoring.score(scoring.parse("none", cells, "qwen2_vl"), cells) == 0
+    assert scoring.score(scoring.parse("(0,0),(245,1000)", cells, read_as("qwen2_vl")), cells) == 0
+    assert scoring.score(scoring.parse("none", cells, read_as("qwen2_vl")), cells) == 0
 
 
 def test_refcoco_prompt_follows_the_qwen2_template():

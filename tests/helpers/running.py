@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from helpers.readers import read_as
 from helpers.tsv import HEADER, IMAGE, write_tsv
 
 from ivc_jax.evals.benchmarks import tasks
@@ -19,7 +20,7 @@ COLOUR = tasks.TASKS["DigitScenes_colour"]
 class FakeAnswerer:
     """Answers "red" under dense and "blue" under anything else; counts its batches."""
 
-    family = "qwen2_vl"
+    reader = read_as("qwen2_vl")
 
     def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
         self.batch_size, self.broken, self.calls = batch_size, broken, []

@@ -3,6 +3,7 @@
 The rules are those of the public evaluation scripts of the methods, one function a rule.
 """
 
+import math
 import re
 
 Box = tuple[float, float, float, float]
@@ -10,8 +11,7 @@ Box = tuple[float, float, float, float]
 NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
 UNKNOWN = "Unknown"
 _LARGEST_FRACTION = 1.1  # above 1 because models overshoot the border
-_QWEN_STEP = 28  # patch size times merge size of Qwen2.5-VL
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the colon is none in the scripts
 _MOST_PERIODS = 32  # the reference script passes a flag in the count slot of `re.sub`
 _ARTICLES = {"a", "an", "the"}
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -40,9 +40,11 @@ _REWRITTEN["somebody'd"] = "somebodyd"
 
 
 def read_qwen2_box(text: str) -> Box:
-    """Read the first "(x1,y1),(x2,y2)" in thousandths as fractions; none is all zeros."""
-    pair = r"\(\s*(\d+)\s*,\s*(\d+)\s*\)"
-    found = re.search(pair + r"\s*,\s*" + pair, text)
+    """Read the first "(x1,y1),(x2,y2)" in thousandths, no blanks, as fractions.
+
+    Text without one is all zeros.
+    """
+    found = re.search(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", text)
     if found is None:
         return NO_BOX
     x1, y1, x2, y2 = (int(number) / 1000 for number in found.groups())
@@ -52,10 +54,10 @@ def read_qwen2_box(text: str) -> Box:
 def read_qwen2_5_box(text: str) -> Box:
     """Read the first "bbox_2d": [x1, y1, x2, y2] of four integers, pixels of the resized image.
 
-    None is all zeros.
+    Blanks may follow the colon and the commas and stand nowhere else. Text without one is all
+    zeros.
     """
-    number = r"\s*(\d+)\s*"
-    found = re.search(r'"bbox_2d"\s*:\s*\[' + ",".join([number] * 4) + r"\]", text)
+    found = re.search(r'"bbox_2d":\s*\[' + r",\s*".join([r"(\d+)"] * 4) + r"\]", text)
     if found is None:
         return NO_BOX
     x1, y1, x2, y2 = (float(value) for value in found.groups())
@@ -63,15 +65,19 @@ def read_qwen2_5_box(text: str) -> Box:
 
 
 def read_bracketed_box(text: str) -> Box:
-    """Read the first "[x1, y1, x2, y2]" (one or two bracket levels); none is all zeros.
+    """Read the four numbers "[x1, y1, x2, y2]", in any number of brackets; none is all zeros.
 
-    Four numbers that sum to 4 or more are thousandths, otherwise fractions.
+    They start at the first "[" with three commas and a "]" behind it on its line, whatever stands
+    in between: words there are no box, even if one follows. Four numbers that sum to 4 or more are
+    thousandths, otherwise fractions.
     """
-    number = r"\s*(\d+(?:\.\d+)?)\s*"
-    found = re.search(r"\[" + ",".join([number] * 4) + r"\]", text)
-    if found is None:
+    found = re.search(r"\[+" + ",".join(["(.*?)"] * 4) + r"\]", text)
+    try:
+        values = [float(part) for part in found.groups()] if found else [math.nan]
+    except ValueError:
         return NO_BOX
-    values = [float(value) for value in found.groups()]
+    if not all(map(math.isfinite, values)):  # "nan" and "inf" are floats too
+        return NO_BOX
     # four fractions of an image sum to less than 4, unless the box is all of it and more
     scale = 1000 if sum(values) >= 4 else 1
     x1, y1, x2, y2 = (value / scale for value in values)
@@ -97,14 +103,6 @@ def scale_to_pixels(box: Box, width: float, height: float) -> Box:
         return box
     x1, y1, x2, y2 = box
     return x1 * width, y1 * height, x2 * width, y2 * height
-
-
-def find_resized_frame(width: float, height: float) -> tuple[int, int]:
-    """Return the size to which Qwen2.5-VL's boxes refer: sides rounded to multiples of 28.
-
-    It is that of the processor for every image between its pixel bounds.
-    """
-    return tuple(max(1, round(side / _QWEN_STEP)) * _QWEN_STEP for side in (width, height))
 
 
 def rescale_box(box: Box, source: tuple[float, float], target: tuple[float, float]) -> Box:

@@ -25,15 +25,14 @@ from ivc_jax.evals.benchmarks.scorers.open_ended import (
 from ivc_jax.evals.benchmarks.scorers.yes_no import HALLUSION, MME, POPE, YES_NO
 from ivc_jax.nearest import suggest
 
-PROMPTS_VERSION = 1  # raise it when a prompt or a parser changes: old records no longer compare
+PROMPTS_VERSION = 2  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
 READING = "reading rows"  # in progress messages, for the task while rows are measured
 RESIZED_SUFFIX = "_for_qwen25vl"
 
-# Bounds on answers. 512 is the released one of the Qwen families, for every set: a letter or a
-# "yes" may stand at the end of a long answer, so that a smaller one could change scores. The larger
-# ones of the other families (2048, 4096) only prolong answers that do not end.
-_LONGEST_BOX = 128
+# The bound on answers is the released one of the Qwen families, for every set, boxes included: a
+# letter, a "yes" or a box may stand at the end of a long answer, so that a smaller one could change
+# scores. The larger ones of the other families (2048, 4096) only prolong answers that do not end.
 _LONGEST_ANSWER = 512
 
 _PUBLIC = "VLMEvalKit's public download of that name"
@@ -125,7 +124,7 @@ def _define_refcoco(name: str, rows: int, resized: bool = False) -> Task:
         group="grounding",
         split=name.split("_")[1],
         prompts=prompts.GROUNDING,
-        max_new_tokens=_LONGEST_BOX,
+        max_new_tokens=_LONGEST_ANSWER,
         rows=rows,
         source=f"{_MADE} --qwen25" if resized else _MADE,
     )

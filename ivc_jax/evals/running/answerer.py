@@ -6,7 +6,6 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +14,12 @@ import PIL.Image
 from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import Shape, Size, pad
 from ivc_jax.inputs.layout import arrange
+from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import Method
 from ivc_jax.model import Model
 from ivc_jax.parallel import processes
@@ -40,11 +41,11 @@ class ModelAnswerer:
             prefill leave it out, but for the blocks that a method's own questions need.
     """
 
-    def __init__(self, model: Model, processor: Any, share_tower: bool = False) -> None:
+    def __init__(self, model: Model, processor: Processor, share_tower: bool = False) -> None:
         self.model = model
         self.processor = processor
         self.share_tower = share_tower
-        self.family = model.config.family
+        self.reader = Reader(model.config.family, processor.images)
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
         self._warm: set[tuple] = set()

@@ -76,7 +76,7 @@ class BatchLoader:
         except RowError as error:
             return None, Failure(plan.task, position, str(error))
         try:
-            prompt = entry.task.prompt(row.cells, self._answerer.family)
+            prompt = entry.task.prompt(row.cells, self._answerer.reader.family)
             sample = self._answerer.process(prompt, row.images)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from ivc_jax.evals.benchmarks.cells import read_text
+from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.loading import LoadedRow
 from ivc_jax.evals.running.survey import Failure
@@ -49,10 +50,15 @@ class RunIdentity:
 
 
 def record_answer(
-    run: RunIdentity, task: Task, method: MethodEntry, row: LoadedRow, answer: Answer, family: str
+    run: RunIdentity,
+    task: Task,
+    method: MethodEntry,
+    row: LoadedRow,
+    answer: Answer,
+    reader: Reader,
 ) -> Record:
     """Parse and score an answer, and make its record."""
-    parsed = task.scoring.parse(answer.text, row.cells, family)
+    parsed = task.scoring.parse(answer.text, row.cells, reader)
     return Record(
         task=task.name,
         split=read_text(row.cells, "split") or task.split,
@@ -62,7 +68,7 @@ def record_answer(
         keep_ratio=method.keep_ratio,
         prediction=answer.text,
         parsed=parsed,
-        score=task.scoring.score(parsed, row.cells, family),
+        score=task.scoring.score(parsed, row.cells, reader),
         target=row.cells["answer"],
         question=row.cells["question"],
         category=read_text(row.cells, "category"),

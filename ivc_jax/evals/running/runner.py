@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import PIL.Image
 
+from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.benchmarks.tasks import READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
 from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
@@ -37,7 +38,7 @@ class Answerer(Protocol):
     The first three methods work on the host, in any thread.
     """
 
-    family: str
+    reader: Reader
     num_shards: int
     local_shards: Sequence[int]
 
@@ -116,7 +117,7 @@ def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress
             " of the mesh's data axis"
         )
     for entry in plan.tasks:
-        entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.family)
+        entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.reader.family)
     files = [folder.open_records(plan.name_records(entry.task)) for entry in plan.tasks]
     try:
         return _Run(plan, answerer, files, progress).go()
@@ -141,7 +142,7 @@ class _Run:
         plan, methods, start = self.plan, self.plan.methods, time.perf_counter()
         rows = sum(len(entry.file.list_ids(plan.limit)) for entry in plan.tasks)
         examples, failures = survey(
-            plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
+            plan.tasks, plan.limit, self.answerer.reader.family, self.answerer.measure,
             lambda done: self.progress(READING, done, rows),
         )  # fmt: skip
         shards = self.answerer.num_shards
@@ -199,7 +200,7 @@ class _Run:
                 else:
                     record = record_answer(
                         plan.identity, task, method, batch.rows[slot], answers[slot],
-                        answerer.family,
+                        answerer.reader,
                     )  # fmt: skip
                 file.append(record)
                 self.present += 1

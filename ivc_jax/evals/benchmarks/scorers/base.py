@@ -9,10 +9,43 @@ from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
 from ivc_jax.evals.schema import Record
+from ivc_jax.inputs.resize import PictureRule
 
 Cells = Mapping[str, str]
 Records = Sequence[Record]
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each picture of a row, in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What reading an answer takes to know of the model that gave it.
+
+    Attributes:
+        family: `ModelConfig.family`.
+        pictures: how its processor, as loaded, resizes pictures.
+    """
+
+    family: str
+    pictures: PictureRule
+
+    def find_frame(self, width: float, height: float) -> tuple[int, int]:
+        """Return the (width, height) in pixels at which the model sees a picture of this size.
+
+        Raises:
+            InputError: a size that the processor cannot use.
+        """
+        _, rows, columns = self.pictures.find_grid(width, height)
+        return columns * self.pictures.patch_size, rows * self.pictures.patch_size
+
+    def tidy(self, text: str) -> str:
+        """Cut off what the released model of the family cuts off its answers."""
+        return _TIDY.get(self.family, str)(text)
+
+
+_TIDY: Mapping[str, Callable[[str], str]] = {
+    "deepseek_vl": lambda text: text.rstrip("."),
+    "llava": str.strip,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +55,8 @@ class Scoring:
     Attributes:
         columns: TSV columns that the kind cannot do without, in any row.
         check: (cells, sizes of the pictures) -> None; ValueError if the row cannot be scored.
-        parse: (answer, cells, family) -> a JSON value, stored in the record.
-        score: (parsed, cells, family) -> the score of the row, from 0 to 1.
+        read: (tidy answer, cells, reader) -> a JSON value.
+        score: (parsed, cells, reader) -> the score of the row, from 0 to 1.
         aggregate: records -> metrics by name; rows may be missing. A metric of a part of the rows
             is named "measure/part", a part of another level "measure/level/part" (see
             `summary.collect_categories`).
@@ -36,7 +69,7 @@ class Scoring:
     """
 
     columns: tuple[str, ...]
-    parse: Callable[[str, Cells, str], Any]
+    read: Callable[[str, Cells, Reader], Any]
     score: Callable[..., float]
     aggregate: Callable[[Records], dict[str, float]]
     check: Callable[[Cells, Sizes], None]
@@ -45,6 +78,10 @@ class Scoring:
     cells: tuple[str, ...] = ()
     points: float = 100.0
     unit: Callable[[Record], Hashable] | None = None
+
+    def parse(self, text: str, cells: Cells, reader: Reader) -> Any:
+        """Return what an answer says, a JSON value that the record keeps."""
+        return self.read(reader.tidy(text), cells, reader)
 
 
 def check_category(name: str, known: Iterable[str]) -> None:

@@ -9,7 +9,14 @@ import string
 
 from ivc_jax.evals.benchmarks import metrics, parsers
 from ivc_jax.evals.benchmarks.cells import read_text
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, Sizes, average_scores
+from ivc_jax.evals.benchmarks.scorers.base import (
+    Cells,
+    Reader,
+    Records,
+    Scoring,
+    Sizes,
+    average_scores,
+)
 from ivc_jax.evals.schema import Record
 
 _REFUSED = "Z"
@@ -33,7 +40,7 @@ def read_options(cells: Cells) -> dict[str, str]:
     return {letter: text for letter, text in found.items() if text}
 
 
-def _parse(text: str, cells: Cells, family: str) -> str:
+def _read(text: str, cells: Cells, reader: Reader) -> str:
     """Return the letter of the option that an answer names or repeats, else "Unknown"."""
     options = read_options(cells)
     if letter := _find_letter(text, "".join(options)):
@@ -54,7 +61,7 @@ def _find_letter(text: str, letters: str) -> str | None:
     return _REFUSED if not named and _REFUSED in words else None
 
 
-def _score(parsed: str, cells: Cells, family: str = "") -> float:
+def _score(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
     return float(parsed == cells["answer"].strip())
 
 
@@ -111,7 +118,7 @@ def _read_index(record: Record) -> int:
 
 CHOICE = Scoring(
     columns=("index", "question", "answer"),
-    parse=_parse,
+    read=_read,
     score=_score,
     aggregate=_aggregate,
     check=_check,

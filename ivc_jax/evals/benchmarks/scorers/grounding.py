@@ -1,10 +1,11 @@
 """Grounding: boxes in the answer, scored by their overlap with the reference.
 
-Qwen2.5-VL answers in pixels of its resized image, and the official score is taken there; the other
-families answer in fractions of the image:
+Qwen2.5-VL answers in pixels of the picture as it sees it, its frame, which follows from the size of
+the picture and the bounds of the loaded processor. The official score is taken there; the other
+families answer in fractions of the picture:
 
-    answer (resized frame) -> stored as `parsed` (original frame) -> scored (resized frame)
-    answer (fractions)     -> stored as `parsed` (original frame) -> scored (original frame)
+    answer (frame)     -> stored as `parsed` (original size) -> scored (frame)
+    answer (fractions) -> stored as `parsed` (original size) -> scored (original size)
 """
 
 import dataclasses
@@ -12,7 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from ivc_jax.evals.benchmarks import metrics, parsers
-from ivc_jax.evals.benchmarks.scorers.base import Cells, Records, Scoring, Sizes
+from ivc_jax.evals.benchmarks.cells import read_text
+from ivc_jax.evals.benchmarks.released import QWEN2_5_PICTURES
+from ivc_jax.evals.benchmarks.scorers.base import Cells, Reader, Records, Scoring, Sizes
 
 # How each model family writes a box; a value is a function text -> fractions or pixels.
 BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
@@ -21,21 +24,22 @@ BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
     "internvl": parsers.read_bracketed_box,
     "deepseek_vl": parsers.read_bracketed_box,
 }
-# Families that answer in pixels of the resized image; the official score is taken there.
-_RESIZED_FRAME = ("qwen2_5_vl",)
+# Columns of a file whose boxes are in another frame than the released one: its sides in pixels.
+FRAME_COLUMNS = ("frame_height", "frame_width")
+_ANSWERS_IN_FRAME = ("qwen2_5_vl",)
+
+_Size = tuple[float, float]  # width, height
 
 
-def _parse(text: str, cells: Cells, family: str) -> list[float]:
-    """Read a box in pixels of the original image."""
-    box, size = BOX_PARSERS[family](text), _read_size(cells)
-    if family in _RESIZED_FRAME:
-        box = parsers.rescale_box(box, parsers.find_resized_frame(*size), size)
-    else:
-        box = parsers.scale_to_pixels(box, *size)
-    return [round(value, 3) for value in box]
+def _read(text: str, cells: Cells, reader: Reader) -> list[float]:
+    """Read a box in pixels of the original picture."""
+    size = _read_size(cells)
+    frame = reader.find_frame(*size) if reader.family in _ANSWERS_IN_FRAME else size
+    box = parsers.scale_to_pixels(BOX_PARSERS[reader.family](text), *frame)
+    return [round(value, 3) for value in parsers.rescale_box(box, frame, size)]
 
 
-def _read_size(cells: Cells) -> tuple[float, float]:
+def _read_size(cells: Cells) -> _Size:
     return float(cells["width"]), float(cells["height"])
 
 
@@ -54,30 +58,48 @@ def _check(cells: Cells, sizes: Sizes) -> None:
         )
 
 
-def _move_to_resized_frame(box: Sequence[float], cells: Cells) -> parsers.Box:
-    """Move a box to the frame of Qwen2.5-VL, where coordinates are integers (half to even)."""
-    size = _read_size(cells)
-    moved = parsers.rescale_box(tuple(box), size, parsers.find_resized_frame(*size))
+def _check_resized(cells: Cells, sizes: Sizes) -> None:
+    _check(cells, sizes)
+    width, height = _read_frame(cells)
+    if not (width > 0 and height > 0):
+        raise ValueError(
+            f"expected positive frame_width and frame_height, found {width:g} x {height:g}"
+        )
+
+
+def _read_frame(cells: Cells) -> _Size:
+    """Return the frame that the boxes of a file refer to; if it names none, the released one."""
+    if any(read_text(cells, name) for name in FRAME_COLUMNS):
+        height, width = (float(read_text(cells, name) or "nan") for name in FRAME_COLUMNS)
+        return width, height
+    rows, columns = QWEN2_5_PICTURES.find_size(*_read_size(cells))
+    return columns, rows
+
+
+def _move_to_frame(box: Sequence[float], cells: Cells, frame: _Size) -> parsers.Box:
+    """Move a box to a frame, where coordinates are integers (half to even)."""
+    moved = parsers.rescale_box(tuple(box), _read_size(cells), frame)
     x1, y1, x2, y2 = (float(round(value)) for value in moved)
     return x1, y1, x2, y2
 
 
-def _score(parsed: list[float], cells: Cells, family: str = "") -> float:
+def _score(parsed: list[float], cells: Cells, reader: Reader | None = None) -> float:
     answer, target = tuple(parsed), parsers.read_target_box(cells["answer"])
-    if family in _RESIZED_FRAME:
-        answer = _move_to_resized_frame(answer, cells)
-        target = _move_to_resized_frame(target, cells)
+    if reader is not None and reader.family in _ANSWERS_IN_FRAME:
+        frame = reader.find_frame(*_read_size(cells))
+        answer, target = (_move_to_frame(box, cells, frame) for box in (answer, target))
     return float(metrics.measure_iou(answer, target) >= metrics.HIT_IOU)
 
 
-def _score_resized(parsed: list[float], cells: Cells, family: str = "") -> float:
-    """Score against a reference that the file holds in the resized frame already."""
-    answer, target = _move_to_resized_frame(parsed, cells), parsers.read_target_box(cells["answer"])
+def _score_resized(parsed: list[float], cells: Cells, reader: Reader | None = None) -> float:
+    """Score against a reference that is in a frame already: that of the file, not the model's."""
+    answer = _move_to_frame(parsed, cells, _read_frame(cells))
+    target = parsers.read_target_box(cells["answer"])
     return float(metrics.measure_iou(answer, target) >= metrics.HIT_IOU)
 
 
 def _aggregate(records: Records) -> dict[str, float]:
-    """Aggregate; `accuracy_original_frame` leaves boxes in pixels of the original image."""
+    """Aggregate; `accuracy_original_frame` leaves boxes in pixels of the original picture."""
     overlaps = [
         metrics.measure_iou(tuple(record.parsed), parsers.read_target_box(record.target))
         for record in records
@@ -90,7 +112,7 @@ def _aggregate(records: Records) -> dict[str, float]:
 
 
 def _aggregate_resized(records: Records) -> dict[str, float]:
-    # references are in the resized frame and `parsed` is not: no overlap can be told from a record
+    # references are in a frame and `parsed` is not: no overlap can be told from a record
     return {
         "accuracy": metrics.mean([record.score for record in records]),
         "box_share": metrics.mean([float(any(record.parsed)) for record in records]),
@@ -99,11 +121,11 @@ def _aggregate_resized(records: Records) -> dict[str, float]:
 
 GROUNDING = Scoring(
     columns=("index", "question", "answer", "height", "width"),
-    parse=_parse,
+    read=_read,
     score=_score,
     aggregate=_aggregate,
     check=_check,
 )
 GROUNDING_RESIZED = dataclasses.replace(
-    GROUNDING, score=_score_resized, aggregate=_aggregate_resized
+    GROUNDING, score=_score_resized, aggregate=_aggregate_resized, check=_check_resized
 )

@@ -9,6 +9,7 @@ from ivc_jax.evals.benchmarks import metrics, parsers
 from ivc_jax.evals.benchmarks.cells import CellError, read_list
 from ivc_jax.evals.benchmarks.scorers.base import (
     Cells,
+    Reader,
     Records,
     Scoring,
     Sizes,
@@ -58,11 +59,11 @@ def _check(cells: Cells, sizes: Sizes) -> None:
     read_references(cells["answer"])
 
 
-def _score_exactly(parsed: str, cells: Cells, family: str = "") -> float:
+def _score_exactly(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
     return float(parsed == parsers.simplify(cells["answer"]))
 
 
-def _score_vqa(parsed: str, cells: Cells, family: str = "") -> float:
+def _score_vqa(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
     """Return the VQA accuracy of a normalized answer: three agreeing others make it right.
 
     Each annotator is left out in turn and the mean taken. Fewer than four cannot give 1.
@@ -74,7 +75,7 @@ def _score_vqa(parsed: str, cells: Cells, family: str = "") -> float:
 def _score_by(match: Callable[[str, str], float], best: bool = True) -> Callable[..., float]:
     """Score an answer against each reference: the best counts, or the mean."""
 
-    def score(parsed: str, cells: Cells, family: str = "") -> float:
+    def score(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
         found = [float(match(parsed, target)) for target in read_references(cells["answer"])]
         return max(found) if best else metrics.mean(found)
 
@@ -115,16 +116,16 @@ def _read_number(text: str) -> float | None:
 def _compare_letters(answer: str, target: str) -> float:
     """Return 1 - edit distance / length (ANLS), 0 below a half.
 
-    Neither case nor the number of blanks counts. The length is that of the longer text as it is,
-    blanks included, as in the released code.
+    Neither case nor the number of blanks counts. The length is that of the longer text in capitals
+    ("Straße" has 7), blanks included, as in the released code.
     """
-    longest = max(len(answer), len(target))
+    longest = max(len(answer.upper()), len(target.upper()))
     first, second = (" ".join(text.lower().split()) for text in (answer, target))
     value = 1 - Levenshtein.distance(first, second) / longest if longest else 1.0
     return value if value >= _SMALLEST_SIMILARITY else 0.0
 
 
-def _score_ocr(parsed: str, cells: Cells, family: str = "") -> float:
+def _score_ocr(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
     """Look for a reference in the answer, as OCRBench does.
 
     Case does not count, except in handwritten formulas, where blanks do not.
@@ -163,32 +164,32 @@ def _aggregate_ocr(records: Records) -> dict[str, float]:
     }
 
 
-def _parse_by(rewrite: Callable[[str], str]) -> Callable[[str, Cells, str], str]:
+def _read_by(rewrite: Callable[[str], str]) -> Callable[[str, Cells, Reader], str]:
     """Parse an answer by a rule that needs nothing but its text."""
-    return lambda text, cells, family: rewrite(text)
+    return lambda text, cells, reader: rewrite(text)
 
 
 EXACT_MATCH = Scoring(
     columns=("index", "question", "answer"),
-    parse=_parse_by(parsers.simplify),
+    read=_read_by(parsers.simplify),
     score=_score_exactly,
     aggregate=average_scores,
     check=_check,
 )
 VQA_ACCURACY = dataclasses.replace(
-    EXACT_MATCH, parse=_parse_by(parsers.normalize), score=_score_vqa, cells=("split",)
+    EXACT_MATCH, read=_read_by(parsers.normalize), score=_score_vqa, cells=("split",)
 )
 RELAXED_ACCURACY = dataclasses.replace(
-    EXACT_MATCH, parse=_parse_by(str.strip), score=_score_by(_relax_to_answer), cells=("split",)
+    EXACT_MATCH, read=_read_by(str.strip), score=_score_by(_relax_to_answer), cells=("split",)
 )
 RELAXED_ACCURACY_FIXED = dataclasses.replace(RELAXED_ACCURACY, score=_score_by(_relax_to_reference))
 # Distances are to the answer as it is, so nothing is stripped from it.
 ANLS = dataclasses.replace(
-    EXACT_MATCH, parse=_parse_by(str), score=_score_by(_compare_letters), cells=("split",)
+    EXACT_MATCH, read=_read_by(str), score=_score_by(_compare_letters), cells=("split",)
 )
 SAME_ON_AVERAGE = dataclasses.replace(
     EXACT_MATCH,
-    parse=_parse_by(str.strip),
+    read=_read_by(str.strip),
     score=_score_by(_ignore_case, best=False),
     cells=("split",),
 )
@@ -196,7 +197,7 @@ SAME_AS_ANY = dataclasses.replace(SAME_ON_AVERAGE, score=_score_by(_ignore_case)
 OCR = dataclasses.replace(
     EXACT_MATCH,
     columns=(*EXACT_MATCH.columns, "category"),
-    parse=_parse_by(str),
+    read=_read_by(str),
     score=_score_ocr,
     check=_check_ocr,
     aggregate=_aggregate_ocr,

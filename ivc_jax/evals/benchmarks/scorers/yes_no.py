@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from ivc_jax.evals.benchmarks import metrics, parsers
 from ivc_jax.evals.benchmarks.scorers.base import (
     Cells,
+    Reader,
     Records,
     Scoring,
     Sizes,
@@ -33,11 +34,11 @@ _CATEGORY_POINTS = 200  # of MME: 100 for single questions and 100 for pairs
 _LEFT_OUT = {"yes_share", "unknown_share"}  # by category, they would say little
 
 
-def _parse(text: str, cells: Cells, family: str) -> str:
+def _read(text: str, cells: Cells, reader: Reader) -> str:
     return parsers.read_yes_or_no(text)
 
 
-def _score(parsed: str, cells: Cells, family: str = "") -> float:
+def _score(parsed: str, cells: Cells, reader: Reader | None = None) -> float:
     return float(parsed.lower() == cells["answer"].strip().lower())
 
 
@@ -169,7 +170,7 @@ def _share_all_right(pairs: list[tuple[Hashable, float]]) -> float:
 
 YES_NO = Scoring(
     columns=("index", "question", "answer"),
-    parse=_parse,
+    read=_read,
     score=_score,
     aggregate=_aggregate,
     check=_check,
