@@ -194,7 +194,12 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A vision-language model: both halves and the ids of its marks."""
+    """A vision-language model: both halves and the ids of its marks.
+
+    Attributes:
+        released_layer: decoder block before which the released IVC-Prune cuts this model, if there
+            is a release for it.
+    """
 
     family: str
     vision: VisionConfig
@@ -203,3 +208,4 @@ class ModelConfig:
     video_token_id: int
     vision_start_id: int
     vision_end_id: int
+    released_layer: int | None = None

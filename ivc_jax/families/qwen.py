@@ -61,12 +61,19 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
+# (family, blocks): where the released evaluation cuts (VLMEvalKit/vlmeval/config.py, "ivcp_k").
+_RELEASED_LAYERS = {("qwen2_5_vl", 28): 16, ("qwen2_5_vl", 36): 22}
+
+
 def _read_config(
     name: str, read_tower: Callable[[Mapping[str, Any]], dict[str, Any]], config: Mapping[str, Any]
 ) -> ModelConfig:
     text = {**config, **config.get("text_config", {})}
     vision = config["vision_config"]
     rope = vision.get("rope_parameters") or {}
+    # Some files state it at the top, some in text_config; either suffices.
+    tied = any(bool(each.get("tie_word_embeddings")) for each in (config, text))
+    decoder = _read_decoder(text, tied)
     return ModelConfig(
         family=name,
         vision=VisionConfig(
@@ -79,14 +86,12 @@ def _read_config(
             rope_theta=float(rope.get("rope_theta", 10000.0)),
             **read_tower(vision),
         ),
-        # Some files state it at the top, some in text_config; either suffices.
-        decoder=_read_decoder(
-            text, tied=any(bool(each.get("tie_word_embeddings")) for each in (config, text))
-        ),
+        decoder=decoder,
         image_token_id=int(config["image_token_id"]),
         video_token_id=int(config["video_token_id"]),
         vision_start_id=int(config["vision_start_token_id"]),
         vision_end_id=int(config["vision_end_token_id"]),
+        released_layer=_RELEASED_LAYERS.get((name, decoder.num_layers)),
     )
 
 

@@ -7,15 +7,10 @@ from ivc_jax.config import ModelConfig
 
 _log = logging.getLogger(__name__)
 
-# (family, blocks) -> first pruned block, as released (VLMEvalKit/vlmeval/config.py, "ivcp_k").
-_RELEASED_LAYERS = {("qwen2_5_vl", 28): 16, ("qwen2_5_vl", 36): 22}
-
 
 def choose_layer(config: ModelConfig) -> int:
     """Return the released layer of a known model, else two thirds of the depth, with a log note."""
-    depth = config.decoder.num_layers
-    released = _RELEASED_LAYERS.get((config.family, depth))
-    return released or _take_two_thirds(config.family, depth)
+    return config.released_layer or _take_two_thirds(config.family, config.decoder.num_layers)
 
 
 def choose_positions(positions: str | None, config: ModelConfig) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.models import model_config
 
+from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import (
     FSR,
     METHODS,
@@ -177,11 +178,18 @@ def test_bad_specifications_say_what_is_known(spec, message):
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "family", "layer"),
-    [(28, "qwen2_vl", 19), (28, "qwen2_5_vl", 16), (36, "qwen2_5_vl", 22), (2, "qwen2_vl", 1)],
+    ("name", "layer"), [("qwen2-vl-7b", 19), ("qwen2.5-vl-7b", 16), ("qwen2.5-vl-3b", 22)]
 )
-def test_default_layers(num_layers, family, layer):
-    config = model_config(num_layers, family)
+def test_default_layers_of_published_models(name, layer):
+    config = parse_config(list_sizes()[name])
+    assert IVCPrune().resolve(config).layer == layer
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "released", "layer"), [(28, None, 19), (28, 16, 16), (2, None, 1)]
+)
+def test_default_layers(num_layers, released, layer):
+    config = dataclasses.replace(model_config(num_layers), released_layer=released)
     for method in (IVCPrune(), Random(), Uniform()):
         assert method.resolve(config).stages == (Stage(layer, 0.5, compact_earlier_kv=True),)
     assert IVCPrune(layer=1).resolve(config).layer == 1
@@ -191,8 +199,9 @@ def test_default_layers(num_layers, family, layer):
 
 def test_a_model_without_a_released_layer_is_noted_once(caplog):
     caplog.set_level(logging.INFO, logger="ivc_jax")
-    for family, depth in (("qwen2_5_vl", 36), ("qwen2_vl", 45), ("qwen2_vl", 45)):
-        IVCPrune().resolve(model_config(depth, family))
+    known = dataclasses.replace(model_config(36), released_layer=22)
+    for config in (known, model_config(45), model_config(45)):
+        IVCPrune().resolve(config)
     (record,) = caplog.records
     assert "qwen2_vl with 45 blocks: pruning before block 30" in record.getMessage()
 
