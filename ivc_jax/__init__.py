@@ -9,6 +9,7 @@ processor.decode(out.tokens, out.lengths)
 from ivc_jax import ivc, methods
 from ivc_jax.engine.decode import Output, decode, generate
 from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.engine.sampling import Sampling
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.model import Model, load
 from ivc_jax.version import __version__
@@ -18,6 +19,7 @@ __all__ = [
     "Model",
     "Output",
     "Prefill",
+    "Sampling",
     "__version__",
     "decode",
     "encode",

@@ -15,6 +15,7 @@ Token by token, each chosen from the logits of the one before it:
 """
 
 import dataclasses
+from collections.abc import Sequence as Several
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.engine.prefill import Prefill, prefill, with_rope
-from ivc_jax.engine.sampling import GREEDY, Greedy
+from ivc_jax.engine.sampling import GREEDY, Rule, Sampling, make_rule
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
@@ -64,7 +65,7 @@ class State:
     caches: tuple[KVSpan, ...]  # S + T - 1 slots each; their `lengths` are those of the prompt
     next_position: jax.Array  # [B] int32, position id of the first generated token
     stop_ids: jax.Array  # [any] int32
-    rule: Greedy  # that chooses tokens
+    rule: Rule  # that chooses tokens
     rope: RopeConfig = flax.struct.field(pytree_node=False)  # that turned the keys of the prompt
 
     @property
@@ -79,20 +80,28 @@ def generate(
     method: Method | str = DENSE,
     max_new_tokens: int = 64,
     stop_ids: tuple[int, ...] | None = None,
+    *,
+    sampler: Sampling | None = None,
+    seed: int | Several[int] = 0,
 ) -> Output:
-    """Answer prompts greedily; ties go to the lowest token id.
+    """Answer prompts, greedily unless there is a sampler; ties go to the lowest token id.
 
     Args:
         method: how visual tokens are pruned, as for `prefill`; the default prunes nothing.
         max_new_tokens: T, a static size.
         stop_ids: tokens that end a sample; None takes the model's own end tokens, () generates all
             T tokens.
+        sampler: draws tokens at random; None is greedy.
+        seed: of the sampler, for all samples or a list of one for each. A sample's draws depend on
+            its seed and the step alone: the same alone and in any batch, and the same for equal
+            prompts with equal seeds.
 
     Raises:
         MethodError, InputError: as `prefill`.
-        ValueError: max_new_tokens below 1.
+        ValueError: max_new_tokens below 1, or an impossible seed.
     """
-    return decode(model, prefill(model, batch, method), max_new_tokens, stop_ids)
+    prompt = prefill(model, batch, method)
+    return decode(model, prompt, max_new_tokens, stop_ids, sampler=sampler, seed=seed)
 
 
 def decode(
@@ -100,12 +109,16 @@ def decode(
     prompt: Prefill,
     max_new_tokens: int = 64,
     stop_ids: tuple[int, ...] | None = None,
+    *,
+    sampler: Sampling | None = None,
+    seed: int | Several[int] = 0,
 ) -> Output:
     """Continue from a prefill; arguments as in `generate`."""
     arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
-    config = with_rope(model.config, prompt.rope)
+    rule = make_rule(sampler, seed, prompt.logits.shape[0])
+    config, params = with_rope(model.config, prompt.rope), model.params["decoder"]
     with on_mesh(model.mesh):
-        tokens, lengths = run_decode(config, max_new_tokens, model.params["decoder"], *arguments)
+        tokens, lengths = run_decode(config, max_new_tokens, params, *arguments, rule)
     return Output(tokens=tokens, lengths=lengths, kept=prompt.kept, kv_bytes=prompt.kv_bytes)
 
 
@@ -114,7 +127,7 @@ def start(
     prompt: Prefill,
     max_new_tokens: int = 64,
     stop_ids: tuple[int, ...] | None = None,
-    rule: Greedy = GREEDY,
+    rule: Rule = GREEDY,
 ) -> State:
     """Choose the first token after a prefill and make room for the others.
 
@@ -158,7 +171,7 @@ def run_decode(
     cache: tuple[KVSpan, ...],
     next_position: jax.Array,
     stop_ids: jax.Array,
-    rule: Greedy = GREEDY,
+    rule: Rule = GREEDY,
 ) -> tuple[jax.Array, jax.Array]:
     """Compiled body of `decode`; returns tokens [B, T] and lengths [B]."""
     state = _start(
@@ -176,7 +189,7 @@ def _start(
     cache: tuple[KVSpan, ...],
     next_position: jax.Array,
     stop_ids: jax.Array,
-    rule: Greedy,
+    rule: Rule,
 ) -> State:
     """Traced body of `start`."""
     B = logits.shape[0]
