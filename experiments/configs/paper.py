@@ -4,7 +4,8 @@
 
 TSVS holds RefCOCO_testA.tsv, MMStar.tsv and others in the format of VLMEvalKit; sets without a
 file are left out. Hardware: one accelerator that holds the 7B model in bfloat16 and a batch.
-Expected: the numbers below, which the tables print beside ours; not measured with this code yet.
+Expected: the published numbers (ivc_jax/studies/paper), which the tables print beside ours; not
+measured with this code yet.
 """
 
 from ivc_jax.commands.settings import RunConfig

@@ -156,6 +156,7 @@ def _make_settings(arguments: Arguments) -> RunConfig:
         raise SettingsError("tasks: name at least one for a model that is not the bundled one")
     tasks.find(names)
     check_keep_ratio(arguments.choice.budget, "budget")
+    # two shares, scaled down with small budgets, must fit into what is kept
     largest = arguments.choice.budget / (2 * choose_scale(arguments.choice.budget))
     for fraction in arguments.choice.fractions:
         if not 0 <= fraction <= largest:

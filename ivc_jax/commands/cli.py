@@ -62,6 +62,7 @@ def run_command(
     chosen = tyro.cli(
         Annotated[kind, tyro.conf.FlagCreatePairsOff], args=given, prog=program, description=about
     )
+    # rich wraps what goes into a file at 80 columns
     console = Console() if sys.stdout.isatty() else Console(width=width)
     command = " ".join([program, shlex.join(given)]).strip()
     run = functools.partial(action, chosen, command, console)

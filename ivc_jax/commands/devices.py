@@ -19,6 +19,7 @@ def use_compile_cache(enabled: bool) -> None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ivc_jax" / "xla"))
+    # by default only what took a second to compile is kept: small models have many small programs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -119,6 +119,7 @@ def _merge(folders: list[pathlib.Path]) -> dict[str, dict[tuple[int, str, str], 
     merged: dict[str, dict[tuple[int, str, str], Record]] = {}
     for folder in folders:
         for record in records.read_all(folder):
+            # one process may have written a row that another wrote before it was killed
             key = (record.row, record.method, record.example_id)
             merged.setdefault(record.task, {}).setdefault(key, record)
     return merged

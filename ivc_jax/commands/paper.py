@@ -108,6 +108,7 @@ def find_sets(settings: RunConfig, tables: Sequence[str]) -> tuple[str, ...]:
 
     found = {set_: set_ for set_ in sets if has_file(set_)}
     resized = {set_: f"{set_}{RESIZED_SUFFIX}" for set_ in sets if set_ in REFCOCO}
+    # only where the file in the original frame is missing
     resized = {s: name for s, name in resized.items() if s not in found and has_file(name)}
     if resized and _takes_resized_frame(settings):
         found |= resized

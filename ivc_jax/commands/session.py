@@ -61,6 +61,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     bounds = read_bounds(settings, chosen)
     mesh = choose_mesh(settings)
     path = find_model(settings.model)
+    # a bucket is worked on in a local folder and mirrored
     mirror = Mirror(settings.out, jax.process_index())
     folder = RunFolder(mirror.local, jax.process_index())
     try:
@@ -151,7 +152,7 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
 
 def _parse_methods(settings: RunConfig) -> list[Any]:
     """Parse the specifications, give the run's seed to those that name none, drop doubles."""
-    found = []
+    found = []  # not a set: records and tables keep the order
     for spec in settings.methods:
         method = _parse(spec, settings.seed)
         if method not in found:
@@ -175,7 +176,7 @@ def _parse(spec: str, seed: int) -> Any:
 
 
 def _seed(method: Any, seed: int) -> Any:
-    if hasattr(method, "host"):
+    if hasattr(method, "host"):  # a modifier: the method within draws the lots
         return dataclasses.replace(method, host=_seed(method.host, seed))
     return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
 

@@ -52,16 +52,16 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
         labels |= label_methods([s for s in specs if budgets[s] == budget], without=("seed",))
     if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
         return []
-    pools: dict[tuple[str, float], list[Record]] = {}
+    pools: dict[tuple[str, float], list[Record]] = {}  # by label and budget
     for record in records:
         budget = budgets.get(record.method)
         if budget is not None and not record.failed:
             pools.setdefault((labels[record.method], budget), []).append(record)
     tasks = [task for task in TASKS if any(r.task == task for p in pools.values() for r in p)]
-    groups = {ALL: tasks}
+    groups = {ALL: tasks}  # the average is one group more
     for task in tasks:
         groups.setdefault(TASKS[task].group, []).append(task)
-    order = sorted(pools, key=lambda pool: -pool[1])
+    order = sorted(pools, key=lambda pool: -pool[1])  # largest budget first, methods as given
     resampler = Resampler(record for pool in pools.values() for record in pool)
     return [
         _make_cell(group, members, label, budget, pools, resampler)

@@ -56,7 +56,7 @@ def save(name: str, title: str, caption: str, drawn: matplotlib.figure.Figure) -
 def choose_styles(names: Sequence[str]) -> dict[str, dict]:
     """Give every method a colour and a marker; IVC-Prune is black and thick."""
     palette = colormaps["tab20"]
-    found, number = {}, 0
+    found, number = {}, 0  # the reference takes no number: others keep their colours without it
     for name in names:
         if name == REFERENCE:
             found[name] = {"color": "black", "marker": "o", "lw": 2.6, "zorder": 5}

@@ -21,6 +21,7 @@ def render(report: Report) -> str:
 
 def _write_prose(text: str) -> markupsafe.Markup:
     """Escape a text and set what stands between backticks as code."""
+    # escaped first: what a benchmark asks may hold tags
     escaped = str(markupsafe.escape(text)).replace(" %", "&nbsp;%")
     return markupsafe.Markup(_CODE.sub(r"<code>\1</code>", escaped))
 

@@ -32,7 +32,8 @@ def draw(results: Results) -> Figure | None:
     cells = np.indices((1, rows, columns)).reshape(3, -1) + start
     length = int(cells.max()) + 1
     shown = max(length + 16, 64)
-    V, U = ivc.scores(rope["head_dim"], rope["theta"], shown)
+    V, U = ivc.scores(rope["head_dim"], rope["theta"], shown)  # [positions] each
+    # the score of a cell is the mean over its three ids
     maps = [table[cells].mean(axis=0).reshape(rows, columns) for table in (V, U)]
     chosen = [
         ivc.select(cells, rope["head_dim"], rope["theta"], *fractions)
@@ -68,7 +69,7 @@ def paint(axes: Axes, by_cos: np.ndarray, by_sin: np.ndarray, rows: int, columns
         by_cos: indices of the cells chosen by V.
         by_sin: indices of the cells chosen by U.
     """
-    canvas = np.ones((rows * columns, 3))
+    canvas = np.ones((rows * columns, 3))  # [cells, RGB], white
     shared = np.intersect1d(by_cos, by_sin).astype(int)
     for picks, colour in ((by_cos, REAL), (by_sin, IMAGINARY), (shared, BOTH)):
         canvas[picks] = matplotlib.colors.to_rgb(colour)
@@ -84,7 +85,7 @@ def _draw_curves(axes, V, U, start, length, cells, chosen) -> None:
     axes.plot(U, color=IMAGINARY, label="U: sum of sines")
     axes.axvspan(start, length - 1, color="black", alpha=0.07, label="positions of the image")
     for table, picks, colour in zip((V, U), chosen, (REAL, IMAGINARY), strict=True):
-        used = np.unique(cells[1:, picks])
+        used = np.unique(cells[1:, picks])  # ids of rows and columns; time has a single one
         axes.plot(used, table[used], "o", color=colour, markersize=5)
     axes.set(title="IVC scores (dots: chosen rows and columns)",
              xlabel="position id", ylabel="score (sum over planes)")  # fmt: skip
@@ -93,6 +94,7 @@ def _draw_curves(axes, V, U, start, length, cells, chosen) -> None:
 
 
 def _outline(axes: Axes, picks: np.ndarray, columns: int, colour: str) -> None:
+    # white below the colour: it shows on any cell of the map
     for pick in picks:
         row, column = divmod(int(pick), columns)
         axes.add_patch(

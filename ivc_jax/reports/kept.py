@@ -91,6 +91,9 @@ def arrange_panels(
     labels = label_methods(list(sizes))
     names = list(dict.fromkeys(labels.values()))
     lines = sorted(set(sizes.values()), reverse=True)
+    # few methods         many: the middle budget alone
+    #   dense a b c         dense a b c d e f
+    #         a b c         g     h i ...
     if len(names) < _MOST_COLUMNS:
         places = {
             method: (lines.index(size), 1 + names.index(labels[method]))
@@ -100,7 +103,7 @@ def arrange_panels(
     chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
     # A field with one value among these tells nothing.
     labels = label_methods(chosen, without=("seed",))
-    first = {label: method for method, label in reversed(labels.items())}
+    first = {label: method for method, label in reversed(labels.items())}  # one seed of each
     shown = [method for method in chosen if first[labels[method]] == method]
     return {method: divmod(n, _MOST_COLUMNS) for n, method in enumerate(shown, 1)}, labels
 
@@ -211,12 +214,13 @@ def _shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.n
         grid: (1, rows, columns) of tokens.
     """
     _, rows, columns = grid
-    bright = np.full(rows * columns, _DARKENED)
+    bright = np.full(rows * columns, _DARKENED)  # [cells]
     bright[kept] = 1.0
     height, width = pixels.shape[:2]
+    # which row of cells a line of pixels belongs to [height], and so for columns [width]
     row_of = np.minimum(np.arange(height) * rows // height, rows - 1)
     column_of = np.minimum(np.arange(width) * columns // width, columns - 1)
-    shade = bright.reshape(rows, columns)[row_of][:, column_of]
+    shade = bright.reshape(rows, columns)[row_of][:, column_of]  # [height, width]
     return (pixels * shade[..., None]).astype(np.uint8)
 
 

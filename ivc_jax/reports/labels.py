@@ -26,6 +26,7 @@ def label_methods(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str
     labels = {}
     for spec in specs:
         name = spec.partition(":")[0]
+        # only methods of one name are told apart by their fields
         peers = [fields[other] for other in specs if other.partition(":")[0] == name]
         telling = [
             f"{key}={value}"

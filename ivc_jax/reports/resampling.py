@@ -49,7 +49,9 @@ def adjust(p_values: Sequence[float]) -> list[float]:
     asked = np.flatnonzero(~np.isnan(p))
     order = asked[np.argsort(p[asked], kind="stable")]
     adjusted = np.full(len(p), np.nan)
-    steps = p[order] * np.arange(len(order), 0, -1)
+    # the smallest p counts as many times as there are tests, the largest once
+    steps = p[order] * np.arange(len(order), 0, -1)  # [asked]
+    # never smaller than that of a smaller p
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 
@@ -76,19 +78,20 @@ class Resampler:
 
     def interval(self, scores: Scores) -> Interval:
         """Return the mean over tasks of the mean over examples, and its 95 % interval."""
-        sums, counts = self._table(scores)
+        sums, counts = self._table(scores)  # [pictures, tasks] each
         if not counts.size:
             return NOTHING
         mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
         if self._weights is None:
             random = np.random.default_rng(self._seed)
             even = np.full(self.num_pictures, 1 / self.num_pictures)
+            # how often each picture is drawn, [resamples, pictures]
             drawn = random.multinomial(self.num_pictures, even, size=_RESAMPLES)
             self._weights = drawn.astype(np.float64)
-        drawn_counts = self._weights @ counts
+        drawn_counts = self._weights @ counts  # [resamples, tasks]
         # A resample without any question of a task says nothing about it.
         kept = (drawn_counts > 0).all(axis=1)
-        means = ((self._weights @ sums)[kept] / drawn_counts[kept]).mean(axis=1)
+        means = ((self._weights @ sums)[kept] / drawn_counts[kept]).mean(axis=1)  # [kept]
         low, high = np.percentile(means, [2.5, 97.5])
         return mean, float(low), float(high)
 
@@ -103,8 +106,9 @@ class Resampler:
         parts = (sums / counts.sum(axis=0)).mean(axis=1)  # [pictures], they add up to the mean
         if self._signs is None:
             random = np.random.default_rng(self._seed + 1)
+            # +1 or -1 for a picture, [flips, pictures]
             self._signs = random.integers(0, 2, (_FLIPS, self.num_pictures), np.int8) * 2 - 1
-        flipped = self._signs @ parts
+        flipped = self._signs @ parts  # [flips]
         # Sums of equal numbers in another order differ in the last bits.
         extreme = np.abs(flipped) >= abs(parts.sum()) - 1e-12
         return float((1 + extreme.sum()) / (1 + _FLIPS))

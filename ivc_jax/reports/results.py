@@ -79,4 +79,5 @@ def _read_wanted(folder: pathlib.Path, meta: Meta) -> list[Record]:
         and record.task in tasks
         and (last is None or record.row <= last)
     ]
+    # order of batches and processes must not show in examples and figures
     return sorted(found, key=lambda r: (tasks[r.task], r.row, methods[r.method]))

@@ -101,7 +101,7 @@ def make_scores(results: Results) -> Section:
     labels, columns = label_methods(meta.methods), _list_columns(results)
     cells = {(row.method, row.task): row for row in rows}
     best = _find_best(meta.methods, cells)
-    lines, starts, previous = [], [], None
+    lines, starts, previous = [], [], None  # a line is drawn where the size changes
     for method, overall in _find_overall(results):
         size = read_size(method, overall.keep_ratio)
         if previous not in (None, size):
@@ -264,11 +264,13 @@ def _find_best(
     for (method, task), row in cells.items():
         if method != "dense":
             size = read_size(method, row.keep_ratio)
+            # sums in another order must not break a tie
             groups.setdefault((task, size), []).append((round(row.score, 9), method))
     return {
         (method, task)
         for (task, _), scored in groups.items()
         for score, method in scored
+        # where all score alike none is best
         if score == max(scored)[0] > min(scored)[0]
     }
 

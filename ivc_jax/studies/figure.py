@@ -104,7 +104,7 @@ def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figu
         figsize=((1.2 + 0.55 * len(x)) * len(groups), 1.4 + 0.5 * len(y)),
     )  # fmt: skip
     for axes, group in zip(grid[0], groups, strict=True):
-        values = np.full((len(y), len(x)), np.nan)
+        values = np.full((len(y), len(x)), np.nan)  # [y, x]; what did not run stays empty
         for row in rows:
             values[y.index(row.y), x.index(row.x)] = 100 * row.cells[group].score
         _draw_heat_panel(axes, values, x, y)

@@ -78,7 +78,7 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
     by_spec: dict[str, list[Record]] = {}
     for record in records:
         by_spec.setdefault(record.method, []).append(record)
-    pools: dict[Key, list[Variant]] = {}
+    pools: dict[Key, list[Variant]] = {}  # seeds of one row together
     for variant in study.variants:
         if variant.spec in by_spec:
             key = variant.series, variant.label, variant.x, variant.y
@@ -86,12 +86,13 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
     present = {record.task for record in records}
     tasks = [task for task in TASKS if task in present]
     groups = _group_tasks(tasks)
-    resampler = Resampler(records)
+    resampler = Resampler(records)  # all rows see the same draws
     gather = lambda variants: [r for v in variants for r in by_spec[v.spec]]  # noqa: E731
     scores = {key: average_by_task(gather(variants), tasks) for key, variants in pools.items()}
     full = average_by_task(by_spec.get(study.reference, []), tasks)
     rows = []
     for key, variants in pools.items():
+        # a series beside it with the same label, x and y, or else the reference of the study
         versus = variants[0].versus
         other, name = full, study.reference
         if versus is not None:

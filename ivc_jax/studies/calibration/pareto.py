@@ -97,7 +97,7 @@ class Calibration:
         )
 
     def _relative(self, differences: Scores) -> Scores:
-        dense = self._means[DENSE]
+        dense = self._means[DENSE]  # by task; a constant, however well it is known
         return {
             task: {name: value / dense[task] for name, value in examples.items()}
             for task, examples in differences.items()

@@ -73,7 +73,7 @@ def _make_table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
     here = [row for row in rows if row.task.removesuffix(RESIZED_SUFFIX) in columns]
     tasks = {row.task.removesuffix(RESIZED_SUFFIX): row.task for row in here}
     tasks = {set_: tasks[set_] for set_ in columns if set_ in tasks}
-    partial = {}
+    partial = {}  # by set: rows that count, rows that there should be
     for set_, task in tasks.items():
         counted, usual = min(row.n for row in here if row.task == task), TASKS[task].rows
         if counted < (usual or 0) or (usual is None and meta.limit is not None):
@@ -101,6 +101,7 @@ def _make_line(
     present = [row for row in rows.values() if row is not None]
     cells = tuple(_make_cell(set_, rows.get(set_), set_ in partial, numbers) for set_ in columns)
     kept = metrics.mean([row.metrics["cached_share"] for row in present]) if present else None
+    # a set without a row of this method leaves it without an average
     ratios = [None if row is None else row.retention for row in rows.values()]
     average = metrics.mean(ratios) if ratios and None not in ratios else None
     group = TASKS[next(iter(columns))].group

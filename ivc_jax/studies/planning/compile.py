@@ -135,6 +135,7 @@ def compile_method(
         )
     return Compiled(
         prefill=prefill.read(idle=0 if workload.tower else idle),
+        # the tower lies idle while tokens are decoded
         decode=decode.read(idle=idle, one_token=True),
         weights=count_device_bytes(params),
         cache=count_device_bytes([(span.keys, span.values) for span in prompt.cache]),
@@ -152,6 +153,7 @@ def make_abstract_inputs(
     def array(*shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind)
 
+    # the smallest square that holds V cells: towers see whole images
     merge, side = config.vision.spatial_merge_size, math.isqrt(max(V - 1, 0)) + 1
     patches = find_footprint((1, side * merge, side * merge), config).patches
     inputs = Inputs(
@@ -195,7 +197,7 @@ def count_device_bytes(tree: Any) -> int:
 def count_formula_flops(config: ModelConfig, method: Method, workload: Workload) -> float:
     """Return the operations of the decoder blocks in a prefill of the whole batch."""
     layers, visual = config.decoder.num_layers, workload.visual
-    total = 0.0
+    total = 0.0  # the cuts of the plan shorten all blocks behind them
     for step in make_plan(layers, method):
         if isinstance(step, Span):
             block = count_block_flops(config.decoder, np.array(visual + workload.text))
@@ -246,6 +248,7 @@ class _Built:
         return Program(
             compile_seconds=self.seconds,
             arguments=sizes.argument_size_in_bytes,
+            # what aliases an argument is counted there
             results=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
             temporaries=sizes.temp_size_in_bytes,
             code=sizes.generated_code_size_in_bytes,

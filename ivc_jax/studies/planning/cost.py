@@ -113,6 +113,7 @@ def list_collectives(runs: Iterable[Execution]) -> list[Collective]:
 
 def _find_group_size(attributes: str) -> int | None:
     """Read how many devices a group has, in any of the three spellings of replica_groups."""
+    # replica_groups={{0,1},{2,3}}, =[4,2]<=[8], or =mesh['data'=4,'model'=2] {'model'}
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
@@ -156,7 +157,7 @@ def _count_flops(program: Program, computation: Computation, instruction: Instru
 def _count_dot_flops(computation: Computation, instruction: Instruction) -> int:
     (left,) = computation[instruction.operands[0]].results
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-    count = 2 * instruction.results[0].size
+    count = 2 * instruction.results[0].size  # times the contracted dimensions, below
     for dimension in found[1].split(","):
         count *= left.shape[int(dimension)] if dimension else 1
     return count
@@ -165,6 +166,7 @@ def _count_dot_flops(computation: Computation, instruction: Instruction) -> int:
 def _count_convolution_flops(computation: Computation, instruction: Instruction) -> int:
     """Count a convolution: on TPU every matrix product is one, its batch a strange window."""
     (left,), (right,) = (computation[name].results for name in instruction.operands[:2])
+    # b01f_01io->b01f: a letter a dimension; b batch, f features out, i features in
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     output = dict(zip(labels[3], instruction.results[0].shape, strict=True))
     image = dict(zip(labels[1], left.shape, strict=True))
@@ -186,6 +188,8 @@ def _count_valid_pairs(
         values = fields.get(name, "").split("x")
         return int(values[axis].split("_")[0]) if values[0] else default
 
+    # output o and kernel k look at image place o * stride + k * gap - low, which lies between
+    # two elements unless `spread` divides it
     stride, low = field("stride", 1), field("pad", 0)
     spread, gap = field("lhs_dilate", 1), field("rhs_dilate", 1)
     places = (
@@ -199,7 +203,7 @@ def _count_kernel_flops(computation: Computation, instruction: Instruction) -> i
     if instruction.opcode != "custom-call" or "splash" not in instruction.name:
         return 0
     vectors = [array for array in _find_inputs(computation, instruction) if array.dtype in _FLOATS]
-    queries, keys = vectors[:2]
+    queries, keys = vectors[:2]  # [.., T, C] and [.., S, C]: scores and values, 2 T S C each
     return 4 * queries.size * keys.shape[-2]
 
 
@@ -245,6 +249,7 @@ def _count_fusion_bytes(
         elif kinds == {"dynamic-update-slice"}:
             parts = [where[each.operands[1]].results for where, each, _ in reads]
             total += sum(array.nbytes for results in parts for array in results)
+            # the rest of the result is the operand itself, in place
             updated |= {each.results[0].shape for _, each, _ in reads}
         else:
             total += whole

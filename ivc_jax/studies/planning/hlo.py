@@ -118,6 +118,7 @@ class Program:
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Return how often a loop runs, if its condition says `counter < constant`."""
+        # condition { ..., ROOT compare(counter, constant), direction=LT }, perhaps in a fusion
         condition = self.computations[loop.called("condition")]
         test = next(i for i in condition.values() if i.root)
         if test.opcode == "fusion":
@@ -166,6 +167,7 @@ def parse(text: str) -> Program:
 
 def _parse_instruction(name: str, text: str, *, root: bool) -> Instruction:
     """Split `TYPE opcode(operands), attributes`; a constant's value counts as attributes."""
+    # a tuple type is in parentheses; any other ends at the first space
     end = _find_closing(text) if text.startswith("(") else text.index(" ")
     results, rest = text[:end], text[end:].lstrip()
     opcode, _, rest = rest.partition("(")
@@ -181,6 +183,7 @@ def _find_closing(text: str) -> int:
     """Return the index behind the parenthesis that closes the first one."""
     depth = 0
     for index, character in enumerate(text):
+        # +1 for "(", -1 for ")"
         depth += (character == "(") - (character == ")")
         if depth == 0:
             return index + 1

@@ -115,7 +115,7 @@ def _plan_method(
     search: bool,
 ) -> MethodPlan:
     """Compile one method for a batch and, for a search, for others."""
-    found: dict[int, Compiled] = {}
+    found: dict[int, Compiled] = {}  # by batch
     problems: dict[int, str] = {}
 
     def peak_at(size: int) -> int | None:
@@ -179,5 +179,6 @@ def _estimate_times(cost: Mapping[str, Any], place: Slice) -> dict[str, float]:
         "matrices_at_peak_ms": cost["flops"] / chip.flops,
     }
     times = {name: round(1000 * seconds, 3) for name, seconds in milliseconds.items()}
+    # the compiler estimates no kernels, and what it does estimate excludes them
     times["estimated_ms"] = round(times["compiler_ms"] + times["kernels_at_peak_ms"], 3)
     return times

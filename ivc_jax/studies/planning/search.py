@@ -44,10 +44,12 @@ def _choose_next(peaks: dict[int, int], good: int, bad: int | None, step: int, l
     """Choose the next batch to compile, above what is good and below what is bad."""
     if len(peaks) > 1:
         (small, low), (large, high) = sorted(peaks.items())[-2:]
+        # bytes a sample; at least 1: a flat line meets the limit nowhere
         slope = max((high - low) / (large - small), 1.0)
         guess = int((limit - high) / slope + large) // step * step
     else:
         guess = 2 * good if bad is None else bad
+    # the line lied: halve between what is known
     if bad is not None and guess >= bad:
         guess = (good + bad) // 2 // step * step
     return max(guess, good)

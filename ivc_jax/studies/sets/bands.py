@@ -26,6 +26,7 @@ def draw_turns(presets: Sequence[Preset]) -> Figure:
         figsize=(2.3 * len(presets) + 0.7, 8.2), height_ratios=(1, 1, 1.15),
     )  # fmt: skip
     for column, preset in zip(grid.T, presets, strict=True):
+        # [positions, F]: position times the frequency of the plane
         angle = np.outer(np.arange(preset.prefix, preset.last + 1), preset.rope.frequencies)
         for axes, wave in zip(column, (np.cos(angle), np.sin(angle)), strict=False):
             extent = (-0.5, preset.planes - 0.5, preset.last + 0.5, preset.prefix - 0.5)
@@ -59,7 +60,7 @@ def _name_sections(axes: Axes, preset: Preset) -> None:
     if preset.sections is None:
         named = [(preset.planes / 2, "all planes, one axis")]
     else:
-        ends = np.cumsum(preset.sections)
+        ends = np.cumsum(preset.sections)  # sections lie side by side: time, height, width
         middle = ends - np.asarray(preset.sections) / 2
         named = list(zip(middle, ("time", "height", "width"), strict=True))
     for place, text in named:
@@ -76,6 +77,7 @@ def _draw_largest_turns(axes: Axes, preset: Preset) -> None:
                       va=side)  # fmt: skip
     steps = measures.count_axis_steps(preset)
     for axis in AXES:
+        # [F] radians, and the planes that attention turns with the axis
         turned, own = steps[axis] * preset.rope.frequencies, measures.list_own_planes(preset, axis)
         axes.plot(turned, color=_AXIS_COLOURS[axis], lw=0.9)
         axes.plot(own, turned[own], color=_AXIS_COLOURS[axis], lw=3.2, solid_capstyle="round")
@@ -119,7 +121,7 @@ def draw_selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
 
 def _draw_bands(axes: Axes, bands: dict[str, dict[str, float]], names: Sequence[str]) -> None:
     """Draw overlaps as numbers on grey: one column a subset, one line a part of the set."""
-    values = np.array(
+    values = np.array(  # [set V U, subsets of planes]
         [[bands.get(name, {}).get(part, np.nan) for name in names] for part in _PARTS]
     )
     axes.imshow(values, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")

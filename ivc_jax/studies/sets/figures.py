@@ -73,6 +73,7 @@ def _draw_curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
         for flat in (False, True)
     ]
     lines = [line for line in kinds if line]
+    # as many columns as every line can share out evenly
     columns = int(np.lcm.reduce([len(line) for line in lines]))
     figure = pyplot.figure(figsize=(12, 3.1 * len(lines) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(lines), columns)
@@ -147,11 +148,11 @@ def _draw_maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
         column[0].set_title(preset.title, fontweight="bold", fontsize=11)
         column[0].set_xlabel(f"{len(table['union'])} of {preset.cells} cells", color=SOFT)
         waves = ivc.scores(preset.head_dim, preset.theta, preset.last + 1)
-        ids = preset.positions().reshape(-1, preset.cells)
+        ids = preset.positions().reshape(-1, preset.cells)  # [3, n] or [1, n]
         for axes, wave, part, colours in zip(
             column[1:], waves, ("cos", "sin"), ("Oranges", "Blues"), strict=True
         ):
-            cells = (wave / preset.planes)[ids].mean(axis=0)
+            cells = (wave / preset.planes)[ids].mean(axis=0)  # [n]
             axes.imshow(cells.reshape(rows, columns), cmap=colours)
             row, place = np.divmod(table[part], columns)
             axes.plot(place, row, "o", color="black", ms=2.3, mec="white", mew=0.4)

@@ -113,20 +113,22 @@ def pick(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndarr
             preset.positions(), preset.head_dim, preset.theta, *fractions,
             frequencies=frequencies, sections=preset.sections,
         )  # fmt: skip
-        marks[name] = np.isin(np.arange(preset.cells), index)
+        marks[name] = np.isin(np.arange(preset.cells), index)  # [n]
     return marks | {"union": marks["cos"] | marks["sin"]}
 
 
 def pick_at(preset: Preset, prefixes: Sequence[int]) -> dict[str, np.ndarray]:
     """Choose as `pick` does with the image at each of P prefixes, bool [P, n] each."""
-    start = np.asarray(prefixes, np.int32)[:, None]
+    start = np.asarray(prefixes, np.int32)[:, None]  # [P, 1]: prefixes are a batch
     shape = (len(start), preset.cells)
     slots = preset.positions() - preset.prefix  # [n] or [3, n]
+    # [3, P, n]; with 1-D rotary all three axes are the same
     ids = np.broadcast_to(slots, (3, preset.cells))[:, None].astype(np.int32) + start
     tables = ivc.make_tables(preset.rope, "all", int(ids.max()) + 1)
     segment, valid = np.zeros(shape, np.int32), np.ones(shape, bool)
     none = np.zeros(shape, np.int32)
     taken = [np.full(shape, round(share * preset.cells), np.int32) for share in preset.fractions]
+    # by V alone, then by U alone: the counts of the other are zero
     choose = jax.jit(ivc.tokens)
     cosine = np.asarray(choose(tables, ids, segment, valid, taken[0], none))
     sine = np.asarray(choose(tables, ids, segment, valid, none, taken[1]))
@@ -157,6 +159,7 @@ def measure(presets: Sequence[Preset]) -> dict[str, Any]:
 def summarize(preset: Preset) -> dict[str, Any]:
     """Describe a preset: its set, the range of V and U over its positions, the turns."""
     steps = count_axis_steps(preset)
+    # radians from one edge of the grid to the other, [F] an axis
     turns = {axis: steps[axis] * preset.rope.frequencies for axis in AXES}
     own = {axis: list_own_planes(preset, axis) for axis in AXES}
     return dataclasses.asdict(preset) | {
@@ -184,7 +187,7 @@ def _list_waves(preset: Preset) -> dict[str, Any]:
     exact = ivc.scores(preset.head_dim, preset.theta, preset.last + 1)
     waves = {}
     for place, letter in enumerate("VU"):
-        share = exact[place][preset.prefix :] / preset.planes
+        share = exact[place][preset.prefix :] / preset.planes  # [positions of the image]
         low, high = float(share.min()), float(share.max())
         waves[letter] = wave = {"low": round(low, 4), "high": round(high, 4)}
         wave |= {"spread": round(high - low, 4), "positions": len(share)}
@@ -202,6 +205,7 @@ def _list_waves(preset: Preset) -> dict[str, Any]:
 def count_axis_steps(preset: Preset) -> dict[str, int]:
     """Return by how much the position id grows across the grid along each axis."""
     _, rows, columns = preset.grid
+    # 1-D: reading order, a row down is as far as all its columns
     stride = columns if preset.sections is None else 1
     return {"height": (rows - 1) * stride, "width": columns - 1}
 
@@ -220,7 +224,7 @@ def describe_set(preset: Preset) -> dict[str, Any]:
     shape: dict[str, Any] = {"cos": [], "sin": [], "union": []}
     for name, chosen in marks.items():
         index = np.flatnonzero(chosen)
-        row, column = np.divmod(index, columns)
+        row, column = np.divmod(index, columns)  # [chosen] each
         shape[name] = index.tolist()
         shape[f"{name}_rows_touched"] = round(len(np.unique(row)) / rows, 4)
         shape[f"{name}_columns_touched"] = round(len(np.unique(column)) / columns, 4)
@@ -234,10 +238,11 @@ def describe_set(preset: Preset) -> dict[str, Any]:
 def tabulate_prefix(preset: Preset) -> dict[str, Any]:
     """Measure the overlap of the set with itself as the text before the image grows."""
     prefixes = list(range(LAST_PREFIX + 1))
-    moved, here = pick_at(preset, prefixes), pick(preset)
+    moved, here = pick_at(preset, prefixes), pick(preset)  # bool [P, n] and [n] by part
     table: dict[str, Any] = {"prefixes": prefixes}
     for name, marks in moved.items():
         curve = [compare(marks[place], here[name]) for place in prefixes]
+        # at its own prefix the set is itself
         others = [value for place, value in enumerate(curve) if place != preset.prefix]
         table[name] = curve
         table[f"{name}_mean"] = round(float(np.mean(others)), 4)
@@ -274,6 +279,7 @@ def split_planes(preset: Preset) -> Mapping[str, Frequencies]:
     if preset.sections is not None:
         bands["section"] = "section"
     for number, band in enumerate(np.array_split(np.arange(preset.planes), BANDS), 1):
+        # all planes but those of one band
         bands[f"without {number}"] = np.setdiff1d(np.arange(preset.planes), band)
     return bands
 
