@@ -74,8 +74,8 @@ def _make_batches(
         raise SystemExit(f"{task.name} holds {count} questions; ask for fewer than {questions}")
     for start in range(0, count, size):
         rows = [file.read(place) for place in range(start, min(start + size, count))]
-        prompts = [task.prompt(row.cells, processor.config.family) for row in rows]
-        batch = processor(prompts=prompts, images=[row.images for row in rows])
+        family = processor.config.family
+        batch = processor([task.write_messages(row.cells, family, row.images) for row in rows])
         yield rows, collate(batch, processor.config, _BUCKETS)
     file.close()
 

@@ -235,8 +235,9 @@ def _find_image_start(session: Session) -> int | None:
     for position in range(len(entry.file.list_ids(session.plan.limit))):
         try:
             row = entry.file.read(position)
-            prompt = entry.task.prompt(row.cells, session.answerer.reader.family)
-            sample = session.answerer.process(prompt, row.images)
+            family = session.answerer.reader.family
+            messages = entry.task.write_messages(row.cells, family, row.images)
+            sample = session.answerer.process(messages)
         except ValueError:
             continue
         (arranged,) = arrange(sample, session.answerer.model.config)

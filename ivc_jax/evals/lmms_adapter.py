@@ -18,6 +18,7 @@ import ivc_jax
 from ivc_jax.evals.running.answerer import ModelAnswerer
 from ivc_jax.evals.running.batching import BatchPlan, Example, plan_batches
 from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.messages import Messages
 from ivc_jax.inputs.picture import load_picture
 from ivc_jax.inputs.prompt import MARKS
 from ivc_jax.parallel.mesh import make_mesh
@@ -103,16 +104,20 @@ class _Question:
             for number, picture in enumerate(part for part in flat if part is not None)
         ]
 
-    def write_prompt(self, count: int) -> str:
-        """Return the text; its `<image>` marks stay where each one has an image.
+    def write_messages(self, pictures: Sequence[PIL.Image.Image]) -> Messages:
+        """Return what is asked: pictures where the text has one mark for each.
 
-        Some tasks write one mark whatever they show, or quote it: images come first then.
+        Some tasks write one mark whatever they show, or quote it: images come first then, and the
+        marks are words of the text, as `<video>` is.
         """
-        text = self.context
-        for kind, mark in MARKS.items():
-            if text.count(mark) != (count if kind == "image" else 0):
-                text = text.replace(mark, "")
-        return text
+        texts = self.context.split(MARKS["image"])
+        if len(texts) != len(pictures) + 1:
+            texts = [*[""] * len(pictures), self.context]
+        # text picture text picture ... text
+        parts: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+        for picture, text in zip(pictures, texts[1:], strict=True):
+            parts += [{"type": "image", "image": picture}, {"type": "text", "text": text}]
+        return [{"role": "user", "content": [p for p in parts if p.get("text") != ""]}]
 
 
 class IvcJax(lmms):
@@ -242,7 +247,7 @@ class IvcJax(lmms):
     def _measure(self, question: _Question) -> Any:
         try:
             pictures = question.decode_pictures()
-            return self._answerer.measure(question.write_prompt(len(pictures)), pictures)
+            return self._answerer.measure(question.write_messages(pictures))
         except InputError as error:
             raise HarnessError(f"{question.place}: {error}") from None
 
@@ -253,8 +258,8 @@ class IvcJax(lmms):
         samples = []
         for number in plan.positions:
             pictures = questions[number].decode_pictures()
-            prompt = questions[number].write_prompt(len(pictures))
-            samples.append(self._answerer.process(prompt, pictures))
+            messages = questions[number].write_messages(pictures)
+            samples.append(self._answerer.process(messages))
         size = len(samples) // self._answerer.num_shards
         parts = {
             shard: self._answerer.collate(samples[shard * size : (shard + 1) * size], plan.shape)

@@ -158,7 +158,9 @@ class Processor:
             flat_videos += clips
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
 
-    def measure(self, prompt: str, sizes: Sequence[tuple[int, int]], chat: bool = True) -> Size:
+    def measure(
+        self, prompt: str | Messages, sizes: Sequence[tuple[int, int]], chat: bool = True
+    ) -> Size:
         """Say what a prompt with images of these (width, height) in pixels will take up.
 
         No pixel is needed for it.

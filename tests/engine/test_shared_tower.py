@@ -102,7 +102,7 @@ def test_the_answerer_encodes_when_told_to(loaded):
     picture = Image.effect_noise((40, 56), 90).convert("RGB")
     for share in (False, True):
         answerer = ModelAnswerer(*loaded, share_tower=share)
-        host = collate(answerer.process("What?", [picture]), loaded[0].config)
+        host = collate(answerer.processor(["What?"], [[picture]]), loaded[0].config)
         device = answerer.place({0: host})
         assert host.visual is None
         if share:
@@ -113,7 +113,7 @@ def test_the_answerer_encodes_when_told_to(loaded):
 
 def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):
     task = TASKS["DigitScenes_colour"]
-    header = ["index", "image", *task.scoring.columns]
+    header = ["image", *task.scoring.columns]
     cells = [IMAGE if name == "image" else "1" for name in header]
     write_tsv(tmp_path / task.file_name, header, [cells])
     settings = RunConfig(

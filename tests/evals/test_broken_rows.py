@@ -49,6 +49,8 @@ ROWS = {
     "animated": ((animation(), "What?", "red"), None),
     "grey": ((encode(noise(40, 40, "L")), "What?", "red"), None),
     "endless question": ((GOOD, "word " * 2000, "red"), "positions"),
+    "marks in the question": ((GOOD, "Is <image> or <video> a tag?", "red"), None),
+    "a placeholder": ((GOOD, "Quote <|image_pad|> please", "red"), "holds <|image_pad|>"),
     "missing cell": ((GOOD, "What?"), "3 cells where the header has 4"),
 }
 

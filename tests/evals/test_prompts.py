@@ -113,3 +113,23 @@ def test_ocrbench_prompts_are_bare_for_two_families():
     assert found["qwen2_vl"] == (
         "q?\nPlease try to answer the question with short words or phrases if possible."
     )
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_marks_in_a_question_are_its_words(family):
+    text = "<image> or <video>: what does the HTML <image> tag do?"
+    for task in ("POPE", "MMStar", "DocVQA_VAL", "DigitScenes_reading"):
+        cells = CHOICE | {"question": text}
+        (message,) = TASKS[task].write_messages(cells, family, ["x", "y"])
+        written = TASKS[task].prompt(cells, family)
+        *pictures, last = message["content"]
+        assert pictures == [{"type": "image", "image": name} for name in ("x", "y")]
+        assert last == {"type": "text", "text": written}
+        assert text in written
+
+
+def test_the_mark_of_a_released_prompt_is_its_picture():
+    task, cells = TASKS["RefCOCOg_test"], {"question": "<image> tag."}
+    (message,) = task.write_messages(cells, "deepseek_vl", ["x"])
+    text = "\nLocate <|ref|><image> tag.<|/ref|> in the given image."
+    assert message["content"][1:] == [{"type": "text", "text": text}]

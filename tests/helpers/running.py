@@ -29,14 +29,15 @@ class FakeAnswerer:
     def find_owner(self, shard):
         return self.owners[shard]
 
-    def measure(self, prompt, images):
-        width, height = images[0].size
+    def measure(self, messages):
+        width, height = messages[0]["content"][0]["image"].size
         return Size(4, width * height, width * height, 1, 1, 8)
 
-    def process(self, prompt, images):
-        if prompt in self.broken:
+    def process(self, messages):
+        *_, text = messages[0]["content"]
+        if text["text"] in self.broken:
             raise ValueError("the prompt is too long")
-        return prompt
+        return text["text"]
 
     def collate(self, samples, shape):
         return list(samples)

@@ -1,8 +1,8 @@
 """What models are asked: one function from the cells of a row to the text of a prompt.
 
 Wordings are those of the released evaluations and must not change by a byte; `DETECT`, `LOCATE` and
-so on are the tables by model family that `tasks.py` refers to. A prompt without an `<image>` mark
-has its images in front.
+so on are the tables by model family that `tasks.py` refers to. Pictures come first in all of them;
+a released prompt may say so with the mark `PICTURE`.
 """
 
 import re
@@ -14,6 +14,8 @@ from ivc_jax.evals.benchmarks.scorers.choice import read_options
 
 Prompt = Callable[[Cells], str]
 ByFamily = Mapping[str, Prompt]
+
+PICTURE = "<image>"
 
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _CHINESE_LETTER = "请直接回答选项字母。"
@@ -60,7 +62,7 @@ def _ask_internvl_box(cells: Cells) -> str:
 
 
 def _ask_deepseek_box(cells: Cells) -> str:
-    return f"<image>\nLocate <|ref|>{cells['question']}<|/ref|> in the given image."
+    return f"{PICTURE}\nLocate <|ref|>{cells['question']}<|/ref|> in the given image."
 
 
 def _ask_qwen_choice(cells: Cells) -> str:

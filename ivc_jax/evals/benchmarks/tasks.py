@@ -5,7 +5,8 @@ A new benchmark of a known kind is one entry here: its file, kind, group and pro
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ivc_jax.evals.benchmarks import prompts
 from ivc_jax.evals.benchmarks.prompts import ByFamily
@@ -23,6 +24,7 @@ from ivc_jax.evals.benchmarks.scorers.open_ended import (
     VQA_ACCURACY,
 )
 from ivc_jax.evals.benchmarks.scorers.yes_no import HALLUSION, MME, POPE, YES_NO
+from ivc_jax.inputs.messages import Messages
 from ivc_jax.nearest import suggest
 
 PROMPTS_VERSION = 2  # raise it when a prompt or a parser changes: old records no longer compare
@@ -35,6 +37,7 @@ RESIZED_SUFFIX = "_for_qwen25vl"
 # scores. The larger ones of the other families (2048, 4096) only prolong answers that do not end.
 _LONGEST_ANSWER = 512
 
+_NO_CELLS = {"question": ""}  # what every prompt can be written from
 _PUBLIC = "VLMEvalKit's public download of that name"
 _MADE = "made from the published annotations by: python experiments/run.py refcoco"
 
@@ -83,6 +86,17 @@ class Task:
         if build is None:
             raise TaskError(f"task {self.name} has no prompt for the model family {family!r}")
         return build(cells)
+
+    def write_messages(self, cells: Cells, family: str, pictures: Sequence[Any]) -> Messages:
+        """Return what a model is asked about a row: its pictures, then the prompt.
+
+        What comes from a cell is text: `<image>` in a question is one of its words.
+        """
+        text, bare = self.prompt(cells, family), self.prompt(_NO_CELLS, family)
+        if bare.startswith(prompts.PICTURE):  # the template's own mark
+            text = text.removeprefix(prompts.PICTURE)
+        content = [*({"type": "image", "image": picture} for picture in pictures)]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
     def check_cells(self, cells: Cells, sizes: Sizes = ()) -> None:
         """Check what the score needs of a row, so that it shows before the model runs.

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-import PIL.Image
 
 from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
@@ -19,6 +18,7 @@ from ivc_jax.evals.running.recording import Answer
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import Shape, Size, pad
 from ivc_jax.inputs.layout import arrange
+from ivc_jax.inputs.messages import Messages, list_visuals
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import Method
 from ivc_jax.model import Model
@@ -54,13 +54,14 @@ class ModelAnswerer:
         """Return the process that records a shard."""
         return processes.owner(self.model.mesh, shard)
 
-    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
-        """Say what a prompt takes up, from the sizes of its images alone."""
-        return self.processor.measure(prompt, [image.size for image in images])
+    def measure(self, messages: Messages) -> Size:
+        """Say what a conversation takes up, from the sizes of its PIL images alone."""
+        images = list_visuals(messages, 0)["image"]
+        return self.processor.measure(messages, [image.size for image in images])
 
-    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Batch:
-        """Tokenize one prompt and cut its images into patches."""
-        return self.processor(prompts=[prompt], images=[list(images)])
+    def process(self, messages: Messages) -> Batch:
+        """Tokenize one conversation and cut its images into patches."""
+        return self.processor(prompts=[messages])
 
     def collate(self, samples: Sequence[Batch | None], shape: Shape) -> Inputs:
         """Pad the samples of a shard; the first stands in for those that are None."""

@@ -76,8 +76,9 @@ class BatchLoader:
         except RowError as error:
             return None, Failure(plan.task, position, str(error))
         try:
-            prompt = entry.task.prompt(row.cells, self._answerer.reader.family)
-            sample = self._answerer.process(prompt, row.images)
+            family = self._answerer.reader.family
+            messages = entry.task.write_messages(row.cells, family, row.images)
+            sample = self._answerer.process(messages)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
         # the images' cells are long, and nobody reads them again

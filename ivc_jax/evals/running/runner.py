@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 
 from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.benchmarks.tasks import READING, Task
@@ -29,6 +28,7 @@ from ivc_jax.evals.running.records import RecordFile, RunFolder
 from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
 from ivc_jax.evals.schema import Statistics
 from ivc_jax.inputs.bucket import Shape, Size
+from ivc_jax.inputs.messages import Messages
 from ivc_jax.parallel.processes import any_process
 
 
@@ -45,11 +45,11 @@ class Answerer(Protocol):
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
 
-    def measure(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Size:
-        """Say what a prompt takes up; ValueError if it cannot be used."""
+    def measure(self, messages: Messages) -> Size:
+        """Say what a conversation takes up; ValueError if it cannot be used."""
 
-    def process(self, prompt: str, images: Sequence[PIL.Image.Image]) -> Any:
-        """Make a sample of a prompt; ValueError if it cannot be used."""
+    def process(self, messages: Messages) -> Any:
+        """Make a sample of a conversation; ValueError if it cannot be used."""
 
     def collate(self, samples: Sequence[Any], shape: Shape) -> Any:
         """Pad the samples of one shard; something stands in for one that is None."""

@@ -4,12 +4,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.batching import Example
 from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
 from ivc_jax.inputs.bucket import Size
+from ivc_jax.inputs.messages import Messages
 
 _THREADS = 4  # decoding base64 lets go of the interpreter
 _REPORT_EVERY = 200
@@ -58,16 +58,16 @@ def survey(
     entries: Sequence[TaskEntry],
     limit: int | None,
     family: str,
-    measure: Callable[[str, Sequence[Any]], Size],
+    measure: Callable[[Messages], Size],
     report: Callable[[int], None],
 ) -> tuple[list[Example], list[Failure]]:
-    """Measure every row from its prompt and the headers of its images.
+    """Measure every row from its messages and the headers of its images.
 
     Args:
         entries: the tasks.
         limit: rows of each, None for all.
         family: of the model.
-        measure: (prompt, images whose pixels are not decoded) -> size; ValueError if unusable.
+        measure: messages with images whose pixels are not decoded -> size; ValueError if unusable.
         report: called now and then with the number of rows seen.
 
     Returns:
@@ -87,7 +87,7 @@ def survey(
         except RowError as error:
             return Failure(number, position, str(error))
         try:
-            size = measure(entry.task.prompt(row.cells, family), row.images)
+            size = measure(entry.task.write_messages(row.cells, family, row.images))
         except ValueError as error:
             return Failure(number, position, f"{entry.locate(row)}: {error}")
         return Example(number, position, size)
