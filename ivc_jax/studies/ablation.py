@@ -11,6 +11,7 @@ from ivc_jax.reports.section import Cell, Section, Table
 from ivc_jax.studies import table
 from ivc_jax.studies.study import Study, read_study
 
+# what of the run's meta goes into the JSON of each study
 _META = ("command", "commits", "date", "device", "dtype", "jax_version", "model", "limit")
 # A run of studies has dozens of variants of one method: its figures are those of the studies.
 _REPLACED = (tables.CATEGORIES, report.FIGURES, tables.ANSWERS)
@@ -25,6 +26,7 @@ _TEXT = (
 def make_sections(results: Results) -> list[Section]:
     """Make a section of each study that the run was made for and that has rows."""
     studies = [read_study(content) for content in results.meta.studies]
+    # All studies are tabulated before any is written: their tables have the same groups as columns.
     tabulated = [(study, table.tabulate(study, results.records)) for study in studies]
     groups = table.list_shown_groups(tabulated)
     return [_make_section(study, rows, groups, results) for study, rows in tabulated if rows]
@@ -37,7 +39,7 @@ def _make_section(
     from ivc_jax.studies import figure
 
     drawn = figure.draw(study, rows)
-    saved = ()
+    saved = ()  # no figure where no row is compared with another
     if drawn is not None:
         caption = figure.CAPTIONS[study.figure]
         saved = (figures.save(study.name, study.title, caption, drawn),)
@@ -57,6 +59,7 @@ def _make_section(
 
 
 def _make_table(study: Study, rows: list[table.Row], groups: list[str]) -> Table:
+    # only the axes that the study names
     axes = [(name, axis) for name, axis in ((study.x_label, "x"), (study.y_label, "y")) if name]
     columns = [name for name, _ in axes]
     columns += ["series", "variant", "kept", "cached", "GFLOP", "versus"]
@@ -81,5 +84,6 @@ def _write_p(cell: table.Cell) -> Cell:
     """Write an adjusted p value; "-" where nothing was compared."""
     if math.isnan(cell.p_holm):
         return Cell("-")
+    # 10,000 flips cannot show much less (`ivc_jax.reports.resampling`)
     text = "<0.001" if cell.p_holm < 0.001 else f"{cell.p_holm:.3f}"
     return Cell(text, mark="best" if cell.p_holm < 0.05 else "")

@@ -20,6 +20,7 @@ CAPTIONS = {
     "lines": "Score by group of tasks; shaded: 95 % bootstrap interval over pictures.",
     "heat": "Score in percent by group of tasks.",
 }
+# of the panels; grounding first, where pruning hurts most
 _GROUP_ORDER = ("grounding", "spatial", "semantic", ALL)
 _FILLED, _HOLLOW = "#1f4e79", "white"
 
@@ -37,6 +38,7 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure | None:
 
 
 def _draw_rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
+    # the reference itself and rows without a control have no difference
     compared = [row for row in rows if row.versus]
     if not compared:
         return None
@@ -51,17 +53,18 @@ def _draw_rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
             cell = row.cells[group]
             if math.isnan(cell.difference):
                 continue
-            low, high = 100 * cell.difference_low, 100 * cell.difference_high
+            low, high = 100 * cell.difference_low, 100 * cell.difference_high  # points
             axes.plot([low, high], [place, place], color=_FILLED, lw=1.2, alpha=0.7)
-            sure = cell.p_holm < 0.05
+            sure = cell.p_holm < 0.05  # filled marker: told from zero after Holm's adjustment
             axes.plot(100 * cell.difference, place, "o", ms=5, color=_FILLED,
                       mfc=_FILLED if sure else _HOLLOW)  # fmt: skip
         axes.set(title=group, xlabel="difference (points)")
         axes.grid(alpha=0.25, axis="x")
     several = len({row.series for row in compared}) > 1
     names = [f"{row.series}: {row.label}" if several else row.label for row in compared]
+    # shared y: the first panel speaks for all
     grid[0, 0].set_yticks(places, names, fontsize=8)
-    grid[0, 0].set_ylim(max(places) + 1, -1)
+    grid[0, 0].set_ylim(max(places) + 1, -1)  # upside down: the first row on top
     return figure
 
 
@@ -70,13 +73,14 @@ def _place_rows(rows: Sequence[Row]) -> list[float]:
     places, place = [], 0.0
     for number, row in enumerate(rows):
         if number and row.series != rows[number - 1].series:
-            place += 0.7
+            place += 0.7  # of a row's height
         places.append(place)
         place += 1
     return places
 
 
 def _draw_lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
+    # grid: [1, groups]
     figure, grid = pyplot.subplots(
         1, len(groups), squeeze=False, layout="constrained", figsize=(3.7 * len(groups), 3.9)
     )
@@ -84,6 +88,7 @@ def _draw_lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Fig
     styles = figures.choose_styles(names)
     for axes, group in zip(grid[0], groups, strict=True):
         for name in names:
+            # a line must not run back
             own = sorted((row for row in rows if row.series == name), key=lambda row: row.x)
             x, cells = [row.x for row in own], [row.cells[group] for row in own]
             style = styles[name]
@@ -99,6 +104,7 @@ def _draw_lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Fig
 
 def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
     x, y = (sorted({getattr(row, axis) for row in rows}) for axis in "xy")
+    # grid: [1, groups]; a panel grows with the number of its cells
     figure, grid = pyplot.subplots(
         1, len(groups), squeeze=False, layout="constrained",
         figsize=((1.2 + 0.55 * len(x)) * len(groups), 1.4 + 0.5 * len(y)),
@@ -116,7 +122,9 @@ def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figu
 def _draw_heat_panel(
     axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float]
 ) -> None:
+    # origin "lower": y grows upwards
     shown = axes.imshow(values, cmap="viridis", origin="lower", aspect="auto")
+    # viridis is dark below the middle of its range, and black would not be read on it
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (line, column), value in np.ndenumerate(values):
         if not math.isnan(value):

@@ -6,7 +6,7 @@ A configuration holds studies beside its methods; the report then has a table an
 import dataclasses
 from collections.abc import Iterable
 
-FIGURES = ("rows", "lines", "heat")
+FIGURES = ("rows", "lines", "heat")  # differences, curves over x, a map over x and y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Study:
         if self.reference not in {"dense", *(variant.spec for variant in self.variants)}:
             raise ValueError(f"study {self.name}: no variant is the reference {self.reference!r}")
         needed = {"rows": (), "lines": ("x",), "heat": ("x", "y")}[self.figure]
+        # A figure without its axes would fail hours later, when the run is over.
         for variant in self.variants:
             for name in needed:
                 if getattr(variant, name) is None:
@@ -71,6 +72,7 @@ def list_methods(studies: Iterable[Study]) -> tuple[str, ...]:
     """List dense and every method of some studies, none twice."""
     specs = [variant.spec for study in studies for variant in study.variants]
     references = [study.reference for study in studies]
+    # dense runs first: retention is relative to it
     return tuple(dict.fromkeys(("dense", *references, *specs)))
 
 

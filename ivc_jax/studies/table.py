@@ -17,7 +17,7 @@ from ivc_jax.evals.schema import Record
 from ivc_jax.reports.resampling import NOTHING, Resampler, adjust, average_by_task, subtract
 from ivc_jax.studies.study import Study, Variant
 
-ALL = "average"
+ALL = "average"  # the group of all tasks
 
 Key = tuple[str, str, float | None, float | None]  # series, label, x, y
 
@@ -89,6 +89,7 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
     resampler = Resampler(records)  # all rows see the same draws
     gather = lambda variants: [r for v in variants for r in by_spec[v.spec]]  # noqa: E731
     scores = {key: average_by_task(gather(variants), tasks) for key, variants in pools.items()}
+    # without examples if the reference did not run: then every difference is NaN
     full = average_by_task(by_spec.get(study.reference, []), tasks)
     rows = []
     for key, variants in pools.items():
@@ -104,7 +105,7 @@ def tabulate(study: Study, records: Iterable[Record]) -> list[Row]:
             for group, members in groups.items()
         }
         rows.append(_make_row(key, variants, name if other else "", gather(variants), cells))
-    return _adjust(rows, list(groups))
+    return _adjust(rows, list(groups))  # only now: Holm needs the p values of all rows at once
 
 
 def list_shown_groups(tables: Sequence[tuple[Study, Sequence[Row]]]) -> list[str]:
@@ -119,6 +120,7 @@ def _group_tasks(tasks: Sequence[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for task in tasks:
         groups.setdefault(TASKS[task].group, []).append(task)
+    # the tasks themselves come last and are not shown
     return {**groups, ALL: list(tasks), **{task: [task] for task in tasks}}
 
 
@@ -129,7 +131,7 @@ def _make_cell(
     resampler: Resampler,
 ) -> Cell:
     mine = {task: scores[task] for task in tasks}
-    difference, p = NOTHING, math.nan
+    difference, p = NOTHING, math.nan  # NaN thrice: no bar, no p
     if other:
         change = subtract(mine, {task: other[task] for task in tasks})
         difference, p = resampler.interval(change), resampler.p_value(change)
@@ -148,9 +150,11 @@ def _make_row(
         *key,
         specs=tuple(variant.spec for variant in variants),
         versus=versus,
+        # text-only examples have no visual tokens
         kept_share=mean("kept_tokens") / max(mean("visual_tokens"), 1),
         cached_share=mean("cached_share"),
         flops=mean("flops"),
+        # seeds of a control are one example
         examples=len({(record.task, record.example_id) for record in records}),
         cells=cells,
     )
@@ -158,6 +162,7 @@ def _make_row(
 
 def _adjust(rows: list[Row], groups: Sequence[str]) -> list[Row]:
     """Fill in the adjusted p values, group by group."""
+    # each group is a family of tests of its own
     adjusted = {group: adjust([row.cells[group].p for row in rows]) for group in groups}
     return [
         dataclasses.replace(

@@ -74,6 +74,7 @@ class Calibration:
     ) -> None:
         self._records: dict[str, list[Record]] = {spec: [] for spec in (DENSE, *settings)}
         for record in records:
+            # An example that failed on one side only drops out of the pairs in `subtract`.
             wanted = record.method in self._records and record.task in tasks
             if wanted and not record.failed:
                 self._records[record.method].append(record)
@@ -81,13 +82,14 @@ class Calibration:
         self._scores = {spec: average_by_task(rows, tasks) for spec, rows in self._records.items()}
         self._means = {spec: self._task_means(spec) for spec in self._scores}
         for task, score in self._means[DENSE].items():
-            if score == 0:
+            if score == 0:  # what is retained of nothing
                 raise CalibrationError(
                     f"dense scores 0 on {task}, so that retention has no meaning; take another "
                     "task, or more rows with --limit"
                 )
+        # one resampler for all: every interval sees the same draws of pictures
         self._resampler = Resampler(record for rows in self._records.values() for record in rows)
-        self.dense = self._row(DENSE, None, None)
+        self.dense = self._row(DENSE, None, None)  # its retention is 1 and its interval [0, 0]
         self.rows = [self._row(spec, *setting) for spec, setting in settings.items()]
 
     def difference(self, spec: str, other: str) -> Interval:
@@ -115,7 +117,7 @@ class Calibration:
     def _row(self, spec: str, layer: int | None, fraction: float | None) -> Row:
         means = self._means[spec]
         gflop = self._mean(spec, "flops") / 1e9
-        change, low, high = self.difference(spec, DENSE)
+        change, low, high = self.difference(spec, DENSE)  # retention - 1
         return Row(
             spec=spec,
             layer=layer,
@@ -123,6 +125,7 @@ class Calibration:
             n=sum(map(len, self._scores[spec].values())),
             scores=means,
             score=float(np.mean(list(means.values()))),
+            # a tie broken by the last bit would not be the same elsewhere
             retention=round(1 + change, _DIGITS),
             change_low=low,
             change_high=high,
@@ -134,6 +137,7 @@ class Calibration:
     def _mean(self, spec: str, name: str) -> float:
         """Average a field of the records over the examples of each task, then over tasks."""
         parts = [
+            # tasks with many rows must not outweigh small ones
             np.mean([getattr(each, name) for each in self._records[spec] if each.task == task])
             for task in self._tasks
         ]
@@ -147,6 +151,10 @@ def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
     points are on the front together or not at all.
     """
 
+    # value
+    #   |        b       a and b are on the front; c costs more than b and is worth less
+    #   |   a       c
+    #   +------------ cost
     def beaten(cost: float, value: float) -> bool:
         return any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
 
@@ -169,6 +177,7 @@ def choose(rows: Sequence[Row], tolerance: float = 0.0) -> Row:
 def find_best_layers(rows: Sequence[Row], count: int) -> list[int]:
     """Return the layers of the rows that retain most, of equals the cheaper first."""
     order = sorted(rows, key=lambda row: (-row.retention, row.cost, row.layer))
+    # a layer counts once, at its best fraction
     return list(dict.fromkeys(row.layer for row in order))[:count]
 
 
@@ -181,11 +190,12 @@ def compare_layers(
         Layers whose paired difference to the chosen one has an interval that holds zero, and
         whether any two layers differ by more than that.
     """
+    # one setting a layer: the fraction is fixed
     specs = {row.layer: row.spec for row in calibration.rows if row.fraction == fraction}
 
     def alike(one: int, other: int) -> bool:
         _, low, high = calibration.difference(specs[one], specs[other])
-        return low <= 0 <= high
+        return low <= 0 <= high  # not told apart; that is no proof that they are equal
 
     rivals = [layer for layer in specs if layer != chosen and alike(layer, chosen)]
     return rivals, not all(itertools.starmap(alike, itertools.combinations(specs, 2)))

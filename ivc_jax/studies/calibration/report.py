@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # before pyplot: a machine without a display draws into files
 
 from matplotlib import colormaps, pyplot
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies.calibration.pareto import DENSE, Calibration, Row, compare_layers, find_front
 
 _FIGURE = "figures/pareto.png"
-_MARKERS = "os^DvPX"
+_MARKERS = "os^DvPX"  # one a fraction, from the smallest
 _NAMED_LAYERS = 10  # more leave room for their numbers only
 _CAPTION = (
     "A point is a setting: the number above is its layer, the marker its fraction by V and by U."
@@ -35,6 +35,7 @@ def collect(meta: dict[str, Any], calibration: Calibration, chosen: Row) -> dict
     """Arrange what choice.json holds: meta, choice, and rows with dense first."""
     rivals, differ = compare_layers(calibration, meta["probe_fraction"], chosen.layer)
     front = find_front([(row.cost, row.retention) for row in calibration.rows])
+    # dense has no "front", no "chosen" and no difference: readers use `get`
     rows = [dataclasses.asdict(calibration.dense)]
     for number, row in enumerate(calibration.rows):
         difference, low, high = calibration.difference(row.spec, chosen.spec)
@@ -142,8 +143,8 @@ def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
     for number, fraction in enumerate(sorted({row.fraction for row in rows})):
         here = [row for row in rows if row.fraction == fraction]
         colour = colormaps["tab10"](number % 10)
-        costs = [100 * row.cost for row in here]
-        low = [100 + 100 * row.change_low for row in here]
+        costs = [100 * row.cost for row in here]  # percent of dense
+        low = [100 + 100 * row.change_low for row in here]  # the interval is of retention - 1
         high = [100 + 100 * row.change_high for row in here]
         axes.vlines(costs, low, high, color=colour, alpha=0.35, lw=1)
         axes.plot(
@@ -158,6 +159,7 @@ def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
     front = [rows[i] for i in find_front([(row.cost, row.retention) for row in rows])]
     steps = [(100 * row.cost, 100 * row.retention) for row in front]
     steps.append((100 * dense.cost, steps[-1][1]))  # it holds for whatever costs more
+    # "post": what is reached at a cost holds until the next point
     axes.step(*zip(*steps, strict=True), where="post", color="0.45", lw=1.3, zorder=1)
     ring = {"markerfacecolor": "none", "markeredgecolor": "#b3261e", "markeredgewidth": 1.8}
     place = 100 * chosen.cost, 100 * chosen.retention
@@ -183,6 +185,7 @@ def _name_layers(axes: Axes, rows: Sequence[Row]) -> None:
         cost = sum(row.cost for row in here) / len(here)
         top = max(max(row.change_high, row.retention - 1) for row in here)
         place = 100 * cost, 100 + 100 * top
+        # 12 points above the highest interval of the layer
         axes.annotate(
             f"{word}{layer}", place, (0, 12), textcoords="offset points", ha="center", fontsize=8
         )

@@ -47,6 +47,7 @@ class Published:
 
     def fits(self, config: ModelConfig) -> bool:
         """Tell whether a checkpoint has the sizes of this model."""
+        # Names of folders say nothing: a checkpoint is known by its family and its sizes.
         sizes = config.family, config.decoder.num_layers, config.decoder.hidden_size
         return sizes == (self.family, self.num_layers, self.hidden_size)
 
@@ -56,7 +57,7 @@ def find(known: Iterable[Published], config: ModelConfig) -> Published | None:
     return next((published for published in known if published.fits(config)), None)
 
 
-_VANILLA, _REMOVAL = "vanilla", "vanilla without IVC"
+_VANILLA, _REMOVAL = "vanilla", "vanilla without IVC"  # the paper's names of its rows
 _FASTV, _FASTV_IVC = "FastV", "FastV + IVC"
 _PDROP, _PDROP_IVC = "PDrop", "PDrop + IVC"
 _IVC = "IVC-Prune"
@@ -92,6 +93,7 @@ def _quote_main(value: float, second_hand: bool = False) -> Number:
 
 def _quote_ablation(testa: float, plus_testa: float, seed: float, mmb: float, known: int) -> dict:
     """Enter a row of the ablations; all but the first `known` numbers are second-hand."""
+    # columns of the paper's ablation tables
     sets = ("RefCOCO_testA", "RefCOCO+_testA", "SEEDBench_IMG", "MMBench_DEV_EN_V11")
     values = zip(sets, (testa, plus_testa, seed, mmb), strict=True)
     return {

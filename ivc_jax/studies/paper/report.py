@@ -13,7 +13,7 @@ from ivc_jax.reports.section import Report, Section
 from ivc_jax.studies.paper.published import PUBLISHED
 from ivc_jax.studies.paper.tables import Cell, Table, build
 
-PARTIAL, SECOND_HAND = "*", "†"
+PARTIAL, SECOND_HAND = "*", "†"  # marks behind our numbers and behind published ones
 _META = ("command", "model", "device", "dtype", "limit", "commits", "date", "failed_rows")
 _READING = (
     "Scores in the benchmark's own points: percent, of MME up to 2800. `tokens kept` is the mean "
@@ -37,6 +37,7 @@ def make_sections(results: Results) -> list[Section]:
     if meta.paper is None:
         return []
     tables = build(results)
+    # The same tables go into the report and onto a page of their own.
     shown = tuple(
         section.Table(
             ("method", *list_headings(table)),
@@ -64,6 +65,7 @@ def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
         "date": meta.date,
         "failed examples": meta.failed_rows,
     }
+    # without published numbers their settings do not matter
     reading = _READING if meta.paper["model"] is None else (*_READING, _UNKNOWN_SETTINGS)
     settings = tuple(
         f"{meta.paper['rows'].get(method, method)}: `{resolved}`"
@@ -90,6 +92,7 @@ def list_headings(table: Table) -> list[str]:
 
 def write_lines(table: Table) -> Iterator[tuple[str, list[str]]]:
     """Write the lines of a table: the method and its cells, "-" where nothing ran."""
+    # MME has up to 2800 points: no decimals
     digits = [1 if find_points(set_) == PERCENT else 0 for set_ in table.columns]
     for line in table.lines:
         cells = [write_cell(cell, n) for cell, n in zip(line.cells, digits, strict=True)]
@@ -113,6 +116,7 @@ def write_notes(table: Table, meta: Meta) -> list[str]:
         found = [f"No published numbers: those known are for {known}, not for this checkpoint."]
     else:
         found = [f"In parentheses: published for {model}, arXiv 2602.03060."]
+    # "kept" is never second-hand
     numbers = [line_cell.paper for line in table.lines for line_cell in (*line.cells, line.average)]
     if any(number is not None and number.second_hand for number in numbers):
         found.append(f"{SECOND_HAND} from a summary of the paper by others.")

@@ -70,12 +70,15 @@ def build(results: Results) -> list[Table]:
 
 def _make_table(name: str, meta: Meta, rows: Sequence[Row]) -> Table:
     columns = TABLES[name]
+    # A file with boxes in the resized frame is a task of its own, but the same set of the paper.
     here = [row for row in rows if row.task.removesuffix(RESIZED_SUFFIX) in columns]
     tasks = {row.task.removesuffix(RESIZED_SUFFIX): row.task for row in here}
-    tasks = {set_: tasks[set_] for set_ in columns if set_ in tasks}
+    tasks = {set_: tasks[set_] for set_ in columns if set_ in tasks}  # in the order of the columns
     partial = {}  # by set: rows that count, rows that there should be
     for set_, task in tasks.items():
+        # the fewest rows that any method has: failed ones do not count
         counted, usual = min(row.n for row in here if row.task == task), TASKS[task].rows
+        # without a known size only --limit tells
         if counted < (usual or 0) or (usual is None and meta.limit is not None):
             partial[set_] = counted, usual
     labels = label_methods(meta.methods)
@@ -104,6 +107,7 @@ def _make_line(
     # a set without a row of this method leaves it without an average
     ratios = [None if row is None else row.retention for row in rows.values()]
     average = metrics.mean(ratios) if ratios and None not in ratios else None
+    # "grounding" or "general VQA": key of the published average
     group = TASKS[next(iter(columns))].group
     return Line(
         label=label,
@@ -118,7 +122,7 @@ def _make_line(
 
 def _make_cell(set_: str, row: Row | None, partial: bool, numbers: Mapping[str, Number]) -> Cell:
     ours = None if row is None else find_points(row.task) * row.score
-    return Cell(ours, ours is not None and partial, numbers.get(set_))
+    return Cell(ours, ours is not None and partial, numbers.get(set_))  # "-" gets no mark
 
 
 def _to_percent(share: float | None) -> float | None:

@@ -119,18 +119,24 @@ def compile_method(
         TooLarge: a program needs more memory than a device has.
         MethodError: the method does not fit the model.
     """
+    # of the weights: shared tower tokens arrive in it
     dtype = params["decoder"]["embed_tokens"]["embedding"].dtype
+    # Nothing below holds data: shapes, dtypes and shardings are all that the compiler reads.
     inputs = make_abstract_inputs(config, workload, mesh, dtype)
+    # the tower's weights stay in memory while the decoder runs
     idle = count_device_bytes(params["vision"])
     with on_mesh(mesh):
+        # The decode is compiled for what the prefill leaves, on the devices where it leaves it.
         prefill = _Built.compile(run_prefill, config, method, params, inputs)
         prompt = prefill.results()
+        # [1], the id that ends an answer; replicated
         stop = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
         decode = _Built.compile(
             run_decode,
             with_rope(config, prompt.rope),
             workload.new_tokens,
             params["decoder"],
+            # [B, vocabulary], spans of [L, B, S, G, C], [B]
             *(prompt.logits, prompt.cache, prompt.next_position, stop),
         )
     return Compiled(
@@ -155,8 +161,9 @@ def make_abstract_inputs(
 
     # the smallest square that holds V cells: towers see whole images
     merge, side = config.vision.spatial_merge_size, math.isqrt(max(V - 1, 0)) + 1
-    patches = find_footprint((1, side * merge, side * merge), config).patches
+    patches = find_footprint((1, side * merge, side * merge), config).patches  # P, of one row
     inputs = Inputs(
+        # One image a sample: R = B patch rows, M = 1, and N = V + T slots without padding.
         tokens=array(B, N),
         layout=Layout(
             visual_index=array(B, V),
@@ -175,9 +182,11 @@ def make_abstract_inputs(
             num_positions=N,
         ),
         next_position=array(B),
+        # [R, P, patch values]
         patches=array(B, patches, config.vision.patch_values, kind=np.float32),
         patch_positions=array(B, patches, 2),
         visual_source=array(B, V),
+        # [B, V, D]
         visual=None if workload.tower else array(B, V, config.decoder.hidden_size, kind=dtype),
     )
     return jax.tree.map(
@@ -189,6 +198,7 @@ def make_abstract_inputs(
 def count_device_bytes(tree: Any) -> int:
     """Add up what one device holds of arrays, abstract or not."""
     return sum(
+        # the shard, not the array: replicated leaves count in full
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
@@ -199,10 +209,12 @@ def count_formula_flops(config: ModelConfig, method: Method, workload: Workload)
     layers, visual = config.decoder.num_layers, workload.visual
     total = 0.0  # the cuts of the plan shorten all blocks behind them
     for step in make_plan(layers, method):
-        if isinstance(step, Span):
+        if isinstance(step, Span):  # a cut costs nothing by the formula
+            # operations of one block on N tokens
             block = count_block_flops(config.decoder, np.array(visual + workload.text))
-            total += (step.stop - step.start) * float(block)
+            total += (step.stop - step.start) * float(block)  # blocks of a span see the same N
         else:
+            # V of the spans behind the cut
             visual = min(method.capacity(step.stage, workload.visual, 1), visual)
     return total * workload.batch
 
@@ -220,6 +232,7 @@ class _Built:
     def compile(cls, function: Any, *arguments: Any) -> "_Built":
         """Trace and compile a jitted function for the TPU that its arguments lie on."""
         start = time.perf_counter()
+        # this machine's backend is the CPU
         lowered = function.trace(*arguments).lower(lowering_platforms=("tpu",))
         with tempfile.TemporaryDirectory() as folder:
             # `compiled.as_text()` needs a JAX that knows all that the compiler writes, which for
@@ -228,6 +241,7 @@ class _Built:
             try:
                 compiled = lowered.compile(compiler_options=options)
             except jax.errors.JaxRuntimeError as error:
+                # any other failure is a bug, not an answer
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 raise TooLarge(_explain(str(error))) from None

@@ -27,7 +27,8 @@ _FREE = {
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-start",
     "async-update", "async-done", "copy-done",
 }  # fmt: skip
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')  # in the backend_config of an instruction
+# the compiler writes 2**63 - 1 where it does not know; nothing real comes near
 _NO_ESTIMATE = 2**62
 
 
@@ -77,6 +78,7 @@ def measure(program: Program, *, open_loop: bool = False) -> Cost:
         open_loop: count one round of the loop whose length is not known, and nothing outside of
             it; otherwise the whole program, such loops once.
     """
+    # open: inside the loop over generated tokens
     chosen = [run for run in program.executions() if run.open or not open_loop]
     flops = kernels = cycles = moved = 0
     for run in chosen:
@@ -98,9 +100,11 @@ def list_collectives(runs: Iterable[Execution]) -> list[Collective]:
     """List the collectives among some instructions, equal ones together."""
     counts: collections.Counter[tuple] = collections.Counter()
     for run in runs:
+        # -start and -done are one collective; -done is no kind
         kind = run.instruction.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
             inputs = _find_inputs(run.computation, run.instruction)
+            # an all-gather grows, a reduce-scatter shrinks
             size = max(array.nbytes for array in (*run.instruction.results, *inputs))
             attributes = run.instruction.attributes
             counts[kind, _find_group_size(attributes), size, _name_source(attributes)] += run.times
@@ -116,8 +120,10 @@ def _find_group_size(attributes: str) -> int | None:
     # replica_groups={{0,1},{2,3}}, =[4,2]<=[8], or =mesh['data'=4,'model'=2] {'model'}
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
+    # [2,4]<=[8]: groups x devices in each
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
+    # mesh['data'=2,'model'=4] {'model'}: the product of the named axes
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         count = 1
@@ -171,8 +177,10 @@ def _count_convolution_flops(computation: Computation, instruction: Instruction)
     output = dict(zip(labels[3], instruction.results[0].shape, strict=True))
     image = dict(zip(labels[1], left.shape, strict=True))
     kernel = dict(zip(labels[2], right.shape, strict=True))
+    # window={size=3x3 stride=2x2 pad=1_1x1_1 ...}: an entry for each axis, joined by "x"
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(field.split("=") for field in window[1].split()) if window else {}
+    # a product and a sum for each (output, kernel) pair
     count = 2 * output["b"] * output["f"] * kernel["i"]
     for axis in sorted(label for label in output if label.isdigit()):
         count *= _count_valid_pairs(int(axis), fields, image[axis], kernel[axis], output[axis])
@@ -185,6 +193,7 @@ def _count_valid_pairs(
     """Count (output, kernel) positions that meet an element of the image."""
 
     def field(name: str, default: int) -> int:
+        # pad=1_0 is before_after; what is before is enough
         values = fields.get(name, "").split("x")
         return int(values[axis].split("_")[0]) if values[0] else default
 
@@ -192,9 +201,11 @@ def _count_valid_pairs(
     # two elements unless `spread` divides it
     stride, low = field("stride", 1), field("pad", 0)
     spread, gap = field("lhs_dilate", 1), field("rhs_dilate", 1)
+    # where in the spread-out, padded image the kernel lies
     places = (
         o * stride + k * gap - low for o, k in itertools.product(range(output), range(kernel))
     )
+    # holes between spread-out elements are zeros that nobody multiplies
     return sum(place % spread == 0 and 0 <= place // spread < image for place in places)
 
 
@@ -202,9 +213,10 @@ def _count_kernel_flops(computation: Computation, instruction: Instruction) -> i
     """Count the two products of a splash attention kernel, masked scores included."""
     if instruction.opcode != "custom-call" or "splash" not in instruction.name:
         return 0
+    # masks and block tables are integers
     vectors = [array for array in _find_inputs(computation, instruction) if array.dtype in _FLOATS]
     queries, keys = vectors[:2]  # [.., T, C] and [.., S, C]: scores and values, 2 T S C each
-    return 4 * queries.size * keys.shape[-2]
+    return 4 * queries.size * keys.shape[-2]  # q k^T and p v: 2 N S C each
 
 
 _FLOATS = ("bf16", "f16", "f32")
@@ -228,8 +240,10 @@ def _count_hbm_bytes(program: Program, computation: Computation, instruction: In
     if opcode == "copy-start":
         return _count_traffic(results[:2])  # (destination, source, context)
     if opcode in ("dynamic-slice", "slice", "gather"):
+        # what is taken is read and written; the source stays where it is
         return 2 * _count_traffic(results)
     if opcode == "dynamic-update-slice":
+        # (target, update, offsets): the target is written in place
         return 2 * _count_traffic(inputs[1:2])
     return _count_traffic(inputs) + _count_traffic(results)
 
@@ -241,11 +255,14 @@ def _count_fusion_bytes(
     inner = program.computations[instruction.called("calls")]
     total, updated = 0, set()
     for number, name in enumerate(instruction.operands):
-        whole = _count_traffic(computation[name].results)
+        whole = _count_traffic(computation[name].results)  # bytes of the operand
         reads = _find_readers(program, inner, number) if whole else []
+        # None: read as something else than the source of a slice
         kinds = {each.opcode if first else None for _, each, first in reads}
+        # A loop over layers takes its slice of the stacked weights: only that slice is read.
         if kinds and kinds <= {"dynamic-slice", "gather"}:
             total += sum(array.nbytes for _, each, _ in reads for array in each.results)
+        # A cache that takes one token: the update is written, the rest is the same buffer.
         elif kinds == {"dynamic-update-slice"}:
             parts = [where[each.operands[1]].results for where, each, _ in reads]
             total += sum(array.nbytes for results in parts for array in results)
@@ -264,6 +281,7 @@ def _find_readers(
     The bool says whether it is the reader's first operand, such as what a slice is taken of.
     """
     found = []
+    # grows: a bitcast is another name for the same bytes
     names = {i.name for i in inner.values() if (i.opcode, i.attributes) == _find_parameter(number)}
     for each in inner.values():
         if not names.intersection(each.operands):

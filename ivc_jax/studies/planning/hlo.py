@@ -13,12 +13,15 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
+# "%body (p: f32[2]) -> f32[2] {" begins a computation
 _HEADER = re.compile(r"^(ENTRY )?%?([^ (]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([^ ]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([^ ]+) = (.*)$")  # "  ROOT %add.1 = ..."
+# "bf16[4,128]{1,0:T(8,128)S(1)}"; pred has no number of bits
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _BITS = re.compile(r"\d+")
 # Called once wherever they stand; what `fusion` and `reduce` call is part of one instruction.
 _CALLS = re.compile(r"\b(?:calls|to_apply|called_computations=\{)=?%?([^ ,}]+)")
+# "branch_computations={%a, %b}" of a switch; a conditional of two names them one by one
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TWO_BRANCHES = re.compile(r"\b(?:true|false)_computation=%?([^ ,}]+)")
 
@@ -106,12 +109,15 @@ class Program:
             yield Execution(computation, instruction, times, is_open)
             if instruction.opcode == "while":
                 count = self.trip_count(instruction)
+                # unknown: one round, and marked open
                 around = (times * (count or 1), is_open or count is None)
+                # The condition runs once more than the body; that round is too cheap to count.
                 for part in ("condition", "body"):
                     yield from self._walk(instruction.called(part), *around)
             elif instruction.opcode == "conditional":
                 for branch in _find_branches(instruction):
                     yield from self._walk(branch, times, is_open)
+            # fusions are not entered: they are one instruction
             elif instruction.opcode in ("call", "async-start"):
                 found = _CALLS.search(instruction.attributes)
                 yield from self._walk(found[1], times, is_open) if found else ()
@@ -120,6 +126,8 @@ class Program:
         """Return how often a loop runs, if its condition says `counter < constant`."""
         # condition { ..., ROOT compare(counter, constant), direction=LT }, perhaps in a fusion
         condition = self.computations[loop.called("condition")]
+        # The root is compare(counter, bound), direction=LT. It may sit in a fusion, and its bound
+        # outside of that.
         test = next(i for i in condition.values() if i.root)
         if test.opcode == "fusion":
             inner = self.computations[test.called("calls")]
@@ -127,9 +135,11 @@ class Program:
             test = next(i for i in inner.values() if i.root)
             bound = inner.get(test.operands[-1])
             if bound is not None and bound.opcode == "parameter":
+                # parameter n of the fusion is its operand n
                 bound = condition.get(outer[int(bound.attributes)])
         else:
             bound = condition.get(test.operands[-1]) if test.operands else None
+        # such as "and(not done, counter < n)": it may end early
         if test.opcode != "compare" or "direction=LT" not in test.attributes:
             return None
         if bound is None or bound.opcode != "constant":
@@ -170,10 +180,13 @@ def _parse_instruction(name: str, text: str, *, root: bool) -> Instruction:
     # a tuple type is in parentheses; any other ends at the first space
     end = _find_closing(text) if text.startswith("(") else text.index(" ")
     results, rest = text[:end], text[end:].lstrip()
+    # "(" is cut off: it goes back on for the count of parentheses
     opcode, _, rest = rest.partition("(")
     end = _find_closing("(" + rest) - 2
     inside, attributes = rest[:end], rest[end + 1 :]
+    # %names alone, whether or not their types are written
     operands = tuple(re.findall(r"%([^ ,()]+)", inside))
+    # constant(28), parameter(0): the number is what is asked for
     if opcode in ("constant", "parameter"):
         attributes = inside
     return Instruction(name, parse_arrays(results), opcode, operands, attributes, root)
@@ -186,7 +199,7 @@ def _find_closing(text: str) -> int:
         # +1 for "(", -1 for ")"
         depth += (character == "(") - (character == ")")
         if depth == 0:
-            return index + 1
+            return index + 1  # the slice [:index + 1] holds both parentheses
     return len(text)
 
 
@@ -194,7 +207,7 @@ def parse_arrays(text: str) -> tuple[Array, ...]:
     """List the arrays of a type, tuples flattened."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(text):
-        space = re.search(r"S\((\d+)\)", layout)
+        space = re.search(r"S\((\d+)\)", layout)  # S(1) is a memory on the chip; HBM is not written
         lengths = tuple(int(length) for length in shape.split(",") if length)
         found.append(Array(dtype, lengths, int(space[1]) if space else 0))
     return tuple(found)

@@ -50,6 +50,7 @@ def choose_mesh(text: str | None, config: ModelConfig, place: Slice) -> Mesh:
     count = len(place.devices)
     if text is None:
         heads = config.decoder.num_kv_heads
+        # heads are never cut: KV heads of a shard must be whole
         model = max(n for n in range(1, heads + 1) if heads % n == 0 and count % n == 0)
         return make_mesh(count // model, model, place.devices)
     sizes = parse_mesh(text)
@@ -89,7 +90,7 @@ def plan_methods(
         MethodError: a method that does not fit the model.
         ValueError: a batch that does not divide.
     """
-    step = mesh.shape["data"]
+    step = mesh.shape["data"]  # samples are whole: a batch is a multiple of the shards
     if workload.batch < 1 or workload.batch % step:
         raise ValueError(
             f"batch-size must be a multiple of data={step} of the mesh, got {workload.batch}"
@@ -122,7 +123,7 @@ def _plan_method(
         try:
             found[size] = compile_at(size)
         except TooLarge as reason:
-            problems[size] = str(reason)
+            problems[size] = str(reason)  # the compiler refused
             return None
         return found[size].peak
 
@@ -132,6 +133,7 @@ def _plan_method(
     else:
         peak_at(batch)
     compiled, problem = found.get(batch), problems.get(batch, "")
+    # It compiled alone; with the weights that lie idle beside it, it may still be too large.
     if compiled is not None and compiled.peak > limit:
         problem = f"needs {compiled.peak / 2**30:.2f}G of {limit / 2**30:.2f}G"
     return MethodPlan(spec, compiled, problem, largest)
@@ -160,6 +162,7 @@ def _record(each: MethodPlan, place: Slice) -> dict[str, Any]:
         "decoder_formula_flops": compiled.formula_flops,
     }
     for name in ("prefill", "decode"):
+        # bytes first, then times, then what they come from
         program = dataclasses.asdict(getattr(compiled, name))
         cost = program.pop("cost")
         row[name] = (
@@ -173,7 +176,7 @@ def _estimate_times(cost: Mapping[str, Any], place: Slice) -> dict[str, float]:
     """Turn cycles, operations and bytes into milliseconds at the chip's rates."""
     chip = place.chip
     milliseconds = {
-        "compiler_ms": cost["cycles"] / chip.clock,
+        "compiler_ms": cost["cycles"] / chip.clock,  # seconds as yet
         "kernels_at_peak_ms": cost["kernel_flops"] / chip.flops,
         "hbm_at_peak_ms": cost["hbm_bytes"] / chip.hbm_rate,
         "matrices_at_peak_ms": cost["flops"] / chip.flops,

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_SHOWN_COLLECTIVES = 6
+_SHOWN_COLLECTIVES = 6  # largest first; the rest is one line
 
 NOTES = (
     "Bytes, operations and times are those of one device; a GB is 10^9 bytes.",
@@ -38,7 +38,7 @@ def show(console: Console, results: Mapping[str, Any]) -> None:
 def _make_table(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for column in columns:
-        words = column in ("method", "kind", "of")
+        words = column in ("method", "kind", "of")  # numbers are flush right
         table.add_column(column, justify="left" if words else "right")
     return table
 
@@ -51,7 +51,7 @@ def _tabulate_memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
     for row in rows:
         largest = "" if row["largest_batch"] is None else str(row["largest_batch"])
-        sizes = [""] * 6
+        sizes = [""] * 6  # of a program that did not compile
         if "prefill" in row:
             temporaries = [row[name]["temporaries"] for name in ("prefill", "decode")]
             names = ("peak_bytes", "device_hbm_bytes", "weights_bytes", "cache_bytes")
@@ -94,7 +94,7 @@ def _tabulate_collectives(method: str, name: str, found: Sequence[Mapping[str, A
     columns = ("kind", "devices", "MB each", "times", "MB", "of")
     table = _make_table(f"{method}: collectives of {round_of}", *columns)
     for each in found[:_SHOWN_COLLECTIVES]:
-        size = each["nbytes"] / 1e6
+        size = each["nbytes"] / 1e6  # MB of one, on one device
         devices = "" if each["devices"] is None else str(each["devices"])
         numbers = (f"{size:.3f}", str(each["count"]), f"{size * each['count']:.2f}")
         table.add_row(each["kind"], devices, *numbers, each["source"])

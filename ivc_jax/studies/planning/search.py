@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-_TRIES = 4
+_TRIES = 4  # a compile takes minutes; the line is good to a sample after two or three
 
 
 def find_largest_batch(
@@ -24,12 +24,18 @@ def find_largest_batch(
         The batch; 0 if not even `step` samples fit.
     """
     peaks: dict[int, int] = {}
-    good, bad = 0, None
+    good, bad = 0, None  # largest that fits, smallest that does not, as far as compiled
     guess = first
+    # bytes
+    # limit |- - - - - x -      a and b are compiled; the next guess is x, rounded down to a
+    #       |      b            multiple of `step`
+    #       |  a
+    #       +------------ batch
     for _ in range(2 + _TRIES):
         peak = peak_at(guess)
         if peak is not None:
             peaks[guess] = peak
+        # a peak above the limit still helps to draw the line
         if peak is not None and peak <= limit:
             good = guess
         else:
@@ -48,8 +54,8 @@ def _choose_next(peaks: dict[int, int], good: int, bad: int | None, step: int, l
         slope = max((high - low) / (large - small), 1.0)
         guess = int((limit - high) / slope + large) // step * step
     else:
-        guess = 2 * good if bad is None else bad
+        guess = 2 * good if bad is None else bad  # one point: double it, or go below what failed
     # the line lied: halve between what is known
     if bad is not None and guess >= bad:
         guess = (good + bad) // 2 // step * step
-    return max(guess, good)
+    return max(guess, good)  # good itself: nothing is left to try

@@ -16,6 +16,7 @@ def find_config(name: str) -> ModelConfig:
         CheckpointError: nothing of that name.
         ConfigError: an architecture that is not supported.
     """
+    # Published names come first: they need no network and no file.
     known = list_sizes()
     if name.lower() in known:
         return parse_config(known[name.lower()])

@@ -15,7 +15,7 @@ from ivc_jax.studies.sets.measures import AXES, Preset
 SOFT = "#5f6368"  # of text and lines that explain
 FRAME = "#9aa0a6"
 _AXIS_COLOURS = {"height": "#117733", "width": "#882255"}
-_PARTS = {"union": "set", "cos": "V", "sin": "U"}
+_PARTS = {"union": "set", "cos": "V", "sin": "U"}  # lines of the tables of overlaps, from above
 _TURNS = (1e-5, 2e3)  # radians
 
 
@@ -29,6 +29,7 @@ def draw_turns(presets: Sequence[Preset]) -> Figure:
         # [positions, F]: position times the frequency of the plane
         angle = np.outer(np.arange(preset.prefix, preset.last + 1), preset.rope.frequencies)
         for axes, wave in zip(column, (np.cos(angle), np.sin(angle)), strict=False):
+            # cells are centred on their numbers
             extent = (-0.5, preset.planes - 0.5, preset.last + 0.5, preset.prefix - 0.5)
             shown = axes.imshow(wave, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", extent=extent)
             _draw_sections(axes, preset, "black")
@@ -51,6 +52,7 @@ def draw_turns(presets: Sequence[Preset]) -> Figure:
 
 
 def _draw_sections(axes: Axes, preset: Preset, colour: str) -> None:
+    # between the last plane of a section and the next
     for border in np.cumsum(preset.sections or ())[:-1]:
         axes.axvline(border - 0.5, color=colour, lw=1)
 
@@ -71,6 +73,7 @@ def _name_sections(axes: Axes, preset: Preset) -> None:
 def _draw_largest_turns(axes: Axes, preset: Preset) -> None:
     """Draw each plane's turn across the grid: thin for all planes, thick for those of the axis."""
     _draw_sections(axes, preset, FRAME)
+    # past a quarter turn the cosine of a plane has changed its sign
     for turn, text, side in ((1.0, "1", "top"), (np.pi / 2, "π/2", "bottom")):
         axes.axhline(turn, color=SOFT, lw=0.8, ls=":")
         axes.annotate(text, (preset.planes - 1, turn), color=SOFT, fontsize=8.5, ha="right",
@@ -99,7 +102,7 @@ def draw_selection(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     for (left, right), preset in zip(grid, presets, strict=True):
         _draw_bands(left, tables[preset.name]["bands"], names)
         left.set_title(preset.title, loc="left", fontweight="bold")
-        single = tables[preset.name]["planes"]
+        single = tables[preset.name]["planes"]  # overlaps by plane, [F] for each part
         for part, colour in (("cos", REAL), ("sin", IMAGINARY)):
             right.step(np.arange(preset.planes), single[part], color=colour, where="mid", lw=1.4)
         for share in set(preset.fractions):
@@ -124,6 +127,7 @@ def _draw_bands(axes: Axes, bands: dict[str, dict[str, float]], names: Sequence[
     values = np.array(  # [set V U, subsets of planes]
         [[bands.get(name, {}).get(part, np.nan) for name in names] for part in _PARTS]
     )
+    # vmax above 1: full overlap is no black
     axes.imshow(values, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
     for (line, column), value in np.ndenumerate(values):
         text = "-" if np.isnan(value) else f"{value:.2f}"

@@ -92,17 +92,19 @@ def _draw_curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
 def _draw_curve(axes: Axes, preset: Preset, table: dict[str, Any]) -> None:
     """Draw one preset; ids of M-RoPE cells are those of their rows and columns."""
     span = preset.last - preset.prefix + 1
-    end = preset.last + max(6, span // 4)
+    end = preset.last + max(6, span // 4)  # the curves go on a little behind the image
+    # float64 [end + 1], mean over planes
     waves = [wave / preset.planes for wave in ivc.scores(preset.head_dim, preset.theta, end + 1)]
     axes.axvspan(preset.prefix - 0.5, preset.last + 0.5, color="#eceff1", zorder=0)
     axes.axhline(0, color=FRAME, lw=0.7, zorder=1)
-    ids = preset.positions().reshape(-1, preset.cells)[-2:]
-    flat = preset.sections is None
+    ids = preset.positions().reshape(-1, preset.cells)[-2:]  # [1, n], or [2, n]: rows and columns
+    flat = preset.sections is None  # one curve value a cell: thin lines and many dots
     named = (("V", "cos", REAL, waves[0]), ("U", "sin", IMAGINARY, waves[1]))
     for letter, part, colour, wave in named:
         axes.plot(wave, color=colour, lw=1.1 if flat else 1.8, zorder=2)
+        # [ids], and how many chosen cells have each
         used, count = np.unique(ids[:, table[part]], return_counts=True)
-        area = 18 + 110 * (count - 1) / max(0.1 * preset.cells, 1)
+        area = 18 + 110 * (count - 1) / max(0.1 * preset.cells, 1)  # square points
         axes.scatter(used, wave[used], s=area, color=colour, edgecolor="white", lw=0.7, zorder=3)
         axes.annotate(letter, (end, wave[end]), (5, 0), textcoords="offset points", color=colour,
                       fontweight="bold", va="center", annotation_clip=False)  # fmt: skip
@@ -135,8 +137,8 @@ def _name_waves(axes: Axes, preset: Preset, waves: Sequence[np.ndarray]) -> None
 
 def _draw_maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
     """Draw the chosen cells of each preset, and below V and U of its cells."""
-    shapes = [preset.grid[2] / preset.grid[1] for preset in presets]
-    height = min(11.5 / sum(shapes), 3.0)
+    shapes = [preset.grid[2] / preset.grid[1] for preset in presets]  # width / height
+    height = min(11.5 / sum(shapes), 3.0)  # inches of a map: all fit beside each other on a page
     figure, grid = pyplot.subplots(
         3, len(presets), squeeze=False, layout="constrained",
         figsize=(height * sum(shapes) + 0.5, 3 * height + 1.1), width_ratios=shapes,
@@ -147,15 +149,16 @@ def _draw_maps(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
         paint(column[0], table["cos"], table["sin"], rows, columns)
         column[0].set_title(preset.title, fontweight="bold", fontsize=11)
         column[0].set_xlabel(f"{len(table['union'])} of {preset.cells} cells", color=SOFT)
-        waves = ivc.scores(preset.head_dim, preset.theta, preset.last + 1)
+        waves = ivc.scores(preset.head_dim, preset.theta, preset.last + 1)  # V and U, [last + 1]
         ids = preset.positions().reshape(-1, preset.cells)  # [3, n] or [1, n]
         for axes, wave, part, colours in zip(
             column[1:], waves, ("cos", "sin"), ("Oranges", "Blues"), strict=True
         ):
             cells = (wave / preset.planes)[ids].mean(axis=0)  # [n]
             axes.imshow(cells.reshape(rows, columns), cmap=colours)
-            row, place = np.divmod(table[part], columns)
+            row, place = np.divmod(table[part], columns)  # of the chosen cells
             axes.plot(place, row, "o", color="black", ms=2.3, mec="white", mew=0.4)
+            # + 0.0: no "-0.00"
             low, high = (round(float(bound), 2) + 0.0 for bound in (cells.min(), cells.max()))
             axes.set_xlabel(f"{low:.2f} to {high:.2f}", color=SOFT)
         for axes in column:
@@ -209,6 +212,7 @@ def _draw_grids(preset: Preset, table: dict[str, Any]) -> Figure:
     for entry, (left, top) in zip(table["aspects"], _ASPECT_PLACES, strict=True):
         _draw_grid(figure, entry, left, top, _CELL)
     for number, entry in enumerate(sizes):
+        # equal widths: larger grids, smaller cells
         _draw_grid(figure, entry, 0.1 + 1.55 * number, 4.35, 1.45 / entry["rows"])
     width, height = _GRIDS_SIZE
     above, middle, below = figure.subplots(
@@ -237,6 +241,7 @@ def _draw_grid(figure: Figure, entry: dict[str, Any], left: float, top: float, c
     """Draw a grid with its upper left corner at a place of the figure, in inches."""
     width, height = _GRIDS_SIZE
     rows, columns = entry["rows"], entry["columns"]
+    # matplotlib counts from below, in shares of the figure
     box = (left / width, 1 - (top + rows * cell) / height)
     axes = figure.add_axes((*box, columns * cell / width, rows * cell / height))
     paint(axes, entry["cos"], entry["sin"], rows, columns)

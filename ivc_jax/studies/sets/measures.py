@@ -14,12 +14,12 @@ import numpy as np
 from ivc_jax import ivc
 from ivc_jax.config import RopeConfig
 
-LAST_PREFIX = 512
+LAST_PREFIX = 512  # tokens of text before the image, at most
 STRIP = (30, 60, 120, 240, 480)  # prefixes of the maps beside that of the preset
 ASPECTS = ((10, 40), (14, 28), (20, 20), (28, 14), (40, 10))  # 392 or 400 cells
-SIZES = tuple(range(8, 41))
-MAPPED_SIZES = (8, 12, 16, 24, 40)
-BANDS = 8
+SIZES = tuple(range(8, 41))  # sides of square grids
+MAPPED_SIZES = (8, 12, 16, 24, 40)  # those of SIZES that are drawn
+BANDS = 8  # pieces of the planes, left out one at a time
 AXES = ("height", "width")
 
 Frequencies = str | Sequence[int] | np.ndarray
@@ -71,7 +71,8 @@ class Preset:
     def positions(self) -> np.ndarray:
         """Return the ids of the cells, int [n] (1-D) or [3, n] (time, height, width)."""
         if self.sections is None:
-            return np.arange(self.cells) + self.prefix
+            return np.arange(self.cells) + self.prefix  # a line: row after row
+        # the axes start together: (0, row, column) + prefix
         return np.indices(self.grid).reshape(3, -1) + self.prefix
 
 
@@ -109,6 +110,7 @@ def pick(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndarr
     marks = {}
     by_cos, by_sin = preset.fractions
     for name, fractions in {"cos": (by_cos, 0.0), "sin": (0.0, by_sin)}.items():
+        # [k] indices; the other fraction is 0, so that it is V alone or U alone
         index = ivc.select(
             preset.positions(), preset.head_dim, preset.theta, *fractions,
             frequencies=frequencies, sections=preset.sections,
@@ -124,13 +126,14 @@ def pick_at(preset: Preset, prefixes: Sequence[int]) -> dict[str, np.ndarray]:
     slots = preset.positions() - preset.prefix  # [n] or [3, n]
     # [3, P, n]; with 1-D rotary all three axes are the same
     ids = np.broadcast_to(slots, (3, preset.cells))[:, None].astype(np.int32) + start
-    tables = ivc.make_tables(preset.rope, "all", int(ids.max()) + 1)
+    tables = ivc.make_tables(preset.rope, "all", int(ids.max()) + 1)  # [A, positions] twice
+    # [P, n]: one image a sample, no padding
     segment, valid = np.zeros(shape, np.int32), np.ones(shape, bool)
     none = np.zeros(shape, np.int32)
     taken = [np.full(shape, round(share * preset.cells), np.int32) for share in preset.fractions]
     # by V alone, then by U alone: the counts of the other are zero
     choose = jax.jit(ivc.tokens)
-    cosine = np.asarray(choose(tables, ids, segment, valid, taken[0], none))
+    cosine = np.asarray(choose(tables, ids, segment, valid, taken[0], none))  # [P, n] bool
     sine = np.asarray(choose(tables, ids, segment, valid, none, taken[1]))
     return {"cos": cosine, "sin": sine, "union": cosine | sine}
 
@@ -143,6 +146,7 @@ def compare(first: np.ndarray, second: np.ndarray) -> float:
 
 def compare_by_chance(share: float) -> float:
     """Return about what two random sets of the same share of the cells overlap."""
+    # A and B hold share² of all, A or B 2 share - share².
     return round(float(share / (2 - share)), 4)
 
 
@@ -161,7 +165,8 @@ def summarize(preset: Preset) -> dict[str, Any]:
     steps = count_axis_steps(preset)
     # radians from one edge of the grid to the other, [F] an axis
     turns = {axis: steps[axis] * preset.rope.frequencies for axis in AXES}
-    own = {axis: list_own_planes(preset, axis) for axis in AXES}
+    # Own planes are those that attention turns with the axis; V and U sum over all of them.
+    own = {axis: list_own_planes(preset, axis) for axis in AXES}  # [F'] indices of planes
     return dataclasses.asdict(preset) | {
         "cells": preset.cells,
         "planes": preset.planes,
@@ -183,7 +188,9 @@ def _list_waves(preset: Preset) -> dict[str, Any]:
     The numbers of distinct values are those of float32 and of half precision as the released code
     rounds it; what falls together there is ranked by order alone.
     """
+    # [3, 1, n]
     ids = np.broadcast_to(preset.positions(), (3, preset.cells))[:, None].astype(np.int32)
+    # V and U, float64 [last + 1]
     exact = ivc.scores(preset.head_dim, preset.theta, preset.last + 1)
     waves = {}
     for place, letter in enumerate("VU"):
@@ -193,10 +200,10 @@ def _list_waves(preset: Preset) -> dict[str, Any]:
         wave |= {"spread": round(high - low, 4), "positions": len(share)}
         for dtype in ivc.SCORE_DTYPES:
             tables = ivc.make_tables(preset.rope, "all", preset.last + 1, score_dtype=dtype)
-            table = jax.numpy.asarray(tables[place])
+            table = jax.numpy.asarray(tables[place])  # [A, last + 1]
             # Every axis has the same table.
-            here = ivc.round_scores(table[0, preset.prefix :], dtype)
-            cells = ivc.gather_scores(table, jax.numpy.asarray(ids), dtype)
+            here = ivc.round_scores(table[0, preset.prefix :], dtype)  # [positions]
+            cells = ivc.gather_scores(table, jax.numpy.asarray(ids), dtype)  # [1, n]
             wave[f"distinct_{dtype}"] = len(np.unique(here))
             wave[f"distinct_cells_{dtype}"] = len(np.unique(cells))
     return waves
@@ -214,7 +221,7 @@ def list_own_planes(preset: Preset, axis: str) -> np.ndarray:
     """Return the planes that attention turns with an axis: its section, or all if 1-D."""
     if preset.sections is None:
         return np.arange(preset.planes)
-    return np.flatnonzero(preset.rope.axis_of_plane == 1 + AXES.index(axis))
+    return np.flatnonzero(preset.rope.axis_of_plane == 1 + AXES.index(axis))  # axis 0 is time
 
 
 def describe_set(preset: Preset) -> dict[str, Any]:
@@ -251,7 +258,7 @@ def tabulate_prefix(preset: Preset) -> dict[str, Any]:
         later = [place for place in prefixes[preset.prefix :] if curve[place] < 0.5]
         table[f"{name}_half"] = later[0] - preset.prefix if later else None
     strip = sorted({preset.prefix, *STRIP})
-    shown = pick_at(preset, strip)
+    shown = pick_at(preset, strip)  # [len(strip), n]
     table["strip"] = [
         {"prefix": prefix} | {k: np.flatnonzero(v[n]).tolist() for k, v in shown.items()}
         for n, prefix in enumerate(strip)
@@ -286,7 +293,7 @@ def split_planes(preset: Preset) -> Mapping[str, Frequencies]:
 
 def tabulate_selection(preset: Preset) -> dict[str, Any]:
     """Measure the overlap of sets scored by some planes with the set scored by all planes."""
-    full = pick(preset)
+    full = pick(preset)  # [n] bool each
 
     def overlaps(frequencies: Frequencies) -> dict[str, float]:
         return {
@@ -294,9 +301,10 @@ def tabulate_selection(preset: Preset) -> dict[str, Any]:
         }
 
     bands = {name: overlaps(planes) for name, planes in split_planes(preset).items()}
-    single = [overlaps([plane]) for plane in range(preset.planes)]
+    single = [overlaps([plane]) for plane in range(preset.planes)]  # by plane, 0 first
     best = {name: int(np.argmax([row[name] for row in single])) for name in full}
     pieces = np.array_split(np.arange(preset.planes), BANDS)
+    # whose absence changes the set most
     worst = min(range(BANDS), key=lambda number: bands[f"without {number + 1}"]["union"])
     return {
         "bands": bands,
@@ -308,6 +316,7 @@ def tabulate_selection(preset: Preset) -> dict[str, Any]:
         "planes": {name: [row[name] for row in single] for name in full},
         "best_plane": best,
         "best_wavelength": {
+            # positions to a full turn
             name: round(float(2 * np.pi / preset.rope.frequencies[plane]), 1)
             for name, plane in best.items()
         },
