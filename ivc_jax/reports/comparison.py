@@ -14,7 +14,7 @@ from ivc_jax.evals.schema import Record
 from ivc_jax.reports.labels import label_methods, read_budget
 from ivc_jax.reports.resampling import NOTHING, Resampler, average_by_task, subtract
 
-REFERENCE = "ivc"
+REFERENCE = "ivc"  # what all others are compared with
 ALL = "average"
 _DENSE = "dense"
 
@@ -45,6 +45,7 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     Returns:
         Cells in order of group, budget (largest first) and method; empty without budgets.
     """
+    # None: the method has no budget and is not compared
     budgets = {spec: 1.0 if spec == _DENSE else read_budget(spec) for spec in specs}
     labels: dict[str, str] = {}
     for budget in set(budgets.values()):
@@ -80,6 +81,7 @@ def _make_cell(
 ) -> Cell:
     pool = [record for record in pools[label, budget] if record.task in tasks]
     scores = average_by_task(pool, tasks)
+    # IVC-Prune at the same budget
     other = [r for r in pools.get((REFERENCE, budget), []) if r.task in tasks]
     score, low, high = resampler.interval(scores)
     difference = NOTHING

@@ -20,7 +20,7 @@ from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Figure
 
 _DENSE = "dense"
-_MARKERS = "osD^vPXd<>p*h"
+_MARKERS = "osD^vPXd<>p*h"  # with 10 dark colours: 130 styles before two are alike
 _SCORES_CAPTION = (
     "Every point is one keep ratio or budget; bars are 95 % bootstrap intervals. x: mean over"
     " layers of the share of visual tokens in the cache; points are set apart a little."
@@ -55,7 +55,7 @@ def save(name: str, title: str, caption: str, drawn: matplotlib.figure.Figure) -
 
 def choose_styles(names: Sequence[str]) -> dict[str, dict]:
     """Give every method a colour and a marker; IVC-Prune is black and thick."""
-    palette = colormaps["tab20"]
+    palette = colormaps["tab20"]  # 20 colours: dark, light, dark, light, ...
     found, number = {}, 0  # the reference takes no number: others keep their colours without it
     for name in names:
         if name == REFERENCE:
@@ -79,7 +79,7 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
     labels = label_methods(results.meta.methods)
     names = list(dict.fromkeys(labels.values()))
     lines_of = choose_styles([name for name in names if name != _DENSE])
-    columns = min(4, len(tasks))
+    columns = min(4, len(tasks))  # panels beside each other; the rest goes below
     lines = -(-len(tasks) // columns)
     figure, grid = pyplot.subplots(
         lines, columns, figsize=(3.3 * columns + 0.4, 3.0 * lines + 0.9), squeeze=False,
@@ -89,6 +89,7 @@ def draw_scores(results: Results) -> matplotlib.figure.Figure:
         here, points = [row for row in rows if row.task == task], find_points(task)
         for number, (name, style) in enumerate(lines_of.items()):
             # set apart a little: methods with equal budgets would hide each other
+            # -2.75 to 2.75 percent of the axis
             shift = 5.5 * (number / max(len(lines_of) - 1, 1) - 0.5)
             chosen = [row for row in here if labels[row.method] == name]
             _draw_line(axes, chosen, name, style, shift, points)
@@ -114,6 +115,7 @@ def _draw_line(
     shift: float,
     points: float,
 ) -> None:
+    # a line from few tokens to many
     rows = sorted(rows, key=lambda row: row.metrics["cached_share"])
     shares = [100 * row.metrics["cached_share"] + shift for row in rows]
     scores = np.array([points * row.score for row in rows])
@@ -159,7 +161,7 @@ def _draw_budget_panel(
         scores = [100 * cell.score for cell in line]
         axes.plot(shares, scores, label=name, markersize=4.5, **style)
         if name == REFERENCE:
-            errors = [
+            errors = [  # [2, points], downwards and upwards
                 [100 * (cell.score - cell.low) for cell in line],
                 [100 * (cell.high - cell.score) for cell in line],
             ]

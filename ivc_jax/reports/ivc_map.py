@@ -31,7 +31,7 @@ def draw(results: Results) -> Figure | None:
     # [3, n] position ids of the cells: time stays, rows and columns count up
     cells = np.indices((1, rows, columns)).reshape(3, -1) + start
     length = int(cells.max()) + 1
-    shown = max(length + 16, 64)
+    shown = max(length + 16, 64)  # positions; a little beyond the image
     V, U = ivc.scores(rope["head_dim"], rope["theta"], shown)  # [positions] each
     # the score of a cell is the mean over its three ids
     maps = [table[cells].mean(axis=0).reshape(rows, columns) for table in (V, U)]
@@ -42,6 +42,7 @@ def draw(results: Results) -> Figure | None:
     figure, (curves, real, imaginary, both) = pyplot.subplots(
         1, 4, figsize=(15.5, 4.1), layout="constrained", width_ratios=(1.5, 1, 1, 0.85)
     )
+    # The axes of a cell are looked up in one curve: rows and columns share the positions.
     _draw_curves(curves, V, U, start, length, cells, chosen)
     for axes, values, picks, name, colour in zip(
         (real, imaginary), maps, chosen, "VU", (REAL, IMAGINARY), strict=True
@@ -74,6 +75,7 @@ def paint(axes: Axes, by_cos: np.ndarray, by_sin: np.ndarray, rows: int, columns
     for picks, colour in ((by_cos, REAL), (by_sin, IMAGINARY), (shared, BOTH)):
         canvas[picks] = matplotlib.colors.to_rgb(colour)
     axes.imshow(canvas.reshape(rows, columns, 3))
+    # Cell centres are whole numbers, so their borders are halves.
     axes.set_xticks(np.arange(-0.5, columns), minor=True)
     axes.set_yticks(np.arange(-0.5, rows), minor=True)
     axes.grid(which="minor", color="#cccccc", lw=0.5)

@@ -54,12 +54,13 @@ def draw_example(results: Results, task: str) -> Figure | None:
     pixels = _read_pixels(meta, first)
     if pixels is None or len(first.grids) != 1 or first.grids[0][0] != 1:
         return None  # drawn for a single image only
-    pruned = {
+    pruned = {  # method -> what it is compared at
         method: read_size(method, record.keep_ratio)
         for method, record in example.items()
         if method != _DENSE
     }
     places, labels = arrange_panels(pruned)
+    # lines and columns of panels; (0, 0) is dense
     count, columns = (1 + max((p[axis] for p in places.values()), default=0) for axis in (0, 1))
     figure, grid = pyplot.subplots(
         count, columns, squeeze=False, layout="constrained",
@@ -100,6 +101,7 @@ def arrange_panels(
             for method, size in sizes.items()
         }
         return places, labels
+    # the budget in the middle
     chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
     # A field with one value among these tells nothing.
     labels = label_methods(chosen, without=("seed",))
@@ -159,6 +161,7 @@ def _choose_example(meta: Meta, records: Sequence[Record]) -> dict[str, Record]:
 
 def _rate_example(example: dict[str, Record]) -> tuple[bool, bool]:
     dense = example.get(_DENSE)
+    # an example that dense fails shows nothing about pruning
     right = dense is not None and dense.score >= 1
     return right, len({record.score >= 1 for record in example.values()}) > 1
 

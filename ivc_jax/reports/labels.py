@@ -25,10 +25,10 @@ def label_methods(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str
     fields = {spec: _read_fields(spec, (*_SIZES, *without)) for spec in specs}
     labels = {}
     for spec in specs:
-        name = spec.partition(":")[0]
+        name = spec.partition(":")[0]  # "ivc" of "ivc:layer=3,keep_ratio=0.5"
         # only methods of one name are told apart by their fields
         peers = [fields[other] for other in specs if other.partition(":")[0] == name]
-        telling = [
+        telling = [  # fields in which methods of this name differ
             f"{key}={value}"
             for key, value in fields[spec].items()
             if any(peer.get(key) != value for peer in peers)

@@ -19,6 +19,7 @@ def _draw(results: Results) -> Section:
     return Section(FIGURES, figures=tuple(figures.draw(results)))
 
 
+# In the order of the page; empty ones are left out, replaced ones are not even made.
 _USUAL: dict[str, Callable[[Results], Section]] = {
     tables.SCORES: tables.make_scores,
     tables.COSTS: tables.make_costs,

@@ -12,8 +12,8 @@ import numpy as np
 
 from ivc_jax.evals.schema import Record
 
-_RESAMPLES = 4000
-_FLIPS = 10_000
+_RESAMPLES = 4000  # another seed moves an end by about 1 % of the width
+_FLIPS = 10_000  # the least p is 1 / 10,001
 
 Scores = Mapping[str, Mapping[str, float]]  # task -> example -> score
 Interval = tuple[float, float, float]  # mean, and the ends of the 95 % interval
@@ -47,7 +47,7 @@ def adjust(p_values: Sequence[float]) -> list[float]:
     """Adjust p values for their number (Holm, 1979); NaN stays NaN and does not count."""
     p = np.asarray(p_values, np.float64)
     asked = np.flatnonzero(~np.isnan(p))
-    order = asked[np.argsort(p[asked], kind="stable")]
+    order = asked[np.argsort(p[asked], kind="stable")]  # from the smallest p
     adjusted = np.full(len(p), np.nan)
     # the smallest p counts as many times as there are tests, the largest once
     steps = p[order] * np.arange(len(order), 0, -1)  # [asked]
@@ -64,7 +64,7 @@ class Resampler:
     """
 
     def __init__(self, records: Iterable[Record], seed: int = 0) -> None:
-        self._cluster: dict[tuple[str, str], int] = {}
+        self._cluster: dict[tuple[str, str], int] = {}  # (task, example) -> row of the tables below
         numbers: dict[Any, int] = {}
         for record in records:
             key = record.task, record.example_id
@@ -73,15 +73,15 @@ class Resampler:
                 self._cluster[key] = numbers.setdefault(picture, len(numbers))
         self.num_pictures = len(numbers)
         self._seed = seed
-        self._weights: np.ndarray | None = None
-        self._signs: np.ndarray | None = None
+        self._weights: np.ndarray | None = None  # drawn when first asked for
+        self._signs: np.ndarray | None = None  # [flips, pictures]
 
     def interval(self, scores: Scores) -> Interval:
         """Return the mean over tasks of the mean over examples, and its 95 % interval."""
         sums, counts = self._table(scores)  # [pictures, tasks] each
         if not counts.size:
             return NOTHING
-        mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
+        mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())  # both are summed to [tasks]
         if self._weights is None:
             random = np.random.default_rng(self._seed)
             even = np.full(self.num_pictures, 1 / self.num_pictures)

@@ -12,7 +12,7 @@ from ivc_jax.evals.schema import Meta, Record, Row
 from ivc_jax.reports import comparison
 
 _RESULTS = "results.json"
-_LISTED_FAILURES = 1000
+_LISTED_FAILURES = 1000  # of a broken data set there may be as many as rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Results:
 def summarize(folder: pathlib.Path, meta: Meta) -> Results:
     """Aggregate the records of a run and write results.json."""
     records = _read_wanted(folder, meta)
-    failures = {
+    failures = {  # a row that cannot be read fails under every method: once is enough
         (record.task, record.example_id): record.error for record in records if record.failed
     }
     meta = dataclasses.replace(
@@ -77,7 +77,7 @@ def _read_wanted(folder: pathlib.Path, meta: Meta) -> list[Record]:
         for record in read_all(folder)
         if record.method in methods
         and record.task in tasks
-        and (last is None or record.row <= last)
+        and (last is None or record.row <= last)  # rows count from 1
     ]
     # order of batches and processes must not show in examples and figures
     return sorted(found, key=lambda r: (tasks[r.task], r.row, methods[r.method]))

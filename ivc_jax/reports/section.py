@@ -50,7 +50,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    png: bytes
+    png: bytes  # drawn already: writers need no matplotlib
 
     @property
     def path(self) -> str:

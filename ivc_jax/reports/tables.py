@@ -105,7 +105,7 @@ def make_scores(results: Results) -> Section:
     for method, overall in _find_overall(results):
         size = read_size(method, overall.keep_ratio)
         if previous not in (None, size):
-            starts.append(len(lines))
+            starts.append(len(lines))  # a line between budgets
         previous = size
         written = [
             _write_row(row, (method, task) in best) if (row := cells.get((method, task))) else "-"
@@ -163,6 +163,7 @@ def make_budgets(results: Results) -> Section:
     """Show methods at equal budgets: one table a budget, rows of methods, columns of groups."""
     cells = results.comparison
     groups = list(dict.fromkeys(cell.group for cell in cells))
+    # budget -> label -> group -> cell
     by_budget: dict[float, dict[str, dict[str, comparison.Cell]]] = {}
     for cell in cells:
         by_budget.setdefault(cell.budget, {}).setdefault(cell.label, {})[cell.group] = cell
@@ -284,7 +285,7 @@ def _write_row(row: Row, best: bool) -> Cell:
 
 
 def _write_budget_row(label: str, cells: Sequence[comparison.Cell]) -> tuple[Cell | str, ...]:
-    any_ = cells[0]
+    any_ = cells[0]  # shares and costs of the first group, which is the average over all
     compared = [
         written for cell in cells for written in (write_score(cell), write_difference(cell))
     ]

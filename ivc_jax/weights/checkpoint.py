@@ -23,7 +23,7 @@ from ivc_jax.weights.load import abstract_params
 from ivc_jax.weights.source import CheckpointError
 
 _log = logging.getLogger(__name__)
-_FOLDER = "params"
+_FOLDER = "params"  # beside config.json and the tokenizer's files
 
 
 def is_converted(folder: Path) -> bool:
@@ -37,6 +37,7 @@ def save_params(folder: Path, params: Params) -> None:
     Raises:
         OSError, ValueError: from Orbax, if the disk is full or the folder cannot be written.
     """
+    # the largest array: one at a time
     limit = _gigabytes(leaf.nbytes for leaf in jax.tree.leaves(params))
     # Without a limit every array is copied to the host at once: a second model in memory.
     handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=limit)
@@ -65,7 +66,7 @@ def restore_params(
     start = time.perf_counter()
     path = folder.absolute() / _FOLDER
     abstract = abstract_params(config, dtype, mesh)
-    stored = _stored(path)
+    stored = _stored(path)  # shapes and dtypes alone; no array is read yet
     _check(folder, stored, keymap.flatten(abstract))
     # Orbax reads arrays side by side until this many bytes are on their way.
     limit = _gigabytes(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored.values())
@@ -90,7 +91,7 @@ def _read(checkpointer: ocp.Checkpointer, path: Path, wanted: Any) -> Any:
     restore = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
+        partial_restore=True,  # kernels are read one by one: each call wants a part of the tree
     )
     return checkpointer.restore(path, args=restore)
 
@@ -104,10 +105,11 @@ def _read_quantized(
     rest = {name: leaf for name, leaf in leaves.items() if name not in kernels}
     for name in sorted(kernels, key=lambda name: -np.prod(leaves[name].shape)):
         # What is quantised keeps the precision of the file until then.
-        kernel = jax.ShapeDtypeStruct(
+        kernel = jax.ShapeDtypeStruct(  # [L, in, out] or [in, out]
             leaves[name].shape, stored[name].dtype, sharding=leaves[name].sharding
         )
         read = keymap.flatten(_read(checkpointer, path, _nested({name: kernel})))
+        # waited for: the float kernel is freed before the next is read
         leaves[name] = jax.block_until_ready(quantize.quantize(read.pop(name)))
     leaves |= keymap.flatten(_read(checkpointer, path, _nested(rest)))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
@@ -148,6 +150,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _check(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     problems = [f"missing: {path}" for path in wanted if path not in stored]
+    # Not excused here: we wrote the file, so nothing in it can be foreign.
     problems += [f"unused: {path} {stored[path].shape}" for path in stored if path not in wanted]
     for path in set(wanted) & set(stored):
         if tuple(stored[path].shape) != wanted[path].shape:

@@ -24,7 +24,9 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig
 
+# axes of a stack, in the order in which the parameter has them
 _COUNTED = re.compile(r"\{(layer|expert)\}")
+# group 1: of other generations, group 2: published
 _OPTIONAL = re.compile(r"\[([^]]*)\]|\(([^)]*)\)")
 
 
@@ -39,7 +41,7 @@ class Transform(enum.Enum):
         """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view where possible."""
         if self is Transform.SAME:
             return tensor
-        return tensor.reshape(tensor.shape[0], -1).T
+        return tensor.reshape(tensor.shape[0], -1).T  # [out, ...] -> [in or values, out]
 
     def to_hf(self, array: Any, config: ModelConfig) -> Any:
         """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor."""
@@ -47,6 +49,7 @@ class Transform(enum.Enum):
             return array
         if self is Transform.TRANSPOSE:
             return array.T
+        # [values, D] -> [D, channel, time, row, column]
         return array.T.reshape(self.hf_shape(array.shape, config))
 
     def hf_shape(self, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
@@ -91,8 +94,10 @@ class Rule:
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
         """Regex of the name in all generations, with groups `layer` and `expert`."""
+        # "(model.)norm" becomes "<model.>norm", then "(?:model\.)?norm"
         regex = _OPTIONAL.sub(lambda part: f"<{part[1] or part[2]}>", self.name)
         regex = re.escape(regex).replace("<", "(?:").replace(">", ")?")
+        # no leading zeros: "01" would be a second name
         return re.compile(re.sub(r"\\\{(layer|expert)\\\}", r"(?P<\1>0|[1-9]\\d*)", regex))
 
     def match(self, name: str) -> "Target | None":
@@ -105,7 +110,7 @@ class Rule:
             first, stop = self.layers
             if index[0] < first or (stop is not None and index[0] >= stop):
                 return None
-            index[0] -= first
+            index[0] -= first  # place in this stack
         return Target(self, tuple(index))
 
 
@@ -121,7 +126,7 @@ class Target:
         """The published name of the tensor."""
         index = list(self.index)
         if index:
-            index[0] += self.rule.layers[0]
+            index[0] += self.rule.layers[0]  # number of the layer in the file
         axes = _COUNTED.findall(self.rule.name)
         return self.rule.published.format(**dict(zip(axes, index, strict=True)))
 
@@ -225,11 +230,13 @@ def to_hf_names(
         parts = []
         for target in targets:
             leaf = leaves[target.rule.path]
+            # one layer (of one expert): [in, out], [out], ...
             array = np.asarray(leaf[target.index] if target.index else leaf)
             parts.append(np.ascontiguousarray(target.rule.transform.to_hf(array, config)))
         if targets[0].rule.rows is None:
             yield name, parts[0]
             continue
+        # rows of all parts: every one is written below
         tensor = np.empty(join_shapes(targets, leaves, config), parts[0].dtype)
         for target, part in zip(targets, parts, strict=True):
             tensor[target.rule.rows(config)] = part

@@ -36,6 +36,7 @@ def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = No
 
     Without a mesh every leaf lives on the default device.
     """
+    # nothing is allocated: the shapes alone
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     # jax.devices() lists every host's devices; the first local one is where a lone array goes.
     alone = SingleDeviceSharding(jax.local_devices()[0])
@@ -77,6 +78,7 @@ def load_safetensors(
     files = TensorFiles(folder)
     abstract = abstract_params(config, dtype, mesh)
     targets = _match(files, abstract, config, folder, rules, re.compile(excused))
+    # path -> abstract leaf, and from its first tensor on the array
     leaves: dict[str, Any] = {
         path: quantize.abstract_kernel(leaf) if weights and quantize.is_kernel(path) else leaf
         for path, leaf in keymap.flatten(abstract).items()
@@ -101,9 +103,11 @@ def _match(
     """Pair parameters with tensors; collect everything that does not fit into one error."""
     leaves = keymap.flatten(abstract)
     expected = keymap.list_targets(abstract, rules)
+    # every slot that must be filled, once
     wanted = {target: name for name, targets in expected.items() for target in targets}
     found: dict[Target, str] = {}
     problems = []
+    # All problems are collected: a wrong config is seen at once from the list of names.
     for name, header in files.headers.items():
         all_targets = keymap.find_targets(name, rules)
         targets = [target for target in all_targets if target in wanted]
@@ -141,14 +145,17 @@ def _place(files: TensorFiles, name: str, target: Target, leaf: Any, config: Mod
     sharding = (leaf.qvalue if quantized else leaf).sharding
     # What is quantised keeps the precision of the file until then.
     dtype = None if quantized else leaf.dtype
-    rows = rule.rows and rule.rows(config)
+    rows = rule.rows and rule.rows(config)  # None: the whole tensor
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
+        # `index` is what one device holds of [in, out]: only that is read
         values = files.read(name, rule.transform, index, rows)
         return np.ascontiguousarray(values, dtype=dtype)
 
     if isinstance(sharding, NamedSharding):
+        # of a layer: the axes of the stack are not split
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[rule.axes :]))
+    # one layer, [in, out]
     array = jax.make_array_from_callback(leaf.shape[rule.axes :], sharding, read)
     array = quantize.quantize(array) if quantized else array
     if rule.axes:
@@ -161,7 +168,7 @@ def _write(index: tuple[int, ...], stack: Any, layer: jax.Array) -> jax.Array:
     """Write one layer into its stack, which is allocated if it is abstract yet."""
     if isinstance(stack, jax.ShapeDtypeStruct):
         stack = jnp.zeros(stack.shape, stack.dtype, device=stack.sharding)
-    return _layer_writer(stack.sharding)(stack, layer, index)
+    return _layer_writer(stack.sharding)(stack, layer, index)  # donated: written in place
 
 
 @functools.cache
@@ -171,7 +178,7 @@ def _layer_writer(sharding: Sharding) -> Any:
         kind = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
         stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, kind) for x in (stack, layer))
         layer_bits = jnp.expand_dims(layer_bits, tuple(range(len(index))))  # [1, (1,) ...]
-        start = (*index, *[0] * layer.ndim)
+        start = (*index, *[0] * layer.ndim)  # [axes of the stack] + whole layer
         written = jax.lax.dynamic_update_slice(stack_bits, layer_bits, start)
         return jax.lax.bitcast_convert_type(written, stack.dtype)
 

@@ -61,7 +61,7 @@ def quantize(kernel: jax.Array) -> Any:
 def abstract_kernel(kernel: Any) -> Any:
     """Return what `quantize` makes of a kernel given as `jax.ShapeDtypeStruct`."""
     values, scale = _shardings(kernel.sharding, len(kernel.shape))
-    shape = (*kernel.shape[:-2], 1, kernel.shape[-1])
+    shape = (*kernel.shape[:-2], 1, kernel.shape[-1])  # [1, out] or [L, 1, out]
     return _qwix().QArray(
         qvalue=jax.ShapeDtypeStruct(kernel.shape, _INT8, sharding=values),
         scale=jax.ShapeDtypeStruct(shape, _FLOAT32, sharding=scale),
@@ -82,8 +82,9 @@ def _shardings(sharding: Sharding | None, ndim: int) -> tuple[Sharding | None, S
     """Return the shardings of values and scale: a scale has no `in` axis to split."""
     if not isinstance(sharding, NamedSharding):
         return sharding, sharding
+    # as long as the array has axes: a spec may leave the last ones out
     spec = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
-    spec[-2] = None
+    spec[-2] = None  # `in` has length 1 in a scale
     return sharding, NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
@@ -91,6 +92,7 @@ def _shardings(sharding: Sharding | None, ndim: int) -> tuple[Sharding | None, S
 def _quantizer(values: Sharding, scale: Sharding) -> Any:
     def turn(kernel: jax.Array) -> Any:
         # In float32 whatever is stored: half precision would round the quotients once more.
+        # all but `in`: one scale a column, layer by layer
         axes = [axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2]
         return _qwix().quantize(kernel.astype(jnp.float32), _INT8, channelwise_axes=axes)
 

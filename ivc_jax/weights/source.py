@@ -20,6 +20,7 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+# names in the files -> ours; others are refused
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -65,7 +66,7 @@ class TensorFiles:
                 a name held by two shards.
         """
         self.headers: dict[str, TensorHeader] = {}
-        self._handles: dict[Path, Any] = {}
+        self._handles: dict[Path, Any] = {}  # open files, mapped into memory
         for file in _find_files(folder):
             self._handles[file] = handle = _open(file)
             for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
@@ -73,7 +74,7 @@ class TensorFiles:
                     raise CheckpointError(
                         f"tensor {name} is in both {self.headers[name].file.name} and {file.name}"
                     )
-                view = handle.get_slice(name)
+                view = handle.get_slice(name)  # the header alone
                 self.headers[name] = TensorHeader(file, tuple(view.get_shape()), view.get_dtype())
 
     def dtype_name(self, name: str) -> str | None:
@@ -85,6 +86,7 @@ class TensorFiles:
         counts = dict.fromkeys(DTYPES, 0)
         for name, header in self.headers.items():
             if (dtype := self.dtype_name(name)) is not None:
+                # numbers, not tensors: norms are many and small
                 counts[dtype] += math.prod(header.shape)
         return max(counts, key=counts.__getitem__)
 
@@ -114,6 +116,7 @@ class TensorFiles:
         stored = index
         if transform is not Transform.SAME:
             rest = slice(None) if transform is Transform.CONVOLUTION else index[0]
+            # ours [in, out] is [out, in] there; a convolution [D, ...] is cut along D alone
             stored = (index[1], rest)
         picked = slice(None)
         if rows is not None:
@@ -124,9 +127,10 @@ class TensorFiles:
             picked = wanted - first
         try:
             view = self._handles[header.file].get_slice(name)
-            values = transform.to_ours(view[stored][picked])
+            values = transform.to_ours(view[stored][picked])  # a view: no second copy on the host
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
+        # [values, D]: now the cut of the first axis
         return values[index[0]] if transform is Transform.CONVOLUTION else values
 
 

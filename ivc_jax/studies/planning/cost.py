@@ -120,10 +120,8 @@ def _find_group_size(attributes: str) -> int | None:
     # replica_groups={{0,1},{2,3}}, =[4,2]<=[8], or =mesh['data'=4,'model'=2] {'model'}
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
-    # [2,4]<=[8]: groups x devices in each
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
-    # mesh['data'=2,'model'=4] {'model'}: the product of the named axes
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         count = 1
@@ -216,7 +214,7 @@ def _count_kernel_flops(computation: Computation, instruction: Instruction) -> i
     # masks and block tables are integers
     vectors = [array for array in _find_inputs(computation, instruction) if array.dtype in _FLOATS]
     queries, keys = vectors[:2]  # [.., T, C] and [.., S, C]: scores and values, 2 T S C each
-    return 4 * queries.size * keys.shape[-2]  # q k^T and p v: 2 N S C each
+    return 4 * queries.size * keys.shape[-2]
 
 
 _FLOATS = ("bf16", "f16", "f32")
