@@ -35,10 +35,14 @@ class ModelOptions:
     Attributes:
         model: checkpoint folder or hub name.
         dtype: of the weights.
+        min_pixels: least area of a resized picture.
+        max_pixels: largest area, likewise.
     """
 
     model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
     dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
+    min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
+    max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +182,8 @@ def _make_settings(arguments: Arguments) -> RunConfig:
         batch_size=arguments.run.batch_size,
         out=arguments.run.out,
         dtype=arguments.model.dtype,
+        min_pixels=arguments.model.min_pixels,
+        max_pixels=arguments.model.max_pixels,
         # every scene has a question of every task, or nearly
         num_scenes=_SCENES * max(1, -(-arguments.data.limit // _SCENES)),
         data_seeds=(0,),

@@ -18,7 +18,7 @@ Log = Callable[[str], None]
 def choose_tasks(settings: RunConfig, log: Log) -> list[tasks.Task]:
     """Look up the tasks of a run; a broad configuration may skip those without a file."""
     found = tasks.find(settings.tasks)
-    if settings.official_prompts:
+    if settings.official_prompts or settings.protocol == "released":
         found = [tasks.use_official_prompt(task) for task in found]
     if settings.fixed_relaxed_accuracy:
         found = [tasks.use_fixed_relaxed_accuracy(task) for task in found]

@@ -26,10 +26,14 @@ class ModelOptions:
     Attributes:
         model: checkpoint folder or hub name.
         dtype: of the weights.
+        min_pixels: least area of a resized picture.
+        max_pixels: largest area, likewise.
     """
 
     model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
     dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
+    min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
+    max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,9 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
-    model, processor = ivc_jax.load(path, dtype=arguments.model.dtype)
+    chosen = arguments.model
+    bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
+    model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
     for method in methods:
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))
     answerer = ModelAnswerer(model, processor)
@@ -106,7 +112,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
             answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
             (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
     console.print(_make_table(question, answers))
-    kept.save_prompt(out, picture, question, answers, answerer.reader)
+    kept.save_prompt(out, picture, question, answers, answerer.make_reader())
     console.print(f"kept tokens: {out}", markup=False)
 
 

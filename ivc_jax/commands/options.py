@@ -1,7 +1,7 @@
 """Options that several commands have, in the groups that their help shows."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,12 +21,16 @@ class ModelOptions:
         weights: int8 keeps the decoder's matrices in 8 bits.
         mesh: devices, such as data=8,model=4; without a config's, one, or data over all of several
             processes.
+        min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
+        max_pixels: largest area, likewise.
     """
 
     model: Annotated[str | None, option("PATH", _CONFIGS)] = None
     dtype: Annotated[str | None, option("TYPE", _CONFIGS)] = None
     weights: Annotated[str | None, option("TYPE", _CONFIGS)] = None
     mesh: Annotated[str | None, option("data=N,model=N", _CONFIGS)] = None
+    min_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
+    max_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class RunOptions:
         methods: such as dense, "ivc:layer=3,keep_ratio=0.5" or fastv:budget=0.5.
         batch_size: examples that run together, on all devices.
         buckets: most padded shapes; which ones, the data decide.
+        protocol: released treats pictures and cells as the released evaluation does; own reads
+            them as they are.
         max_new_tokens: bounds on answers: N for all tasks, TASK=N for one.
         seed: of the methods that draw lots.
         out: result folder.
@@ -62,6 +68,7 @@ class RunOptions:
     methods: Annotated[tuple[str, ...] | None, option("SPEC ...", _CONFIGS)] = None
     batch_size: Annotated[int | None, option("B", _CONFIGS)] = None
     buckets: Annotated[int | None, option("N", _CONFIGS)] = None
+    protocol: Annotated[Literal["own", "released"] | None, option("NAME", _CONFIGS)] = None
     max_new_tokens: Annotated[tuple[str, ...] | None, option("N | TASK=N ...", _CONFIGS)] = None
     seed: Annotated[int | None, option("N", _CONFIGS)] = None
     out: Annotated[str | None, option("DIR", _CONFIGS)] = None

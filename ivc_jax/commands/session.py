@@ -12,17 +12,21 @@ from ivc_jax.commands.data import choose_tasks, open_task, read_bounds
 from ivc_jax.commands.devices import choose_mesh, name_devices
 from ivc_jax.commands.origin import find_commit, find_model, name_model
 from ivc_jax.commands.settings import RunConfig
+from ivc_jax.config import ModelConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import count_programs
 from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.benchmarks.released import find_bounds
 from ivc_jax.evals.running import runner
 from ivc_jax.evals.running.answerer import ModelAnswerer, fingerprint
 from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
+from ivc_jax.evals.running.survey import TaskEntry
 from ivc_jax.evals.schema import Meta
 from ivc_jax.inputs.layout import arrange
+from ivc_jax.inputs.resize import SmartResize
 from ivc_jax.parallel.processes import wait_for_all
 from ivc_jax.studies.study import Study
 
@@ -67,7 +71,9 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     try:
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
         log(f"loading {name_model(path)}")
-        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights)
+        pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pixels)
+        entries = [_apply_protocol(settings, entry, model.config) for entry in entries]
         reached, unreachable = _check_methods(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
             log(f"left out: {reason}")
@@ -96,6 +102,14 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     log(f"{name_devices()}, {model.dtype!s}, jax {jax.__version__}")
     answerer = ModelAnswerer(model, processor, settings.share_tower)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
+
+
+def _apply_protocol(settings: RunConfig, entry: TaskEntry, config: ModelConfig) -> TaskEntry:
+    """Treat the rows of a task by the protocol of the run; bounds that are given stay."""
+    released = settings.protocol == "released"
+    given = (settings.min_pixels, settings.max_pixels) != (None, None)
+    bounds = find_bounds(config, entry.task.group) if released and not given else None
+    return dataclasses.replace(entry, released=released, bounds=bounds)
 
 
 def _set_aside(folder: RunFolder, log: Log) -> None:
@@ -131,6 +145,8 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
         seed=plan.identity.seed,
         batch_size=plan.batch_size,
         shared_tower=session.answerer.share_tower,
+        protocol=session.settings.protocol,
+        pixel_bounds=_list_pixel_bounds(session),
         limit=plan.limit,
         compiled_programs=count_programs(),
         compiled_decodes=run_decode._cache_size(),
@@ -148,6 +164,19 @@ def evaluate(session: Session, progress: runner.Progress) -> Meta:
         rope={"head_dim": rope.head_dim, "theta": rope.theta},
         image_start=_find_image_start(session),
     )
+
+
+def _list_pixel_bounds(session: Session) -> dict[str, list[int]]:
+    """List the least and the largest area of a picture by task, where there are such bounds."""
+    rules = {
+        entry.task.name: session.answerer.make_reader(entry.bounds).pictures
+        for entry in session.plan.tasks
+    }
+    return {
+        name: [rule.min_pixels, rule.max_pixels]
+        for name, rule in rules.items()
+        if isinstance(rule, SmartResize)
+    }
 
 
 def _parse_methods(settings: RunConfig) -> list[Any]:
@@ -215,6 +244,9 @@ def _identify(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
         "mesh": settings.mesh,
         "weights": settings.weights,
         "max new tokens": list(settings.max_new_tokens) or None,
+        "protocol": settings.protocol if settings.protocol != "own" else None,
+        "min pixels": settings.min_pixels,
+        "max pixels": settings.max_pixels,
     }
     return {
         **{name: value for name, value in unusual.items() if value is not None},
@@ -234,10 +266,10 @@ def _find_image_start(session: Session) -> int | None:
     entry = session.plan.tasks[0]
     for position in range(len(entry.file.list_ids(session.plan.limit))):
         try:
-            row = entry.file.read(position)
-            family = session.answerer.reader.family
+            row = entry.read(position)
+            family = session.answerer.family
             messages = entry.task.write_messages(row.cells, family, row.images)
-            sample = session.answerer.process(messages)
+            sample = session.answerer.process(messages, entry.bounds)
         except ValueError:
             continue
         (arranged,) = arrange(sample, session.answerer.model.config)

@@ -11,8 +11,9 @@ from ivc_jax.studies.study import Study, list_methods
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
     *("model", "dtype", "weights", "mesh", "tasks", "data_dir", "limit", "methods", "batch_size"),
-    *("buckets", "max_new_tokens", "seed", "out"),
+    *("buckets", "protocol", "max_new_tokens", "seed", "out", "min_pixels", "max_pixels"),
 )
+PROTOCOLS = ("own", "released")
 
 
 class SettingsError(ValueError):
@@ -42,6 +43,11 @@ class RunConfig:
         mesh: devices as "data=4,model=2"; None is one device, or `data` over all of several
             processes.
         weights: "int8" to keep the decoder's matrices in 8 bits.
+        min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
+        max_pixels: largest area, likewise.
+        protocol: "released" treats pictures and cells as the released evaluation does
+            (`evals.benchmarks.released`) and asks with its prompts; bounds on pictures that are
+            given win over its own. "own" reads everything as it is.
         fixed_relaxed_accuracy: take ChartQA's error relative to the reference, not to the answer.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
         skip_unreachable: leave out methods whose budget the model is too shallow for.
@@ -66,6 +72,9 @@ class RunConfig:
     max_new_tokens: tuple[str, ...] = ()
     mesh: str | None = None
     weights: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    protocol: str = "own"
     fixed_relaxed_accuracy: bool = False
     official_prompts: bool = False
     studies: tuple[Study, ...] = ()
@@ -76,6 +85,9 @@ class RunConfig:
         for name in ("batch_size", "num_scenes", "buckets"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.protocol not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise SettingsError(f"unknown protocol {self.protocol!r}; known: {known}")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be at least 1, got {self.limit}")
         for name in ("methods", "tasks"):

@@ -120,6 +120,8 @@ class Meta:
 
     Attributes:
         weights: "int8" if they are; `dtype` is that of all else.
+        protocol: "released" if pictures and cells were treated as the released evaluation does.
+        pixel_bounds: by task, the least and the largest area of a resized picture.
         limit: rows of each task, None for all.
         compiled_programs: of the prefill; `compiled_decodes` are of the decode.
         unreachable: by method that cannot reach its budget, why.
@@ -142,6 +144,8 @@ class Meta:
     seed: int
     batch_size: int
     shared_tower: bool = False
+    protocol: str = "own"
+    pixel_bounds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     limit: int | None
     compiled_programs: int
     compiled_decodes: int | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.evals.schema import Meta, Statistics
 from ivc_jax.reports import html, markdown, tables
+from ivc_jax.reports.protocol import write_pixel_bounds
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
 
@@ -81,6 +82,7 @@ def _list_facts(meta: Meta) -> dict[str, Any]:
         "seed": meta.seed,
         "batch size": meta.batch_size,
         "rows of each task": meta.limit or "all",
+        "pixels of a picture": write_pixel_bounds(meta),
         "prefill programs compiled": meta.compiled_programs,
         **_list_time_facts(meta.statistics),
         "failed examples": meta.failed_rows,

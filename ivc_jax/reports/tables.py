@@ -19,6 +19,7 @@ from ivc_jax.reports.labels import (
     write_points,
     write_rows_note,
 )
+from ivc_jax.reports.protocol import describe_protocol
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Cell, Section, Table
 
@@ -130,7 +131,8 @@ def make_scores(results: Results) -> Section:
     )
     names = "method", "keep ratio", "cached", *map(write_heading, columns), "retention"
     table = Table(names, tuple(lines), starts=tuple(starts))
-    return Section(SCORES, (text,), (table,))
+    texts = tuple(filter(None, (text, describe_protocol(meta))))
+    return Section(SCORES, texts, (table,))
 
 
 def make_costs(results: Results) -> Section:

@@ -20,6 +20,10 @@ def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):
     # 40 x 56 pixels are 5 x 7 tokens of 8 pixels; half of 35 rounds to 18
     assert "35 of 35" in printed
     assert "18 of 35" in printed
+    bounds = ["--min-pixels", "64", "--max-pixels", "640"]
+    assert main.main([*map(str, arguments), *bounds]) == 0
+    # 640 pixels are 10 cells: the picture shrinks by the root of 3.5, to 21 x 30, so 2 x 3 cells
+    assert "6 of 6" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 300

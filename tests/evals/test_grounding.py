@@ -168,8 +168,10 @@ def test_boxes_are_read_in_the_frame_of_the_loaded_processor(tiny_hf):
         model, processor = ivc_jax.load(path, **bounds)
         answerer = ModelAnswerer(model, processor)
         picture = Image.new("RGB", (40, 30))
-        _, rows, columns = answerer.process("?", [picture]).images[0].grid
-        assert answerer.reader.find_frame(40, 30) == (4 * columns, 4 * rows)  # patches of 4
+        task, cells = tasks.TASKS["RefCOCO_val"], {"question": "?"}
+        messages = task.write_messages(cells, "qwen2_5_vl", [picture])
+        _, rows, columns = answerer.process(messages).images[0].grid
+        assert answerer.make_reader().find_frame(40, 30) == (4 * columns, 4 * rows)  # patches of 4
 
 
 def test_qwen2_boxes_stay_in_the_original_frame():

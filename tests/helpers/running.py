@@ -20,7 +20,7 @@ COLOUR = tasks.TASKS["DigitScenes_colour"]
 class FakeAnswerer:
     """Answers "red" under dense and "blue" under anything else; counts its batches."""
 
-    reader = read_as("qwen2_vl")
+    family = "qwen2_vl"
 
     def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
         self.batch_size, self.broken, self.calls = batch_size, broken, []
@@ -29,11 +29,14 @@ class FakeAnswerer:
     def find_owner(self, shard):
         return self.owners[shard]
 
-    def measure(self, messages):
+    def make_reader(self, bounds):
+        return read_as(self.family)
+
+    def measure(self, messages, bounds):
         width, height = messages[0]["content"][0]["image"].size
         return Size(4, width * height, width * height, 1, 1, 8)
 
-    def process(self, messages):
+    def process(self, messages, bounds):
         *_, text = messages[0]["content"]
         if text["text"] in self.broken:
             raise ValueError("the prompt is too long")

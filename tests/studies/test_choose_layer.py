@@ -140,6 +140,9 @@ def test_the_verdict_says_what_the_examples_can_tell():
 
 def test_the_first_round_takes_the_fraction_nearest_to_the_usual():
     assert command._choose_probe(command.Arguments()) == 0.1
+    bounded = command.ModelOptions(min_pixels=256, max_pixels=1024)
+    settings = command._make_settings(command.Arguments(model=bounded))
+    assert (settings.min_pixels, settings.max_pixels) == (256, 1024)
     few = command.ChoiceOptions(fractions=(0.2, 0.05))
     assert command._choose_probe(command.Arguments(choice=few)) == 0.05
 

@@ -190,12 +190,16 @@ def test_a_run_writes_the_tables_and_the_report(tiny_hf, data, tmp_path, capsys,
     ran = [table["tasks"] for table in content["tables"]]
     assert ran == [{"RefCOCO_testA": "RefCOCO_testA_for_qwen25vl"}, {"MME": "MME"}]
     assert content["tables"][0]["partial"] == {"RefCOCO_testA": [2, 5657]}
+    assert content["meta"]["protocol"] == "released"
+    assert content["meta"]["pixel_bounds"]["MME"] == [4 * 28 * 28, 16384 * 28 * 28]
     assert "grounding: 1 of 8 sets" in capsys.readouterr().out
     page = (tmp_path / "report.md").read_text()
     assert "MME (of 2800)" in page
     assert "### MME: points by category" in page
     assert "## The paper's tables\n\n### grounding: 1 of 8 sets" in page
     before = (tmp_path / "paper.md").read_text()
+    assert "treated as in the released evaluation" in before
+    assert "A resized picture has 3,136 to 12,845,056 pixels." in before
     assert "grounding: 1 of 8 sets" in before
     # once more, from the records
     (tmp_path / "paper.md").unlink()

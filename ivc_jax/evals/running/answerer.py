@@ -13,6 +13,7 @@ import numpy as np
 from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.inputs.batch import Batch
@@ -45,7 +46,7 @@ class ModelAnswerer:
         self.model = model
         self.processor = processor
         self.share_tower = share_tower
-        self.reader = Reader(model.config.family, processor.images)
+        self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
         self._warm: set[tuple] = set()
@@ -54,14 +55,23 @@ class ModelAnswerer:
         """Return the process that records a shard."""
         return processes.owner(self.model.mesh, shard)
 
-    def measure(self, messages: Messages) -> Size:
+    def make_reader(self, bounds: Bounds | None = None) -> Reader:
+        """Return what reads the answers about pictures within these bounds."""
+        return Reader(self.family, self._bound(bounds).images)
+
+    def measure(self, messages: Messages, bounds: Bounds | None = None) -> Size:
         """Say what a conversation takes up, from the sizes of its PIL images alone."""
         images = list_visuals(messages, 0)["image"]
-        return self.processor.measure(messages, [image.size for image in images])
+        return self._bound(bounds).measure(messages, [image.size for image in images])
 
-    def process(self, messages: Messages) -> Batch:
+    def process(self, messages: Messages, bounds: Bounds | None = None) -> Batch:
         """Tokenize one conversation and cut its images into patches."""
-        return self.processor(prompts=[messages])
+        return self._bound(bounds)(prompts=[messages])
+
+    def _bound(self, bounds: Bounds | None) -> Processor:
+        if bounds is None:
+            return self.processor
+        return self.processor.bound(bounds.min_pixels, bounds.max_pixels)
 
     def collate(self, samples: Sequence[Batch | None], shape: Shape) -> Inputs:
         """Pad the samples of a shard; the first stands in for those that are None."""

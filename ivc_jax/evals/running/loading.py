@@ -72,13 +72,12 @@ class BatchLoader:
     def _load(self, plan: BatchPlan, slot: int) -> tuple[Any, LoadedRow | Failure]:
         entry, position = self._entries[plan.task], plan.positions[slot]
         try:
-            row: Row = entry.file.read(position)
+            row: Row = entry.read(position)
         except RowError as error:
             return None, Failure(plan.task, position, str(error))
         try:
-            family = self._answerer.reader.family
-            messages = entry.task.write_messages(row.cells, family, row.images)
-            sample = self._answerer.process(messages)
+            messages = entry.task.write_messages(row.cells, self._answerer.family, row.images)
+            sample = self._answerer.process(messages, entry.bounds)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
         # the images' cells are long, and nobody reads them again

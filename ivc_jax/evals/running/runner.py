@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.benchmarks.tasks import READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
@@ -35,20 +36,23 @@ from ivc_jax.parallel.processes import any_process
 class Answerer(Protocol):
     """A model that answers batches of prompts, cut into `num_shards` equal shards.
 
-    The first three methods work on the host, in any thread.
+    All methods up to `collate` work on the host, in any thread.
     """
 
-    reader: Reader
+    family: str
     num_shards: int
     local_shards: Sequence[int]
 
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
 
-    def measure(self, messages: Messages) -> Size:
+    def make_reader(self, bounds: Bounds | None) -> Reader:
+        """Return what reads the answers about pictures within these bounds."""
+
+    def measure(self, messages: Messages, bounds: Bounds | None) -> Size:
         """Say what a conversation takes up; ValueError if it cannot be used."""
 
-    def process(self, messages: Messages) -> Any:
+    def process(self, messages: Messages, bounds: Bounds | None) -> Any:
         """Make a sample of a conversation; ValueError if it cannot be used."""
 
     def collate(self, samples: Sequence[Any], shape: Shape) -> Any:
@@ -117,7 +121,7 @@ def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress
             " of the mesh's data axis"
         )
     for entry in plan.tasks:
-        entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.reader.family)
+        entry.task.prompt(dict.fromkeys(entry.task.scoring.columns, ""), answerer.family)
     files = [folder.open_records(plan.name_records(entry.task)) for entry in plan.tasks]
     try:
         return _Run(plan, answerer, files, progress).go()
@@ -142,7 +146,7 @@ class _Run:
         plan, methods, start = self.plan, self.plan.methods, time.perf_counter()
         rows = sum(len(entry.file.list_ids(plan.limit)) for entry in plan.tasks)
         examples, failures = survey(
-            plan.tasks, plan.limit, self.answerer.reader.family, self.answerer.measure,
+            plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
             lambda done: self.progress(READING, done, rows),
         )  # fmt: skip
         shards = self.answerer.num_shards
@@ -176,7 +180,8 @@ class _Run:
     def _run_batch(self, batch: LoadedBatch, methods: Sequence[MethodEntry]) -> None:
         """Answer a batch under these methods and record what is missing of its rows."""
         plan, answerer = self.plan, self.answerer
-        task, file = plan.tasks[batch.plan.task].task, self.files[batch.plan.task]
+        entry, file = plan.tasks[batch.plan.task], self.files[batch.plan.task]
+        task, reader = entry.task, answerer.make_reader(entry.bounds)
         start = time.perf_counter()
         placed = answerer.place(batch.parts)
         if batch.plan.shape in self.placed:
@@ -200,7 +205,7 @@ class _Run:
                 else:
                     record = record_answer(
                         plan.identity, task, method, batch.rows[slot], answers[slot],
-                        answerer.reader,
+                        reader,
                     )  # fmt: skip
                 file.append(record)
                 self.present += 1

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ivc_jax.evals.benchmarks.cells import read_text
+from ivc_jax.evals.benchmarks.released import Bounds, drop_missing, save_as_jpeg
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.batching import Example
 from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
@@ -17,10 +19,17 @@ _REPORT_EVERY = 200
 
 @dataclasses.dataclass(frozen=True)
 class TaskEntry:
-    """A task and its open file."""
+    """A task and its open file.
+
+    Attributes:
+        released: treat pictures and cells as the released evaluation does.
+        bounds: on pictures, instead of those of the checkpoint.
+    """
 
     task: Task
     file: TsvFile
+    released: bool = False
+    bounds: Bounds | None = None
 
     @classmethod
     def open(cls, task: Task, path: str | os.PathLike) -> "TaskEntry":
@@ -28,14 +37,19 @@ class TaskEntry:
         return cls(task, TsvFile(path, task.scoring.columns, task.scoring.optional))
 
     def read(self, position: int, decode: bool = True) -> Row:
-        """Read a row as `TsvFile.read` does, and check its cells.
+        """Read a row as `TsvFile.read` does, treat it by the protocol, and check its cells.
 
         Raises:
             RowError: a cell of the row is broken.
         """
         row = self.file.read(position, decode)
         try:
+            if self.released:
+                row = dataclasses.replace(row, cells=drop_missing(row.cells))
             self.task.check_cells(row.cells, [image.size for image in row.images])
+            # files that a path names are read as they are
+            if self.released and decode and read_text(row.cells, "image"):
+                row = dataclasses.replace(row, images=tuple(map(save_as_jpeg, row.images)))
         except ValueError as error:
             raise RowError(f"{self.locate(row)}: {error}") from None
         return row
@@ -58,7 +72,7 @@ def survey(
     entries: Sequence[TaskEntry],
     limit: int | None,
     family: str,
-    measure: Callable[[Messages], Size],
+    measure: Callable[[Messages, Bounds | None], Size],
     report: Callable[[int], None],
 ) -> tuple[list[Example], list[Failure]]:
     """Measure every row from its messages and the headers of its images.
@@ -67,7 +81,8 @@ def survey(
         entries: the tasks.
         limit: rows of each, None for all.
         family: of the model.
-        measure: messages with images whose pixels are not decoded -> size; ValueError if unusable.
+        measure: (messages with images whose pixels are not decoded, bounds on these) -> size;
+            ValueError if unusable.
         report: called now and then with the number of rows seen.
 
     Returns:
@@ -87,7 +102,8 @@ def survey(
         except RowError as error:
             return Failure(number, position, str(error))
         try:
-            size = measure(entry.task.write_messages(row.cells, family, row.images))
+            messages = entry.task.write_messages(row.cells, family, row.images)
+            size = measure(messages, entry.bounds)
         except ValueError as error:
             return Failure(number, position, f"{entry.locate(row)}: {error}")
         return Example(number, position, size)

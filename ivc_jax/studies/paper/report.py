@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ivc_jax.evals.schema import Meta
 from ivc_jax.reports import markdown, section
 from ivc_jax.reports.labels import PERCENT, find_points
+from ivc_jax.reports.protocol import describe_protocol, write_pixel_bounds
 from ivc_jax.reports.report import write_command
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
@@ -14,7 +15,10 @@ from ivc_jax.studies.paper.published import PUBLISHED
 from ivc_jax.studies.paper.tables import Cell, Table, build
 
 PARTIAL, SECOND_HAND = "*", "†"  # marks behind our numbers and behind published ones
-_META = ("command", "model", "device", "dtype", "limit", "commits", "date", "failed_rows")
+_META = (
+    *("command", "model", "device", "dtype", "protocol", "pixel_bounds", "limit", "commits"),
+    *("date", "failed_rows"),
+)
 _READING = (
     "Scores in the benchmark's own points: percent, of MME up to 2800. `tokens kept` is the mean "
     "over layers of the share of visual tokens in the cache. `Avg. %` is the mean over the sets "
@@ -60,6 +64,8 @@ def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
     facts = {
         "device": meta.device,
         "dtype": meta.dtype,
+        "protocol": meta.protocol,
+        "pixels of a picture": write_pixel_bounds(meta) or "any",
         "rows of each set": "all" if meta.limit is None else f"the first {meta.limit}",
         "commit": ", ".join(meta.commits),
         "date": meta.date,
@@ -122,7 +128,7 @@ def write_notes(table: Table, meta: Meta) -> list[str]:
         found.append(f"{SECOND_HAND} from a summary of the paper by others.")
     if table.partial or len(table.tasks) < len(table.columns):
         found.append(_write_partial_note(table, meta.limit))
-    return found
+    return list(filter(None, (*found, describe_protocol(meta))))
 
 
 def _write_partial_note(table: Table, limit: int | None) -> str:
