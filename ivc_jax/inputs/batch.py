@@ -92,9 +92,10 @@ class Batch:
             InputError: shapes that contradict each other, or a sample without a token.
         """
         del mm_token_type_ids
-        ids = np.asarray(input_ids)
+        ids = np.asarray(input_ids)  # [B, N]
         if ids.ndim != 2:
             raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
+        # [B, N]
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
@@ -103,6 +104,7 @@ class Batch:
             pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
         )
         return cls(
+            # padding on either side goes: [n] each
             tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
             images=_split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw"),
             videos=_with_seconds(videos, second_per_grid_ts),
@@ -112,7 +114,7 @@ class Batch:
 def _with_seconds(videos: Sequence[Visual], seconds: Any) -> tuple[Visual, ...]:
     if seconds is None:
         return tuple(videos)
-    steps = np.asarray(seconds, np.float64).reshape(-1)
+    steps = np.asarray(seconds, np.float64).reshape(-1)  # [videos]
     if len(steps) != len(videos) or not (np.isfinite(steps) & (steps >= 0)).all():
         raise InputError(
             f"second_per_grid_ts {steps.tolist()} must be one number, not negative, for each of"
@@ -133,10 +135,11 @@ def _split_patches(
     if patches is None or grids is None:
         missing = patches_name if patches is None else grids_name
         raise InputError(f"{missing} is missing; pass {patches_name} and {grids_name} together")
+    # [patches of all visuals, patch values] and [visuals, 3]
     patches, grids = np.asarray(patches, np.float32), np.asarray(grids, np.int64)
     if grids.ndim != 2 or grids.shape[1] != 3 or (grids < 1).any():
         raise InputError(f"{grids_name} must be [visuals, 3] and positive, got {grids.tolist()}")
-    counts = grids.prod(axis=1)
+    counts = grids.prod(axis=1)  # [visuals], patches of each
     if patches.ndim != 2 or len(patches) != counts.sum():
         raise InputError(
             f"{patches_name} has shape {patches.shape}, but {grids_name} needs {counts.sum()}"
@@ -144,7 +147,7 @@ def _split_patches(
         )
     if not len(grids):
         return ()
-    pieces = np.split(patches, np.cumsum(counts)[:-1])
+    pieces = np.split(patches, np.cumsum(counts)[:-1])  # [t * h * w, patch values] each, no copy
     return tuple(
         Visual(piece, tuple(int(size) for size in grid))
         for piece, grid in zip(pieces, grids, strict=True)

@@ -35,7 +35,7 @@ def list_steps(first: int, last: int) -> tuple[int, ...]:
         while start <= last:
             steps.add(start)
             start *= 2
-    return tuple(sorted(steps))
+    return tuple(sorted(steps))  # from 32: 32 48 64 96 128 192 ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Buckets:
     visual: tuple[int, ...] = list_steps(16, 2**17)
     patches: tuple[int, ...] = list_steps(64, 2**16)
     rows: tuple[int, ...] = list_steps(1, 2**14)
+    # powers of two alone: it is a static bound on segments, no axis
     images: tuple[int, ...] = tuple(2**power for power in range(13))
     positions: tuple[int, ...] = list_steps(64, 2**20)
 
@@ -144,7 +145,7 @@ def measure_sample(
             f"({length} tokens) reaches position {next_position - 1}, the model's limit is"
             f" {limit} positions; shorten the prompt or use smaller images"
         )
-    seen = sum(each.count for each in footprints)
+    seen = sum(each.count for each in footprints)  # v, visual tokens
     return Size(
         # Even a prompt of placeholders alone gets text slots: T = 0 is not a bucket.
         text=max(length - seen, 1),
@@ -163,7 +164,7 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
         InputError: a sample or an image exceeds the largest bucket or the model's positions.
     """
     limit = config.decoder.max_positions
-    text = visual = patches = 0
+    text = visual = patches = 0  # the largest of any sample, each in its bucket
     images = 1  # a bound on segments, which an empty visual space needs too
     sizes = []
     for index, sample in enumerate(samples):
@@ -190,9 +191,11 @@ def choose_shape(samples: Sequence[Arrangement], config: ModelConfig, buckets: B
     return Shape(
         text=text,
         visual=visual,
-        patches=-(-patches // unit) * unit,
+        patches=-(-patches // unit) * unit,  # rounded up to whole units
+        # rows are of the batch, all else of a sample
         rows=_fit(sum(size.rows for size in sizes), buckets.rows, batch, "patch rows"),
         images=images,
+        # never below N: one program for all prompts of a bucket
         positions=max(positions, text + visual),
     )
 
@@ -212,7 +215,7 @@ def _fit(count: int, sizes: Sequence[int], name: str, what: str) -> int:
 
 def _stack(rows: Sequence[np.ndarray], slots: int, fill: int = 0) -> np.ndarray:
     """Pad arrays [n, ...] on the right to int32 [B, slots, ...]."""
-    padded = np.full((len(rows), slots, *rows[0].shape[1:]), fill, np.int32)
+    padded = np.full((len(rows), slots, *rows[0].shape[1:]), fill, np.int32)  # [B, slots, ...]
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
@@ -232,10 +235,11 @@ def _lay_out(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         for sample in samples
     ]
     positions = _stack([sample.positions.T for sample in samples], shape.slots)  # [B, N, 3]
-    assert positions.max(initial=0) < shape.positions
+    assert positions.max(initial=0) < shape.positions  # tables of IVC scores are that long
     return Layout(
         visual_index=_stack([sample.visual_slot for sample in samples], shape.visual),
         visual_valid=_mark_valid(visual_counts, shape.visual),
+        # nothing is pruned yet: its own place
         visual_origin=_stack([np.arange(count) for count in visual_counts], shape.visual),
         image_id=_stack([sample.segment_id for sample in samples], shape.visual, fill=-1),
         grid=_stack([sample.grid for sample in samples], shape.visual, fill=-1),
@@ -267,21 +271,23 @@ def _fill_rows(
         Patches [R, P, E] float32, their (row, column) [R, P, 2] int32, and visual_source [B, V].
     """
     vision = config.vision
-    patches = np.zeros((shape.rows, shape.patches, vision.patch_values), np.float32)
-    positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)
+    patches = np.zeros((shape.rows, shape.patches, vision.patch_values), np.float32)  # [R, P, E]
+    positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)  # [R, P, 2]
     width = shape.patches // vision.merge_area  # merged cells of a row
     sources, first = [], 0
     for sample in samples:
+        # a sample without visuals has no cells: np.concatenate wants one array
         pieces = [np.zeros(0, np.int32)]
         for segment in sample.segments:
             taken = segment.footprint
             rows = slice(first, first + taken.rows)
             # A processor returns slice after slice, each without padding: [rows, p, E].
             pixels = segment.visual.patches.reshape(taken.rows, -1, vision.patch_values)
-            patches[rows, taken.slots] = pixels
+            patches[rows, taken.slots] = pixels  # a window's padding stays 0 in between
             positions[rows, : taken.patches] = taken.patch_positions
             row, cell = np.divmod(taken.source, taken.patches // vision.merge_area)  # [v]
+            # [v], cells counted through rows of the padded width
             pieces.append((first + row) * width + cell)
             first += taken.rows
-        sources.append(np.concatenate(pieces))
+        sources.append(np.concatenate(pieces))  # [v of the sample]
     return patches, positions, _stack(sources, shape.visual)

@@ -76,13 +76,15 @@ def find_footprint(
     vision = config.vision
     merge, area = vision.spatial_merge_size, vision.merge_area
     rows, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    places, cells = _place_cells(height, width, vision)
+    places, cells = _place_cells(height, width, vision)  # [h * w] and a number, in merged cells
     slots = (places[:, None] * area + np.arange(area)).ravel()  # [h * w]
     raster = np.stack(np.indices(grid[1:]), axis=-1)  # [h, w, 2]
+    # [h', w', merge, merge, 2]
     blocks = raster.reshape(height, merge, width, merge, 2).swapaxes(1, 2)
+    # [patches of a row, 2]; what no cell takes is padding
     patch_positions = np.full((cells * area, 2), -1, np.int32)
     patch_positions[slots] = blocks.reshape(-1, 2)
-    frames = np.arange(rows, dtype=np.int32)[:, None]
+    frames = np.arange(rows, dtype=np.int32)[:, None]  # [t, 1]
     runs = rows if vision.timestamps and seconds is not None else 1
     # Every slice is cut the same way; broadcasting copies nothing.
     tokens = np.indices((rows, height, width), np.int32).reshape(3, -1).T  # [v, 3]
@@ -91,6 +93,7 @@ def find_footprint(
         patches=cells * area,
         slots=slots,
         patch_positions=np.broadcast_to(patch_positions, (rows, *patch_positions.shape)),
+        # [t, h * w] before it is flat: every slice is a row of `cells` cells
         source=(frames * cells + places).ravel().astype(np.int32),
         grid=tokens,
         runs=runs,
@@ -109,11 +112,11 @@ def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndar
     side = vision.window_cells
     if side is None:
         return np.arange(height * width), height * width
-    row, column = np.indices((height, width))
+    row, column = np.indices((height, width))  # [h, w] each
     across, down = -(-width // side), -(-height // side)  # windows
     window = row // side * across + column // side  # [h, w]
     columns = np.minimum(side, width - column // side * side)  # of this cell's window
-    places = window * side**2 + row % side * columns + column % side
+    places = window * side**2 + row % side * columns + column % side  # [h, w]
     return places.ravel(), across * down * side**2
 
 

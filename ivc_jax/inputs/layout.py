@@ -82,6 +82,7 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     used = dict.fromkeys(_KINDS, 0)
     arranged = []
     for sample, tokens in enumerate(batch.tokens):
+        # (kind, visual) -> the slots where its runs start
         starts: dict[tuple[str, int], list[int]] = {}
         for kind, start, length in _find_runs(tokens, config):
             # Visuals may touch: one run of placeholders can hold several.
@@ -133,10 +134,10 @@ def number_sample(length: int, segments: Sequence[Segment]) -> Int[np.ndarray, "
         taken = segment.footprint
         ids = np.split(taken.positions.T, taken.runs, axis=1)  # of each run, [3, v / runs]
         for run, run_ids in zip(segment.runs, ids, strict=True):
-            text = run.start - slot
+            text = run.start - slot  # text tokens before the run
             pieces.append(np.tile(np.arange(position, position + text), (3, 1)))  # [3, text]
-            pieces.append(position + text + run_ids)
-            position += text + taken.span
+            pieces.append(position + text + run_ids)  # [3, v / runs]
+            position += text + taken.span  # the longer side of the grid, or on a line the tokens
             slot = run.stop
     pieces.append(np.tile(np.arange(position, position + length - slot), (3, 1)))
     return np.concatenate(pieces, axis=1).astype(np.int32)
@@ -149,7 +150,7 @@ def _measure(
     merge = config.vision.spatial_merge_size
     pairs = []
     for index, visual in enumerate(visuals):
-        t, h, w = visual.grid
+        t, h, w = visual.grid  # patches
         if h % merge or w % merge:
             raise InputError(
                 f"{kind} {index}: grid {visual.grid} must be multiples of the merge size {merge};"
@@ -160,7 +161,7 @@ def _measure(
                 f"{kind} {index}: patches {visual.patches.shape} should be"
                 f" {(t * h * w, config.vision.patch_values)}; use the checkpoint's own preprocessor"
             )
-        seconds = visual.seconds if kind == "video" else None
+        seconds = visual.seconds if kind == "video" else None  # an image has no time
         pairs.append((visual, find_footprint(visual.grid, config, seconds)))
     return pairs
 
@@ -192,7 +193,7 @@ def _fit(
             f" the batch, found {found}; pass the missing {kind} or remove its placeholders"
         )
     visual, footprint = supply[index]
-    length = footprint.count // footprint.runs
+    length = footprint.count // footprint.runs  # tokens of one run
     if length > found:
         raise InputError(
             f"sample {sample}: {kind} {index} of the batch with grid {visual.grid} expected"
@@ -211,6 +212,7 @@ def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
         tokens=tokens,
         segments=segments,
         positions=positions,
+        # not positions[-1]: frames may reach further than the text behind them
         next_position=int(positions.max()) + 1,
         visual_slot=np.concatenate([np.zeros(0, np.int32), *slots]).astype(np.int32),
         segment_id=np.repeat(np.arange(len(segments)), counts).astype(np.int32),

@@ -80,7 +80,7 @@ def _walk(messages: Messages, sample: int) -> Iterator[tuple[str, Mapping[str, A
             raise InputError(f"{name}: write {{'role': ..., 'content': ...}}, got {message!r:.60}")
         content = message["content"]
         if isinstance(content, str):
-            yield name, {"type": "text", "text": content}
+            yield name, {"type": "text", "text": content}  # a plain string is one part
             continue
         if not isinstance(content, list | tuple):
             raise InputError(f"{name}: its content is neither a string nor a list of parts")

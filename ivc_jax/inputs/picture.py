@@ -28,6 +28,7 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
         if isinstance(source, str | Path):
             if Path(source).is_file() and not Path(source).stat().st_size:
                 raise InputError(f"{name}: {source} is an empty file; save it again")
+            # reads the header; `_load` decodes before the file closes
             with Image.open(source) as picture:
                 return _load(picture, name, convert)
         return _load(_from_memory(source, name), name, convert)
@@ -50,7 +51,7 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
 def _load(picture: Image.Image, name: str, convert: bool) -> Image.Image:
     if 0 in picture.size:
         raise InputError(f"{name} is empty ({picture.width} x {picture.height}); leave it out")
-    picture.load()
+    picture.load()  # here, so that damage is found under the picture's name
     if picture.mode != "RGB" and not convert:
         raise InputError(f"{name} has mode {picture.mode}; set do_convert_rgb or convert it")
     return _to_rgb(picture)
@@ -60,6 +61,7 @@ def _from_memory(source: Picture, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
+        # [h, w] or [h, w, 1]
         grey = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 1)
         colour = source.ndim == 3 and source.shape[2] in (3, 4)
         if source.dtype != np.uint8 or not (grey or colour):
@@ -79,13 +81,14 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and picture.info.get("transparency") is None:
         return picture
     if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(picture).astype(np.int64)  # [h, w]
         # Mode I holds 32 bits: read it as 8-bit grey unless a value does not fit.
         if picture.mode != "I" or values.max() > 255:
-            values = (values + 128) // 257
+            values = (values + 128) // 257  # 257 = 65535 / 255, rounded
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        # convert("RGB") alone would show what hides behind transparent pixels
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")

@@ -117,7 +117,7 @@ class Processor:
         Raises:
             InputError: names the sample, the visual and the remedy.
         """
-        if isinstance(prompts, str):
+        if isinstance(prompts, str):  # a string is a sequence too: it would be a batch of letters
             raise InputError("prompts must be a list of strings, one a sample; got one string")
         if (conversations := find_conversations(prompts)) is not None:
             if images is not None or videos is not None or not chat:
@@ -141,7 +141,7 @@ class Processor:
                 process_image(picture, self.images, f"sample {sample}, image {index}")
                 for index, picture in enumerate(picture_lists[sample])
             ]
-            clips = [
+            clips = [  # rates count frames; a slice takes temporal_patch_size of them
                 dataclasses.replace(
                     process_video(frames, self.videos, f"sample {sample}, video {index}"),
                     # so many frames become one temporal slice
@@ -204,6 +204,7 @@ def read_rules(
     Raises:
         InputError: a damaged file, or settings that do not fit the model.
     """
+    # newer checkpoints keep all settings in one file
     nested = read_json(path / "processor_config.json")
     images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
     if not images:

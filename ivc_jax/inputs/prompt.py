@@ -42,6 +42,8 @@ class ChatTemplate:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        # The template is part of a download, so it runs in a sandbox. Blocks are trimmed as in
+        # transformers: a blank line more is a token more.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -73,6 +75,7 @@ class ChatTemplate:
         if source is None:
             source = read_json(path / "tokenizer_config.json").get("chat_template")
         if isinstance(source, list):
+            # a list of {name, template}
             source = {entry["name"]: entry["template"] for entry in source}
         if isinstance(source, dict):
             source = source.get("default")
@@ -150,24 +153,26 @@ class PromptWriter:
                     f" {expected} {kind}s; check the chat template"
                 )
             written = [self.write_visual(each, placeholder) for each in footprints[kind]]
-            parts = text.split(placeholder)
+            parts = text.split(placeholder)  # one more than there are visuals
             text = "".join(itertools.chain(*zip(parts, [*written, ""], strict=True)))
             # Tokenizing a thousand placeholders takes milliseconds: each run is tokenized as one.
             runs = re.compile(f"(?:{re.escape(placeholder)})+")
+            # [runs], visual tokens of each
             lengths[number] = [len(run) // len(placeholder) for run in runs.findall(text)]
+            # a run is one placeholder again, until `np.repeat`
             text = runs.sub(lambda _, one=placeholder: one, text)
         # Templates write their own special tokens; a raw prompt gets the tokenizer's.
         tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not chat), np.int32)
-        repeats = np.ones(len(tokens), np.int64)
+        repeats = np.ones(len(tokens), np.int64)  # [tokens]
         for number, counts in lengths.items():
-            slots = np.flatnonzero(tokens == number)
+            slots = np.flatnonzero(tokens == number)  # [runs]
             if len(slots) != len(counts):
                 raise InputError(
                     f"the tokenizer does not read {self.tokenizer.token(number)} as one token; use"
                     " the tokenizer that belongs to the checkpoint"
                 )
             repeats[slots] = counts
-        return np.repeat(tokens, repeats)
+        return np.repeat(tokens, repeats)  # [n]
 
     def _placeholder_ids(self) -> dict[str, int]:
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
@@ -188,6 +193,7 @@ class PromptWriter:
                     f" write one mark for each {kind}, or none"
                 )
         kinds = {mark: kind for kind, mark in MARKS.items()}
+        # the group keeps the marks among the pieces
         pieces = re.split(f"({_MARK_PATTERN.pattern})", prompt)
         return first + [(kinds.get(piece, "text"), piece) for piece in pieces if piece]
 

@@ -25,7 +25,7 @@ from PIL import Image
 from ivc_jax.inputs.batch import InputError, Visual
 from ivc_jax.inputs.picture import Picture, load_picture
 
-MAX_ASPECT_RATIO = 200
+MAX_ASPECT_RATIO = 200  # of Hugging Face's smart_resize
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -101,17 +101,18 @@ class PictureRule(abc.ABC):
             float32 [t * h * w, channels * temporal_patch * patch * patch] and the grid (t, h, w).
         """
         patch, merge, depth = self.patch_size, self.merge_size, self.temporal_patch_size
+        # frames up to whole slices; an image is repeated to fill one
         missing = -len(frames) % depth
         if missing:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
         count, height, width, channels = frames.shape  # count is a multiple of depth now
-        t, h, w = count // depth, height // patch, width // patch
+        t, h, w = count // depth, height // patch, width // patch  # in slices and patches
         blocks = frames.reshape(
             t, depth, h // merge, merge, patch, w // merge, merge, patch, channels
         ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # [t, h', w', merge, merge, channel, depth, y, x]
         # Pixels have 256 values, so normalising is a table; one channel at a time, because NumPy
         # widens the pixels to 64 bits to look them up.
-        values = np.empty(blocks.shape, np.float32)
+        values = np.empty(blocks.shape, np.float32)  # as `blocks`
         for channel, table in enumerate(self._value_table(channels)):
             values[..., channel, :, :, :] = table[blocks[..., channel, :, :, :]]
         return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
@@ -124,6 +125,7 @@ class PictureRule(abc.ABC):
         table = np.tile(values.astype(np.float32), (channels, 1))  # [channels, 256]
         if self.do_normalize:
             mean = np.array(self.image_mean, np.float32)[:, None]
+            # [channels, 256]
             table = (table - mean) / np.array(self.image_std, np.float32)[:, None]
         return table
 
@@ -218,15 +220,16 @@ def smart_resize(
         raise InputError(
             f"aspect ratio {ratio:.0f} exceeds {MAX_ASPECT_RATIO}; crop or pad the image"
         )
-    rows, columns = round(height / factor), round(width / factor)
+    rows, columns = round(height / factor), round(width / factor)  # in steps of `factor`
     area = rows * columns * factor * factor
     if area > max_pixels:
+        # of each side, so that the area is max_pixels
         shrink = math.sqrt((height * width) / max_pixels)
-        rows = max(1, math.floor(height / shrink / factor))
+        rows = max(1, math.floor(height / shrink / factor))  # floor: not above the bound again
         columns = max(1, math.floor(width / shrink / factor))
     elif area < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * grow / factor)
+        rows = math.ceil(height * grow / factor)  # ceil: nor below it
         columns = math.ceil(width * grow / factor)
     return rows * factor, columns * factor
 
@@ -267,7 +270,7 @@ def process_video(
     ]
     if not pictures:
         raise InputError(f"{name} has no frames; leave it out")
-    sizes = {picture.size for picture in pictures}
+    sizes = {picture.size for picture in pictures}  # (width, height), as PIL has it
     if len(sizes) > 1:
         raise InputError(f"{name} has frames of sizes {sorted(sizes)}; resize them to one size")
     return _cut(pictures, rule, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ivc_jax.inputs.batch import InputError
 
-_NAMED = (
+_NAMED = (  # a string, or a dictionary with "content"
     "bos_token",
     "eos_token",
     "unk_token",
@@ -16,6 +16,7 @@ _NAMED = (
     "cls_token",
     "mask_token",
 )
+# lists of the same, or dictionaries by name
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -51,7 +52,7 @@ class Tokenizer:
             InputError: an added token's id contradicts the vocabulary.
         """
         self._backend = backend
-        self._backend.no_padding()
+        self._backend.no_padding()  # tokenizer.json may ask for both; rows are padded by `bucket`
         self._backend.no_truncation()
         self.special_tokens = {
             name: _read_content(config[name]) for name in _NAMED if config.get(name) is not None
@@ -104,6 +105,7 @@ class Tokenizer:
         from tokenizers import AddedToken
 
         declared = config.get("added_tokens_decoder") or {}
+        # in order of ids: the backend gives out the next free one
         for number, entry in sorted((int(number), entry) for number, entry in declared.items()):
             flags = {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
             self._backend.add_tokens([AddedToken(entry["content"], **flags)])
@@ -156,7 +158,7 @@ def _build_backend(vocab: Path, merges: Path, word_pattern: str) -> Any:
     from tokenizers.models import BPE
 
     backend = Backend(BPE.from_file(str(vocab), str(merges)))
-    backend.normalizer = normalizers.NFC()
+    backend.normalizer = normalizers.NFC()  # letters composed another way would get other ids
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(word_pattern), behavior="isolated"),
