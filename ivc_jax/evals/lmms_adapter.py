@@ -80,6 +80,7 @@ class Generation:
 
     def cut(self, answer: str) -> str:
         """Cut an answer before the first stop string."""
+        # where each stop string begins
         ends = [place for text in self.until if (place := answer.find(text)) >= 0]
         return answer[: min(ends, default=len(answer))]
 
@@ -98,6 +99,7 @@ class _Question:
         """Decode the images."""
         found = self.visuals()
         found = found if isinstance(found, list | tuple) else [found]
+        # tasks return an image, a list, or lists in a list
         flat = [part for each in found for part in (each if isinstance(each, list) else [each])]
         return [
             load_picture(picture, f"image {number}")
@@ -140,7 +142,7 @@ class IvcJax(lmms):
         ValueError: an argument that cannot be used.
     """
 
-    is_simple = True
+    is_simple = True  # lmms-eval: requests hold text and visuals, not chat messages
 
     def __init__(
         self,
@@ -199,9 +201,10 @@ class IvcJax(lmms):
             for number, question in enumerate(questions)
         ]
         plans = plan_batches(examples, self.batch_size, self._answerer.num_shards, self.buckets)
-        answers = [""] * len(questions)
+        answers = [""] * len(questions)  # in the order of the requests, filled batch by batch
         for plan in track(plans, description="answering"):
             texts = self._answer(plan, questions, kinds[plan.task])
+            # repetitions that fill the batch drop out
             for number, text in zip(plan.positions[: plan.count], texts, strict=False):
                 question = questions[number]
                 answers[number] = question.generation.cut(text)
@@ -260,7 +263,7 @@ class IvcJax(lmms):
             pictures = questions[number].decode_pictures()
             messages = questions[number].write_messages(pictures)
             samples.append(self._answerer.process(messages))
-        size = len(samples) // self._answerer.num_shards
+        size = len(samples) // self._answerer.num_shards  # samples of a shard
         parts = {
             shard: self._answerer.collate(samples[shard * size : (shard + 1) * size], plan.shape)
             for shard in range(self._answerer.num_shards)

@@ -34,14 +34,14 @@ class Record:
     keep_ratio: float
     prediction: str | None
     parsed: Any
-    score: float | None
+    score: float | None  # 0 to 1; None if the row failed
     target: str | None
     question: str | None
     category: str
     visual_tokens: int
     kept_tokens: int
-    kept: list[int]
-    grids: list[list[int]]
+    kept: list[int]  # visual tokens, counted from 0
+    grids: list[list[int]]  # (frames, rows, columns) in tokens, of each image
     kv_bytes: float
     prefill_ms: float
     decode_ms: float
@@ -49,7 +49,7 @@ class Record:
     seconds: float
     seed: int
     commit: str
-    row: int
+    row: int  # from 1, in the file
     cached_share: float = 1.0
     flops: float = 0.0
     picture: str = ""
@@ -183,11 +183,13 @@ class Meta:
         """
         statistics = content.get("statistics")
         if statistics is not None:
+            # busy_share is computed, never read
             measured = {name: statistics[name] for name in statistics if name != "busy_share"}
             content = {**content, "statistics": build(Statistics, measured)}
         return build(cls, content)
 
 
+# not yet known while the run goes on
 _LATE = ("paper", "command", "wall_seconds", "failed_rows", "failures", "commits")
 
 
@@ -198,6 +200,6 @@ def build(kind: type[_T], content: Mapping[str, Any]) -> _T:
         SchemaError: a key is missing or unknown.
     """
     try:
-        return kind(**content)
+        return kind(**content)  # a wrong key is a TypeError of the constructor
     except TypeError as error:
         raise SchemaError(f"no {kind.__name__.lower()}: {error}") from None

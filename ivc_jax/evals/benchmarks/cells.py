@@ -47,21 +47,22 @@ def read_list(text: str) -> list[str] | None:
     body = text.strip()
     if found := _ARRAY.fullmatch(body):
         body = found[1]
-    if not (body.startswith("[") and body.endswith("]")):
+    if not (body.startswith("[") and body.endswith("]")):  # a text that merely mentions a list
         return None
     inner = body[1:-1].strip()
     if not inner:
         return None
     try:
-        items = json.loads(body)
+        items = json.loads(body)  # ["a", "b"] and [1, 2]; single quotes and blanks go on below
     except ValueError:
         items = _split_items(inner)
-    quoted = inner[0] in "'\"" or inner[-1] in "'\""
+    quoted = inner[0] in "'\"" or inner[-1] in "'\""  # "[sic]" has none: it is a text
     if items is None:
         if quoted:
             raise CellError('it looks like a list and is none; write ["a", "b"]')
         return None
     for number, item in enumerate(items, 1):
+        # NaN alone differs from itself
         if item is None or item != item or isinstance(item, list | dict):
             raise CellError(f"item {number} of the list is no text; leave it out or quote it")
     return [str(item) for item in items]
@@ -84,8 +85,10 @@ def _split_items(inner: str) -> list | None:
         if item is ...:  # NumPy leaves out the middle of long arrays
             return None
         items.append(item)
+        # what lies between two items: a comma, blanks, or nothing
         gap = _GAP.match(inner, found.end())
         place = gap.end()
         if place < len(inner):
             commas.add(gap["comma"] if gap[0] else "touching")
+    # commas throughout or nowhere
     return items if len(commas) < 2 and "touching" not in commas else None

@@ -8,7 +8,7 @@ import numpy as np
 from ivc_jax.evals.benchmarks.parsers import Box
 
 HIT_IOU = 0.5
-_JACKKNIFE_GROUPS = 40
+_JACKKNIFE_GROUPS = 40  # statistics of large sets take a while: 40 runs of them, not one a unit
 _T_95 = 2.02  # 97.5 % point of Student's t for that many; too small if there are few units
 
 
@@ -37,7 +37,7 @@ def measure_yes_no(targets: Sequence[str], answers: Sequence[str]) -> dict[str, 
     ]
     hits = sum(target == answer for target, answer in pairs)
     positives = sum(target == "yes" for target, _ in pairs)
-    claimed = sum(answer == "yes" for _, answer in pairs)
+    claimed = sum(answer == "yes" for _, answer in pairs)  # answered "yes"; Unknown counts as "no"
     true_positives = sum(pair == ("yes", "yes") for pair in pairs)
     precision = _divide(true_positives, claimed)
     recall = _divide(true_positives, positives)
@@ -63,13 +63,13 @@ def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> 
     """
     if not values:
         return 0.0, 0.0
-    numbers = np.asarray(values, np.float64)
+    numbers = np.asarray(values, np.float64)  # [n]
     random = np.random.default_rng(seed)
     # one resample at a time: the index matrix of a large benchmark would not fit in memory
     means = [
         numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(resamples)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(means, [2.5, 97.5])  # of [resamples]
     return float(low), float(high)
 
 
@@ -97,7 +97,7 @@ def jackknife(
     # [units] -> number of the group
     order = np.random.default_rng(seed).permutation(len(names)) % count
     dealt = dict(zip(names, order.tolist(), strict=True))
-    groups = [dealt[unit] for unit in units]
+    groups = [dealt[unit] for unit in units]  # [items]
     # the statistic without each group; its variance over groups grows with what a group tells
     left = [
         statistic([item for item, group in zip(items, groups, strict=True) if group != out])

@@ -107,7 +107,7 @@ def scale_to_pixels(box: Box, width: float, height: float) -> Box:
 
 def rescale_box(box: Box, source: tuple[float, float], target: tuple[float, float]) -> Box:
     """Move a box from an image of size `source` (width, height) to one of size `target`."""
-    across, down = target[0] / source[0], target[1] / source[1]
+    across, down = target[0] / source[0], target[1] / source[1]  # factors of x and of y
     return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
@@ -120,15 +120,16 @@ def drop_punctuation(text: str) -> str:
     delete_all = re.search(r"\d,\d", text) is not None
     result = text
     for mark in _PUNCTUATION:
+        # looked up in the text as it was, not as rewritten so far
         touches_blank = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if touches_blank or delete_all else " ")
-    return re.sub(r"\.(?!\d)", "", result, count=_MOST_PERIODS)
+    return re.sub(r"\.(?!\d)", "", result, count=_MOST_PERIODS)  # "3.5" keeps its period
 
 
 def read_yes_or_no(text: str) -> str:
     """Return "Yes" or "No" if exactly one of the two words occurs, otherwise "Unknown"."""
     words = drop_punctuation(text.lower()).split()
-    if ("yes" in words) == ("no" in words):
+    if ("yes" in words) == ("no" in words):  # both or neither
         return UNKNOWN
     return "Yes" if "yes" in words else "No"
 

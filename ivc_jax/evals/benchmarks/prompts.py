@@ -17,7 +17,7 @@ ByFamily = Mapping[str, Prompt]
 
 PICTURE = "<image>"
 
-_CHINESE = re.compile("[\u4e00-\u9fff]")
+_CHINESE = re.compile("[\u4e00-\u9fff]")  # the unified ideographs
 _CHINESE_LETTER = "请直接回答选项字母。"
 _LETTER = "Answer with the option's letter from the given choices directly."
 _SELECT = "Please select the correct answer from the options above."

@@ -49,7 +49,7 @@ class ModelAnswerer:
         self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
-        self._warm: set[tuple] = set()
+        self._warm: set[tuple] = set()  # programs that have run: (method, shapes, bound on answers)
 
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
@@ -96,6 +96,7 @@ class ModelAnswerer:
         take one after the other: two batches might not fit into their memory. So do several
         processes, which must all run the same program at a time.
         """
+        # jit keys its programs by structure and shapes, so this does too.
         leaves, structure = jax.tree.flatten(device)
         shape = (structure, *(leaf.shape for leaf in leaves))
         new = [(method, shape, max_new_tokens) for method in methods]
@@ -142,6 +143,7 @@ class ModelAnswerer:
     ) -> tuple[Prefill, Output, float, float]:
         start = time.perf_counter()
         prompt = prefill(self.model, device, method)
+        # JAX returns before the work is done: wait, then read the clock
         jax.block_until_ready((prompt.logits, prompt.cache))
         middle = time.perf_counter()
         output = decode(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
@@ -178,10 +180,10 @@ def fingerprint(path: str) -> str:
             if size <= _HASHED_WHOLE:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
                 continue
-            digest.update(content.read(1 << 20))
+            digest.update(content.read(1 << 20))  # headers lie in front, the last tensors behind
             content.seek(-(1 << 20), 2)
             digest.update(content.read())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]  # 64 bits tell folders apart
 
 
 def _find_kept(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) -> list[int]:
@@ -191,7 +193,7 @@ def _find_kept(kept: np.ndarray, layout: Mapping[str, np.ndarray], sample: int) 
     kept               0 1 . 3 . 5 6 7       -> visual tokens         . 1 . 3
     """
     count = int(layout["visual_valid"][sample].sum())
-    slots = layout["visual_index"][sample, :count]
+    slots = layout["visual_index"][sample, :count]  # [n], prompt positions of the visual tokens
     return np.flatnonzero(np.isin(slots, kept)).tolist()
 
 

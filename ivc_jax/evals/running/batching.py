@@ -58,7 +58,7 @@ def plan_batches(
         shards: equal parts of a batch that are padded on their own.
         most_buckets: bound on the shapes, over all tasks.
     """
-    rows = batch_size // shards
+    rows = batch_size // shards  # samples of a shard
     groups = choose_ranges([example.size for example in examples], batch_size, most_buckets)
     plans = []
     for number, group in enumerate(groups):
@@ -68,8 +68,10 @@ def plan_batches(
             found = sorted(e.position for e in members if e.task == task)
             for start in range(0, len(found), batch_size):
                 part = found[start : start + batch_size]
+                # every batch is full: one shape, one program
                 padded = part + part[-1:] * (batch_size - len(part))
                 plan = BatchPlan(task, shape, tuple(padded), len(part))
+                # sorted below: by task, largest bucket first, file order
                 plans.append((task, -number, start, plan))
     return [plan for *_, plan in sorted(plans, key=lambda entry: entry[:3])]
 
@@ -83,6 +85,7 @@ def cover_sizes(sizes: Iterable[Size], rows: int) -> Shape:
         text=text,
         visual=visual,
         patches=max(size.patches for size in sizes),
+        # whichever samples meet in a shard, their patch rows fit
         rows=max(size.rows for size in sizes) * rows,
         images=max(1, *(size.images for size in sizes)),
         positions=max(text + visual, *(size.positions for size in sizes)),
@@ -109,7 +112,7 @@ def _group_levels(sizes: Sequence[Size]) -> list[list[int]]:
     """Sort and put neighbours together: equal sizes always, others if there are too many."""
     order = sorted(range(len(sizes)), key=lambda index: (sizes[index].visual, index))
     levels: list[list[int]] = []
-    smallest = len(order) / _LEVELS
+    smallest = len(order) / _LEVELS  # samples of a level, where sizes are many
     distinct = len({sizes[index].visual for index in order})
     for index in order:
         same = levels and sizes[levels[-1][-1]].visual == sizes[index].visual
@@ -134,6 +137,7 @@ def _count_slots(
     cost = np.full((levels, levels + 1), np.inf)  # a range has an end behind its start
     for a in range(levels):
         rows = -(-np.cumsum(counts[a:]) // batch_size) * batch_size  # of a..a, a..a+1, ...
+        # samples x slots of the widest
         cost[a, a + 1 :] = rows * (np.maximum.accumulate(text[a:]) + visual[a:])
     return cost
 
@@ -150,9 +154,10 @@ def _choose_cuts(cost: np.ndarray, most: int) -> list[tuple[int, int]]:
     origin = []
     for _ in range(min(most, levels)):
         total = best[-1][:levels, None] + cost  # [start of the last range, its end]
-        origin.append(total.argmin(axis=0))
+        origin.append(total.argmin(axis=0))  # [levels + 1]
         best.append(total.min(axis=0))
-    ends = [column[levels] for column in best]
+    ends = [column[levels] for column in best]  # least cost of all levels, by number of ranges
+    # the fewest that are good enough
     number = next(n for n, value in enumerate(ends) if value <= _GOOD_ENOUGH * min(ends))
     # walk back from the last range to the first
     cuts, end = [], levels

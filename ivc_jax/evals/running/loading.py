@@ -59,7 +59,7 @@ class BatchLoader:
             samples = []
             for slot in range(shard * size, (shard + 1) * size):
                 sample, row = self._load(plan, slot)
-                samples.append(sample)
+                samples.append(sample)  # None where the row is broken: something stands in for it
                 if slot >= plan.count:
                     continue
                 if isinstance(row, Failure):
@@ -89,5 +89,6 @@ def load_ahead(loader: BatchLoader, plans: Sequence[BatchPlan]) -> Iterator[Load
     """Yield the batches in order, the next ones being loaded meanwhile."""
     if not plans:
         return
+    # batches, not rows: an element of the data set is a plan
     options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
     yield from grain.MapDataset.source(plans).map(loader).to_iter_dataset(options)

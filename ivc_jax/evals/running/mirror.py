@@ -53,5 +53,6 @@ class Mirror:
         if self.remote:
             figures = (path for path in self.local.glob("figures/*") if path.is_file())
             top = (path for path in self.local.glob("*") if path.is_file())
+            # records go by `push`, process by process
             names = [str(path.relative_to(self.local)) for path in (*top, *figures)]
             self.push([name for name in names if not name.startswith(".")], now=True)

@@ -61,7 +61,7 @@ def record_answer(
     parsed = task.scoring.parse(answer.text, row.cells, reader)
     return Record(
         task=task.name,
-        split=read_text(row.cells, "split") or task.split,
+        split=read_text(row.cells, "split") or task.split,  # a file may hold several splits
         example_id=row.example_id,
         model=run.model,
         method=method.spec,
@@ -84,6 +84,7 @@ def record_answer(
         flops=answer.flops,
         picture=row.picture,
         cells={name: read_text(row.cells, name) for name in task.scoring.cells},
+        # the vision tower is in it unless methods share it
         seconds=round((answer.prefill_ms + answer.decode_ms) / 1000, 6),
         seed=run.seed,
         commit=run.commit,
@@ -102,7 +103,7 @@ def record_failure(
         model=run.model,
         method=method.spec,
         keep_ratio=method.keep_ratio,
-        prediction=None,
+        prediction=None,  # nobody was asked
         parsed=None,
         score=None,
         target=None,
@@ -119,7 +120,7 @@ def record_failure(
         seconds=0.0,
         seed=run.seed,
         commit=run.commit,
-        row=failure.position + 1,
+        row=failure.position + 1,  # rows count from 1, positions from 0
         failed=True,
         error=failure.error,
     )

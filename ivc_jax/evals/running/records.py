@@ -17,7 +17,7 @@ from ivc_jax.evals.schema import Record, SchemaError, build
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
-_FORMAT = 4
+_FORMAT = 4  # raise it when the keys of a record change: old files are then refused
 _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 
@@ -39,10 +39,11 @@ class RunFolder:
         self.path = pathlib.Path(path)
         try:
             (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
+            # one lock a process: several of a run may share the folder
             self._lock = (self.path / f".lock{process}").open("w")
             probe = self.path / f".probe{process}"
             with probe.open("wb") as file:
-                file.write(bytes(_ROOM))
+                file.write(bytes(_ROOM))  # a full disk shows now, and not after hours
                 os.fsync(file.fileno())
             probe.unlink()
         except OSError as error:
@@ -50,6 +51,7 @@ class RunFolder:
                 f"cannot write into {self.path}: {error.strerror}; choose another --out"
             ) from None
         try:
+            # held until `close`, or until the process dies
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RecordsError(
@@ -97,6 +99,7 @@ class RunFolder:
                     f"{self.path} holds records of another run ({'; '.join(changed)}); choose"
                     " another --out, or --no-resume to set them aside"
                 )
+            # tasks of earlier runs in the folder stay known
             wanted["tasks"] = found["tasks"] | wanted["tasks"]
         write_atomically(path, json.dumps(wanted, indent=1) + "\n")
 
@@ -110,7 +113,7 @@ class RecordFile:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        _cut_torn_line(path)
+        _cut_torn_line(path)  # before reading: half a line is no record
         self.done = {(record.example_id, record.method) for record in read(path)}
         self._file: BinaryIO = path.open("ab")
 
@@ -161,7 +164,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    draft.replace(path)  # within a folder, which makes it one step
 
 
 def _cut_torn_line(path: pathlib.Path) -> None:
@@ -171,7 +174,7 @@ def _cut_torn_line(path: pathlib.Path) -> None:
     with path.open("r+b") as file:
         end = file.seek(0, os.SEEK_END)
         keep = end
-        while keep > 0:
+        while keep > 0:  # backwards, block by block, to the last newline
             start = max(0, keep - 4096)
             file.seek(start)
             newline = file.read(keep - start).rfind(b"\n")

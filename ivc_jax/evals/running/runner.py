@@ -138,12 +138,13 @@ class _Run:
     ) -> None:
         self.plan, self.answerer, self.files, self.progress = plan, answerer, files, progress
         self.statistics = Statistics()
-        self.present = self.total = 0
-        self.placed: set[Shape] = set()
+        self.present = self.total = 0  # records of this process: there already, and wanted
+        self.placed: set[Shape] = set()  # shapes that have been through `place`
 
     def go(self) -> Statistics:
         """Survey, then run what is missing."""
         plan, methods, start = self.plan, self.plan.methods, time.perf_counter()
+        # this reads every file once
         rows = sum(len(entry.file.list_ids(plan.limit)) for entry in plan.tasks)
         examples, failures = survey(
             plan.tasks, plan.limit, self.answerer.family, self.answerer.measure,
@@ -165,6 +166,7 @@ class _Run:
 
     def _run_batches(self, wanted: Sequence[tuple[BatchPlan, np.ndarray]]) -> None:
         """Run batches, each under the methods that its mask [methods] names."""
+        # `waited` restarts behind each batch: what is between is the host's
         start = waited = time.perf_counter()
         loader = BatchLoader(self.plan.tasks, self.answerer)
         loaded = load_ahead(loader, [batch for batch, _ in wanted])
@@ -191,7 +193,7 @@ class _Run:
         self.placed.add(batch.plan.shape)
         answerer.warm_up(placed, [method.method for method in methods], plan.bound_answers(task))
         self.statistics.compile += time.perf_counter() - start
-        owned = self._list_own(batch.plan)
+        owned = self._list_own(batch.plan)  # slots of this process
         for method in methods:
             start = time.perf_counter()
             answers = answerer.answer(placed, method.method, plan.bound_answers(task))

@@ -12,6 +12,7 @@ from ivc_jax.evals.schema import Record, Row
 AVERAGE = "average"
 _DENSE = "dense"
 COSTS = ("cached_share", "flops")  # metrics that say what a method costs
+# part of a metric's name -> column of the file
 _LEVELS = {"": "category", "l2": "l2-category", "split": "split"}
 
 
@@ -40,7 +41,7 @@ def make_rows(records: Iterable[Record], tasks: Sequence[str], methods: Sequence
     dense score of these records. `low` and `high` among the metrics bound the score with 95 %
     confidence, `change` is the difference to dense on the examples that both have.
     """
-    found: dict[tuple[str, str], list[Record]] = {}
+    found: dict[tuple[str, str], list[Record]] = {}  # (task, method) -> records
     for record in records:
         if not record.failed:
             found.setdefault((record.task, record.method), []).append(record)
@@ -79,6 +80,7 @@ def collect_categories(rows: Iterable[Row]) -> list[CategoryTable]:
             found.setdefault(key, {}).setdefault(row.method, {})[category] = value
     tables = []
     for key, by_method in found.items():
+        # columns: every category that any method has
         names = tuple(sorted({name for values in by_method.values() for name in values}))
         lines = {m: tuple(values.get(name) for name in names) for m, values in by_method.items()}
         tables.append(CategoryTable(*key, names, lines))
@@ -107,10 +109,12 @@ def _make_row(records: list[Record], dense: list[Record]) -> Row:
         n=len(records),
         score=score,
         metrics=values,
+        # None without dense, and where dense scores 0
         retention=score / dense_score if dense_score else None,
         visual_tokens=_average(records, "visual_tokens"),
         kept_tokens=_average(records, "kept_tokens"),
         kv_bytes=_average(records, "kv_bytes"),
+        # a median: single batches stumble over other work
         prefill_ms=statistics.median(record.prefill_ms for record in records),
         decode_ms_per_token=statistics.median(
             record.decode_ms / max(record.decode_steps, 1) for record in records
@@ -134,7 +138,7 @@ def _compare(
     scoring: Scoring, records: Sequence[Record], dense: Sequence[Record]
 ) -> dict[str, float]:
     """Compare with dense on the examples that both have."""
-    before = {record.example_id: record for record in dense}
+    before = {record.example_id: record for record in dense}  # example -> record of dense
     pairs = [(each, before[each.example_id]) for each in records if each.example_id in before]
     if scoring.unit is None:
         changes = [mine.score - other.score for mine, other in pairs]
@@ -152,7 +156,7 @@ def _compare(
 
 def _average_groups(rows: list[Row], tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
     """Average over all tasks and over each group of at least two; every task weighs the same."""
-    groups: dict[str, list[str]] = {AVERAGE: list(tasks)}
+    groups: dict[str, list[str]] = {AVERAGE: list(tasks)}  # name of the row -> tasks
     for task in tasks:
         groups.setdefault(f"{AVERAGE}/{TASKS[task].group}", []).append(task)
     result = []

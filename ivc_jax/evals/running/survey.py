@@ -88,7 +88,7 @@ def survey(
     Returns:
         What can be run and what cannot, both in order of task and row.
     """
-    rows = [
+    rows = [  # (task, position in its file), all of them
         (number, position)
         for number, entry in enumerate(entries)
         for position in range(len(entry.file.list_ids(limit)))
@@ -113,6 +113,7 @@ def survey(
         # in parts, so that progress shows in between
         for start in range(0, len(rows), _REPORT_EVERY):
             report(start)
+            # in order, so examples and failures are too
             found += pool.map(look, rows[start : start + _REPORT_EVERY])
     report(len(rows))
     examples = [each for each in found if isinstance(each, Example)]

@@ -82,7 +82,7 @@ class TsvFile:
             self._file: BinaryIO = self.path.open("rb")
         except OSError as error:
             raise TsvError(f"cannot open {self.path}: {error.strerror}") from None
-        first = next(self._scan_rows(0), None)
+        first = next(self._scan_rows(0), None)  # the header; the next scan skips it
         if first is None:
             raise TsvError(f"{self.path} is empty: expected a header line")
         self.header = [name.strip().removeprefix("\ufeff") for name in first[1]]
@@ -102,9 +102,9 @@ class TsvFile:
                 f" {', '.join(map(repr, doubled))} twice; leave one"
             )
         self._scan = itertools.islice(self._scan_rows(0), 1, None)
-        self._offsets: list[int] = []
-        self._ids: list[str] = []
-        self._position: dict[str, int] = {}
+        self._offsets: list[int] = []  # byte at which each row starts
+        self._ids: list[str] = []  # id of each row
+        self._position: dict[str, int] = {}  # id -> position
 
     def close(self) -> None:
         """Close the file."""
@@ -143,8 +143,8 @@ class TsvFile:
                     if is_missing(cells[name]):
                         found = f" ({cells[name].strip()})" if cells[name].strip() else ""
                         raise RowError(f"the {name} cell is empty{found}")
-                holder = self._follow(cells)
-            images = self._open_images(holder, decode)
+                holder = self._follow(cells)  # the row that has the image: this one, or another
+            images = self._open_images(holder, decode)  # outside of the lock: decoding takes time
             return Row(position + 1, self._ids[position], cells, images)
         except RowError as error:
             raise RowError(
@@ -168,7 +168,7 @@ class TsvFile:
                 line = self._file.readline()
                 if not line:
                     return
-                end += len(line)
+                end += len(line)  # bytes, not characters
                 yield line.decode("utf-8")
 
         start, count = offset, 0
@@ -179,7 +179,7 @@ class TsvFile:
                         raise TsvError(f"{self.path} the header: {_NOT_UTF8}")
                     yield start, cells
                     count += 1
-                start = end
+                start = end  # the csv reader has asked for exactly the lines of this row
         except UnicodeDecodeError:
             # Only the scan from the header on meets a row for the first time.
             place = f"row {count}" if count else "the header"
@@ -216,6 +216,7 @@ class TsvFile:
             cell = read_text(cells, "image").strip()
             if not cell and not read_text(cells, "image_path"):
                 raise RowError("the image cell is empty")
+            # a picture, or a list of them
             if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
                 return cells
             while cell not in self._position:  # the row may be further down

@@ -113,6 +113,7 @@ def average_scores(records: Records) -> dict[str, float]:
 
     They are named "accuracy/X", "accuracy/l2/X" and "accuracy/split/X".
     """
+    # prefix in the name of the metric -> where the name of the part stands
     levels: dict[str, Callable[[Record], str]] = {
         "": lambda record: record.category.strip(),
         "l2/": lambda record: read_cell(record, "l2-category"),

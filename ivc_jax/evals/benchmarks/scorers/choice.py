@@ -19,7 +19,7 @@ from ivc_jax.evals.benchmarks.scorers.base import (
 )
 from ivc_jax.evals.schema import Record
 
-_REFUSED = "Z"
+_REFUSED = "Z"  # as the released code marks an answer that declines: it is no option
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -36,6 +36,7 @@ _ROTATION = 10**6
 
 def read_options(cells: Cells) -> dict[str, str]:
     """Return the option texts of a row by letter; a missing cell is no option."""
+    # A to Z, whichever columns the file has
     found = {letter: read_text(cells, letter) for letter in string.ascii_uppercase}
     return {letter: text for letter, text in found.items() if text}
 
@@ -54,7 +55,7 @@ def _find_letter(text: str, letters: str) -> str | None:
     """Return the only one of `letters` that is a word of the answer, "Z" for a refusal, or None."""
     if any(refusal in text for refusal in _REFUSALS):
         return _REFUSED
-    words = set(text.translate(_BLANKED).split())
+    words = set(text.translate(_BLANKED).split())  # "(B)." becomes the word B; "Because" is none
     named = [letter for letter in letters if letter in words]
     if len(named) == 1:
         return named[0]
@@ -92,11 +93,12 @@ def _aggregate_rotations(records: Records) -> dict[str, float]:
     `accuracy_one_order` asks the first order alone. Questions without their first row, which holds
     their category, do not count.
     """
-    hits: dict[int, float] = {}
+    hits: dict[int, float] = {}  # question -> 1 if every rotation so far is right
     for record in records:
         question = _find_question(record)
         hits[question] = min(record.score, hits.get(question, 1.0))
     first = [record for record in records if _read_index(record) < _ROTATION]
+    # the first rows, with the score of all rotations
     judged = [dataclasses.replace(each, score=hits[_find_question(each)]) for each in first]
     return {
         **_aggregate(records),

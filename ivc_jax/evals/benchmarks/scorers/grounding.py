@@ -26,7 +26,7 @@ BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
 }
 # Columns of a file whose boxes are in another frame than the released one: its sides in pixels.
 FRAME_COLUMNS = ("frame_height", "frame_width")
-_ANSWERS_IN_FRAME = ("qwen2_5_vl",)
+_ANSWERS_IN_FRAME = ("qwen2_5_vl",)  # families that write pixels of the picture as they see it
 
 _Size = tuple[float, float]  # width, height
 
@@ -36,6 +36,7 @@ def _read(text: str, cells: Cells, reader: Reader) -> list[float]:
     size = _read_size(cells)
     frame = reader.find_frame(*size) if reader.family in _ANSWERS_IN_FRAME else size
     box = parsers.scale_to_pixels(BOX_PARSERS[reader.family](text), *frame)
+    # [x1, y1, x2, y2] in pixels of the original picture
     return [round(value, 3) for value in parsers.rescale_box(box, frame, size)]
 
 
@@ -72,7 +73,7 @@ def _read_frame(cells: Cells) -> _Size:
     if any(read_text(cells, name) for name in FRAME_COLUMNS):
         height, width = (float(read_text(cells, name) or "nan") for name in FRAME_COLUMNS)
         return width, height
-    rows, columns = QWEN2_5_PICTURES.find_size(*_read_size(cells))
+    rows, columns = QWEN2_5_PICTURES.find_size(*_read_size(cells))  # (height, width) in pixels
     return columns, rows
 
 
@@ -100,7 +101,7 @@ def _score_resized(parsed: list[float], cells: Cells, reader: Reader | None = No
 
 def _aggregate(records: Records) -> dict[str, float]:
     """Aggregate; `accuracy_original_frame` leaves boxes in pixels of the original picture."""
-    overlaps = [
+    overlaps = [  # IoU of each record, in the original frame
         metrics.measure_iou(tuple(record.parsed), parsers.read_target_box(record.target))
         for record in records
     ]

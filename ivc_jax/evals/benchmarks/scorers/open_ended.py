@@ -68,6 +68,7 @@ def _score_vqa(parsed: str, cells: Cells, reader: Reader | None = None) -> float
 
     Each annotator is left out in turn and the mean taken. Fewer than four cannot give 1.
     """
+    # [annotators]
     same = [parsers.normalize(target) == parsed for target in read_references(cells["answer"])]
     return metrics.mean([min(1.0, (sum(same) - own) / _AGREEING) for own in same])
 
@@ -100,7 +101,7 @@ def _relax_to_reference(answer: str, target: str) -> bool:
 
 def _relax(of: str, other: str) -> bool:
     base, value = _read_number(of), _read_number(other)
-    if base and value is not None:
+    if base and value is not None:  # a base of 0 has no relative error: texts are compared
         return abs(value - base) / abs(base) <= _TOLERANCE
     return of.lower() == other.lower()
 
@@ -119,6 +120,7 @@ def _compare_letters(answer: str, target: str) -> float:
     Neither case nor the number of blanks counts. The length is that of the longer text in capitals
     ("Straße" has 7), blanks included, as in the released code.
     """
+    # of the texts as they are, not as compared
     longest = max(len(answer.upper()), len(target.upper()))
     first, second = (" ".join(text.lower().split()) for text in (answer, target))
     value = 1 - Levenshtein.distance(first, second) / longest if longest else 1.0
@@ -155,7 +157,7 @@ def _aggregate_ocr(records: Records) -> dict[str, float]:
     counts = dict.fromkeys(OCR_CATEGORIES.values(), 0.0)
     for record in records:
         counts[OCR_CATEGORIES[record.category.strip()]] += record.score
-    final = sum(counts.values())
+    final = sum(counts.values())  # of 1000 rows
     return {
         **average_scores(records),
         "final_score": final,

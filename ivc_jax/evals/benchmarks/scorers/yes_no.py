@@ -100,7 +100,9 @@ def _count_points(records: Records) -> float:
 
     Pictures of which one question only is present do not enter the second part.
     """
+    # picture -> scores of its two questions
     pictures = group((_name_picture(record), record.score) for record in records)
+    # 1 where both are right
     pairs = [min(scores[:2]) for scores in pictures.values() if len(scores) >= 2]
     hits = [record.score for record in records]
     return _CATEGORY_POINTS / 2 * (metrics.mean(hits) + metrics.mean(pairs))
@@ -138,7 +140,7 @@ def _read_ids(index: str) -> tuple[str, str, str]:
     fields = index.partition("#")[0].split("_")
     if len(fields) < 6:
         raise ValueError(f"expected an index like VD_x_y_set_figure_question, found {index!r}")
-    return fields[3], fields[4], fields[5]
+    return fields[3], fields[4], fields[5]  # of VD_chart_1_0_2_1: "0", "2", "1"
 
 
 def _check_hallusion(cells: Cells, sizes: Sizes) -> None:
@@ -152,7 +154,7 @@ def _aggregate_hallusion(records: Records) -> dict[str, float]:
     `accuracy_figures` (fAcc) counts figures with every question right, `accuracy_pairs` (qAcc)
     questions that are right on every figure; `score` is their mean with `accuracy` (aAcc).
     """
-    figures, questions = [], []
+    figures, questions = [], []  # (key, score) pairs, to be grouped
     for record in records:
         _, figure, question = _read_ids(record.example_id)
         figures.append(((*_name_set(record), figure), record.score))
