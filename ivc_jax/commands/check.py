@@ -41,7 +41,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     # Imported late, so that a wrong option or --help does not wait for them.
     from ivc_jax.evals.running.checking import check_file
 
-    rows = faults = 0
+    rows = faults = 0  # over all files
     found = _find_files(arguments)
     for task, path in found:
         checked = check_file(task, path)
@@ -65,7 +65,7 @@ def _find_files(arguments: Arguments) -> list[tuple[Any, pathlib.Path]]:
         path = find_file(arguments.data_dir, task)
         if path.exists():
             found.append((task, path))
-        elif arguments.tasks is not None:
+        elif arguments.tasks is not None:  # without a wish, a folder need not have every task
             raise ValueError(f"{arguments.data_dir} lacks the file {task.file_name}")
     if not found:
         raise ValueError(f"{arguments.data_dir} holds no file NAME.tsv of a known task")

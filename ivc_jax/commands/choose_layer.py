@@ -125,7 +125,8 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
 
     start = time.monotonic()
     settings = _make_settings(arguments)
-    grid = _make_grid(arguments)
+    grid = _make_grid(arguments)  # before the weights are read: a wrong layer shows at once
+    # The session is opened for the whole grid; each round runs a part of it.
     settings = dataclasses.replace(settings, methods=("dense", *grid))
     use_compile_cache(not arguments.run.no_compile_cache)
     session = sessions.open_session(settings, resume=not arguments.run.no_resume, log=console.print)
@@ -188,7 +189,7 @@ def _make_settings(arguments: Arguments) -> RunConfig:
         num_scenes=_SCENES * max(1, -(-arguments.data.limit // _SCENES)),
         data_seeds=(0,),
         data_split="calibration",
-        share_tower=True,
+        share_tower=True,  # all settings see the same tower
     )
 
 
@@ -199,9 +200,10 @@ def _make_grid(arguments: Arguments) -> Grid:
     from ivc_jax.model import find_folder, read_config
 
     path = find_model(arguments.model.model)
-    depth = read_config(find_folder(path)).decoder.num_layers
+    depth = read_config(find_folder(path)).decoder.num_layers  # blocks of the decoder
     if depth < 2:
         raise SettingsError(f"{path} has a single block: there is no layer to choose")
+    # from 1: the method asks the block before the cut for values
     layers = sorted(set(arguments.choice.layers or range(1, depth)))
     for layer in layers:
         if not 1 <= layer < depth:
@@ -264,6 +266,7 @@ def _run_round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]
         for record in read_all(session.folder.path)
         if record.method in specs and record.task in meta["tasks"] and record.row <= meta["limit"]
     ]
+    # examples are the same under every method: those of dense are counted
     counted = [record for record in records if record.method == pareto.DENSE]
     meta |= {
         "n": {task: sum(r.task == task and not r.failed for r in counted)

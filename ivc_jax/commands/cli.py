@@ -14,8 +14,8 @@ from rich.console import Console
 from ivc_jax.commands.settings import write_config
 
 SCRIPT = "run.py"  # in experiments/, for a checkout
-_FAILURE = 2
-_INTERRUPTED = 130
+_FAILURE = 2  # exit code of a wrong argument, as argparse has it
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _WIDTH = 100  # of what help says above the options
 _Arguments = TypeVar("_Arguments")
 

@@ -38,7 +38,7 @@ def read_bounds(settings: RunConfig, chosen: list[tasks.Task]) -> dict[str, int]
     """Read bounds on answers: by name of the task, "" for all others."""
     bounds = {}
     for text in settings.max_new_tokens:
-        name, _, number = text.rpartition("=")
+        name, _, number = text.rpartition("=")  # "32" and "ChartQA_TEST=32"
         if not number.isdigit() or int(number) < 1:
             raise SettingsError(f"max_new_tokens {text!r} must be N or TASK=N, N at least 1")
         key = tasks.find([name])[0].name if name else ""
@@ -82,6 +82,7 @@ def find_file(data_dir: str, task: tasks.Task) -> pathlib.Path:
         if not folder.is_dir():
             raise SettingsError(f"--data-dir {folder} is not a folder")
         return folder / task.file_name
+    # of buckets, files are copied once and read locally
     path = cloud.find_cache(data_dir, "data") / task.file_name
     cloud.pull_file(f"{data_dir.rstrip('/')}/{task.file_name}", path)
     return path
@@ -91,6 +92,7 @@ def _draw_bundled(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
     """Draw the bundled benchmark into the result folder unless it is there."""
     import digit_scenes.tsv
 
+    # part of the name: other scenes are another folder
     drawn = (settings.data_split, settings.num_scenes, *settings.data_seeds)
     folder = out / "data" / "-".join(map(str, ("digit_scenes", *drawn)))
     if not folder.exists():

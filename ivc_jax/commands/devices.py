@@ -39,7 +39,7 @@ def join(
     if not distributed and (coordinator, num_processes, process_id) == (None, None, None):
         return console
     initialize(coordinator, num_processes, process_id)
-    return Console(quiet=True) if jax.process_index() else console
+    return Console(quiet=True) if jax.process_index() else console  # one process speaks for all
 
 
 def choose_mesh(settings: RunConfig) -> Mesh | None:

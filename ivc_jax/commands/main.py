@@ -69,7 +69,7 @@ def _list_everything(program: str) -> str:
     from ivc_jax.commands.methods import list_methods
     from ivc_jax.evals.benchmarks.tasks import BUNDLED, BUNDLED_PREFIX, TASKS
 
-    modules = {
+    modules = {  # all of them: help has the first line of each
         name: importlib.import_module(f"ivc_jax.commands.{module}")
         for name, module in COMMANDS.items()
     }

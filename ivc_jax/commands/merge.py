@@ -28,7 +28,7 @@ from ivc_jax.evals.running.records import (
 )
 from ivc_jax.evals.schema import Meta, Record
 
-_META = "meta.json"
+_META = "meta.json"  # results.json before the records of all are there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> N
     wait_for_all("all records are written")
     if jax.process_index():
         return
-    mirror.pull_all()
+    mirror.pull_all()  # of a bucket: what the others have pushed
     names = [f"{t}.{n}.jsonl" for t in meta.tasks for n in range(meta.processes)]
     elsewhere = [name for name in names if not (folder.path / RECORDS / name).exists()]
     if meta.processes > 1 and elsewhere:
@@ -79,6 +79,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> N
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     folders = [pathlib.Path(folder) for folder in arguments.folders]
+    # both checked before anything is written
     manifest, meta = _read_manifest(folders), _read_meta(folders)
     merged = _merge(folders)
     out = RunFolder(arguments.out)
@@ -126,9 +127,10 @@ def _merge(folders: list[pathlib.Path]) -> dict[str, dict[tuple[int, str, str], 
 
 
 def _write(out: pathlib.Path, merged: dict[str, dict], manifest: dict[str, Any]) -> None:
-    for old in (out / RECORDS).glob("*.jsonl"):
+    for old in (out / RECORDS).glob("*.jsonl"):  # of an earlier merge
         old.unlink()
     for task, found in merged.items():
+        # in order of row, method and id
         lines = [json.dumps(vars(found[key]), ensure_ascii=False) + "\n" for key in sorted(found)]
         write_atomically(out / RECORDS / f"{task}.jsonl", "".join(lines))
     write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -74,13 +74,14 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
 def _list_fields(kind: type) -> Iterator[tuple[dataclasses.Field, str]]:
     """Yield the fields that a specification takes, nested ones too, and what they mean."""
     meanings: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
+    for base in reversed(kind.__mro__):  # from the base down: a class may explain a field anew
         for entry in docstring_parser.parse(base.__doc__ or "").params:
             meanings[entry.arg_name] = " ".join((entry.description or "").split())
     for field in dataclasses.fields(kind):
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
+        # nested: a specification takes its fields as if they were the method's
         if dataclasses.is_dataclass(default):
             yield from _list_fields(type(default))
         elif field.name not in _HIDDEN:

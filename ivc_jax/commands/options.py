@@ -102,7 +102,7 @@ SeveralHosts = Annotated[
 def override(config: RunConfig, *groups: Any) -> RunConfig:
     """Return a configuration with the fields that groups of options give."""
     names = {field.name for field in dataclasses.fields(RunConfig)}
-    given = {
+    given = {  # None is "not given": the config's value stays
         name: value
         for group in groups
         for name, value in vars(group).items()

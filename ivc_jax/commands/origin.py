@@ -38,5 +38,5 @@ def find_commit() -> str:
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return "unknown"  # git is missing, or slow, or refuses
     return result.stdout.strip()

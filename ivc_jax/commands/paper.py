@@ -106,7 +106,7 @@ def find_sets(settings: RunConfig, tables: Sequence[str]) -> tuple[str, ...]:
     def has_file(name: str) -> bool:
         return (folder / TASKS[name].file_name).exists()
 
-    found = {set_: set_ for set_ in sets if has_file(set_)}
+    found = {set_: set_ for set_ in sets if has_file(set_)}  # set -> task
     resized = {set_: f"{set_}{RESIZED_SUFFIX}" for set_ in sets if set_ in REFCOCO}
     # only where the file in the original frame is missing
     resized = {s: name for s, name in resized.items() if s not in found and has_file(name)}
@@ -137,6 +137,7 @@ def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> 
     from ivc_jax.studies.paper.published import PUBLISHED, ROWS, TABLES, find
 
     published = find(PUBLISHED, config)
+    # with layers filled in, so that equal settings are equal
     resolved = {spec: method.resolve(config) for spec, method in methods.items()}
     rows = {}
     for label, spec in ROWS.items():

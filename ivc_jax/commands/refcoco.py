@@ -24,6 +24,7 @@ from rich.console import Console
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.inputs.resize import SmartResize
 
+# columns of the published files, in their order
 _HEADER = ("index", "image", "question", "height", "width", "answer")
 
 Boxes = Mapping[Any, list[list[float]]]
@@ -176,6 +177,7 @@ def _read_annotations(source: pathlib.Path) -> tuple[list[dict[str, Any]], Boxes
         content = json.loads(source.read_bytes())
         boxes: dict[Any, list[list[float]]] = {}
         for annotation in content["annotations"]:
+            # by expression: "image_id" is the id of its entry
             boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
         return content["images"], boxes
     except (KeyError, TypeError, ValueError) as error:
@@ -188,10 +190,13 @@ def _make_row(
     from ivc_jax.evals.benchmarks import parsers
 
     width, height = entry["width"], entry["height"]
+    # (height, width) of the frame
     rows, columns = pictures.find_size(width, height) if pictures else (height, width)
+    # in pixels of the original picture
     corners = [(x, y, x + across, y + down) for x, y, across, down in boxes.get(entry["id"], ())]
     if pictures:
         moved = [parsers.rescale_box(box, (width, height), (columns, rows)) for box in corners]
+        # whole pixels, as the released files have them
         corners = [tuple(round(value) for value in box) for box in moved]
     return {
         "index": entry["id"],
@@ -216,7 +221,7 @@ def _open_draft(path: pathlib.Path) -> Iterator[TextIO]:
         with draft.open("w", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk before it takes the place of the old file
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
     from ivc_jax.studies.paper import report as paper
 
     results = summarize(folder, meta)
+    # empty for a run without studies or the paper's tables
     leading = [*paper.make_sections(results), *ablation.make_sections(results)]
     terminal.print_results(console, results, leading)
     terminal.print_failures(console, results.meta)

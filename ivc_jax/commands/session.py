@@ -69,6 +69,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     mirror = Mirror(settings.out, jax.process_index())
     folder = RunFolder(mirror.local, jax.process_index())
     try:
+        # files before weights: what is quick to fail comes first
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
         log(f"loading {name_model(path)}")
         pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
@@ -124,15 +125,16 @@ def _set_aside(folder: RunFolder, log: Log) -> None:
 def evaluate(session: Session, progress: runner.Progress) -> Meta:
     """Run what is missing and return the `meta` of the results."""
     plan, model = session.plan, session.answerer.model
+    # files that this process writes
     own = [f"{RECORDS}/{plan.name_records(entry.task)}.jsonl" for entry in plan.tasks]
     own += [MANIFEST] if plan.process_index == 0 else []
 
     def advance(task: str, done: int, total: int) -> None:
         progress(task, done, total)
-        session.mirror.push(own)
+        session.mirror.push(own)  # which looks at the clock itself
 
     statistics = runner.run(plan, session.answerer, session.folder, advance)
-    session.mirror.push(own, now=True)
+    session.mirror.push(own, now=True)  # the last records, however young
     rope = model.config.decoder.rope
     return Meta(
         model=plan.identity.model,
@@ -229,6 +231,7 @@ def _check_methods(
             unreachable[spec] = str(error)
             continue
         make_plan(model.config.decoder.num_layers, resolved)
+        # dense has no stage
         keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
         entries.append(MethodEntry(spec, keep_ratio, method))
     return entries, unreachable
@@ -272,7 +275,8 @@ def _find_image_start(session: Session) -> int | None:
             sample = session.answerer.process(messages, entry.bounds)
         except ValueError:
             continue
-        (arranged,) = arrange(sample, session.answerer.model.config)
+        (arranged,) = arrange(sample, session.answerer.model.config)  # a sample
         if arranged.segments:
+            # time axis; all three start alike
             return int(arranged.positions[0, arranged.visual_slot[0]])
     return None

@@ -69,6 +69,7 @@ def _run(arguments: Arguments, command: str, _console: Console) -> None:
 def dumps(results: dict[str, Any]) -> str:
     """Write results as JSON with every list of numbers on one line."""
     text = json.dumps(results, indent=1)
+    # innermost lists: no bracket within
     return re.sub(r"\[[-\d.,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 

@@ -39,8 +39,8 @@ def show_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("compiling", total=None, rate="")
-        first: list[int] = []
-        shown: set[str] = set()
+        first: list[int] = []  # counts seen; the first one was there before this run
+        shown: set[str] = set()  # tasks that a log file has a line of
 
         def update(task: str, done: int, total: int) -> None:
             if READING in shown and task != READING:
@@ -56,6 +56,7 @@ def show_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]
                 shown.add(task)
                 console.print(f"{shorten_task(task)}: from record {done} of {total}")
             elapsed = progress.tasks[0].elapsed or 0.0
+            # of this run alone: resumed records took no time
             rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
             working = done > first[0] or task == READING
             progress.update(
