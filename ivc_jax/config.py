@@ -53,7 +53,7 @@ class RopeConfig:
         2104.09864, section 3.2.2).
         """
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
-        turns = self.theta**-exponent
+        turns = self.theta**-exponent  # [F] radians per position, from 1 down to about 1 / theta
         return turns if self.frequency_mask is None else np.where(self.frequency_mask, turns, 0.0)
 
     @property
@@ -64,11 +64,12 @@ class RopeConfig:
     @property
     def axis_of_plane(self) -> np.ndarray:
         """The position axis that turns each plane, int32 [F]: 0 time, 1 height, 2 width."""
+        # 1-D: all planes turn with the first axis
         sections = self.sections or (self.head_dim // 2, 0, 0)
         if not self.interleaved:
             return np.repeat(np.arange(3, dtype=np.int32), sections)
-        plane = np.arange(self.head_dim // 2)
-        axis = plane % 3
+        plane = np.arange(self.head_dim // 2)  # [F]
+        axis = plane % 3  # [F]: t h w t h w ...
         return np.where(plane // 3 < np.array(sections)[axis], axis, 0).astype(np.int32)
 
 

@@ -69,7 +69,7 @@ def select(
     Returns:
         Ascending indices of the union, int64. Ties go to the lowest index.
     """
-    positions = np.asarray(positions)
+    positions = np.asarray(positions)  # [n] or [3, n]
     if positions.ndim not in (1, 2) or (positions.ndim == 2 and positions.shape[0] != 3):
         raise ValueError(f"positions must be [n] or [3, n], got shape {positions.shape}")
     if positions.size == 0:
@@ -84,14 +84,16 @@ def select(
     tables = make_tables(
         rope, frequencies, _padded(int(positions.max()) + 1), axes, score_dtype=score_dtype
     )
-    count = positions.shape[-1]
-    slots = np.broadcast_to(positions, (3, count))
+    count = positions.shape[-1]  # n
+    slots = np.broadcast_to(positions, (3, count))  # [3, n]
+    # [3, 1, padded]
     slots = np.pad(slots, ((0, 0), (0, _padded(count) - count)))[:, None].astype(np.int32)
-    valid = np.arange(slots.shape[-1])[None] < count
-    counts = [
+    valid = np.arange(slots.shape[-1])[None] < count  # [1, padded]
+    counts = [  # [1, padded] each, the same at every token
         np.full(valid.shape, round(f * count), np.int32) for f in (cos_fraction, sin_fraction)
     ]
-    segment = np.where(valid, 0, -1).astype(np.int32)
+    segment = np.where(valid, 0, -1).astype(np.int32)  # [1, padded]
+    # [1, padded]
     chosen = _jitted_tokens(tables, slots, segment, valid, *counts, score_dtype=score_dtype)
     return np.flatnonzero(chosen[0])
 
@@ -130,7 +132,7 @@ def make_tables(
     """
     axes = axes or (1 if rope.sections is None else 3)
     if not isinstance(frequencies, str):
-        planes = [_planes(rope, frequencies)] * axes
+        planes = [_planes(rope, frequencies)] * axes  # A arrays of plane numbers
     elif frequencies == "all":
         planes = [_planes(rope, None)] * axes
     elif frequencies in THIRDS:
@@ -145,7 +147,9 @@ def make_tables(
         planes[0] = planes[0][:0]
     # Dividing by the mean number of planes keeps the three axes of "section" on one scale.
     scale = axes / sum(map(len, planes))
+    # [num_positions] twice for each axis
     sums = [_sums(rope, chosen, num_positions, score_dtype, first_position) for chosen in planes]
+    # [A, num_positions]
     cosine, sine = (np.stack(parts) * scale for parts in zip(*sums, strict=True))
     return cosine.astype(np.float32), sine.astype(np.float32)
 
@@ -160,6 +164,7 @@ def gather_scores(
     float32: XLA turns it into a product with a rounded third. h + w commutes, so that transposed
     cells tie exactly. With score_dtype="bfloat16" the mean itself is rounded and returned.
     """
+    # A arrays [B, V]
     axes = [jnp.asarray(row)[ids] for row, ids in zip(table, positions, strict=False)]
     total = axes[0] if len(axes) == 1 else axes[0] + (axes[1] + axes[2])
     return total if score_dtype == "float32" else round_scores(total / len(axes), score_dtype)
@@ -191,7 +196,7 @@ def tokens(
         sin_count: the same by U.
         score_dtype: as in `select`.
     """
-    cosine, sine = (
+    cosine, sine = (  # ranks by V and by U, [B, V] each
         rank_in_segment(gather_scores(table, positions, score_dtype), segment, valid)
         for table in tables
     )
@@ -208,16 +213,19 @@ def rank_in_segment(
     rank V, which is below no count.
     """
     B, V = scores.shape
-    slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (B, V))
+    slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (B, V))  # [B, V]
+    # [B, V], padding behind all segments
     group = jnp.where(valid, segment, jnp.iinfo(segment.dtype).max)
+    # [B, V], smallest first
     descending = jnp.where(jnp.isnan(scores), jnp.inf, -scores.astype(jnp.float32))
     # group     0  0  0  1  1      sorted by (group, -score), stable
     # first     0  0  0  3  3      running maximum of the places where a group begins
     # rank      0  1  2  0  1
     group, _, order = jax.lax.sort((group, descending, slots), num_keys=2, is_stable=True)
+    # [B, V], or [B, 1] where V is 0
     begins = jnp.concatenate([jnp.ones((B, 1), bool), group[:, 1:] != group[:, :-1]], axis=1)
     first = jax.lax.cummax(jnp.where(begins[:, :V], slots, 0), axis=1)
-    _, rank = jax.lax.sort((order, slots - first), num_keys=1)
+    _, rank = jax.lax.sort((order, slots - first), num_keys=1)  # back into the order of the tokens
     return jnp.where(valid, rank, V)
 
 
@@ -260,8 +268,8 @@ def _sums(
     score_dtype: str = "float32",
     first_position: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    positions = first_position + np.arange(num_positions, dtype=np.float64)
-    angle = np.outer(positions, rope.frequencies[planes])
+    positions = first_position + np.arange(num_positions, dtype=np.float64)  # [num_positions]
+    angle = np.outer(positions, rope.frequencies[planes])  # [num_positions, planes], radians
     cosine, sine = np.cos(angle), np.sin(angle)
     if score_dtype == "bfloat16":
         cosine, sine = (

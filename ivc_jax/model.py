@@ -24,8 +24,8 @@ from ivc_jax.weights.load import load_safetensors
 from ivc_jax.weights.source import DTYPES, CheckpointError, read_json
 
 _log = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.jinja", "merges.txt")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
+_HUB_FILES = ("*.json", "*.jinja", "merges.txt")  # all but weights
 BUNDLED = "bundled"
 
 
@@ -228,6 +228,7 @@ def find_bundled() -> Path:
 
 def _with_pixels(config: ModelConfig, images: PictureRule) -> ModelConfig:
     """Note how the processor scales pixels, for methods that undo it."""
+    # as if nothing were normalised
     mean, std = (0.0,) * config.vision.in_channels, (1.0,) * config.vision.in_channels
     if images.do_normalize:
         mean, std = tuple(images.image_mean), tuple(images.image_std)

@@ -32,13 +32,14 @@ class Sequence:
 def mark_kept(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
     """Mark the slots that stay: every valid text slot and the selected visual slots."""
     B, N = layout.positions.shape[1:]
-    rows = jnp.arange(B)[:, None]
-    slots = jnp.arange(N)
+    rows = jnp.arange(B)[:, None]  # [B, 1]
+    slots = jnp.arange(N)  # [N]
     # Padding entries are sent to slot N, which `drop` discards.
     visual = jnp.where(layout.visual_valid, layout.visual_index, N)  # [B, V]
     chosen = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     chosen = jnp.where(selection.valid, chosen, N)
     keep = slots < layout.lengths[:, None]  # [B, N]
+    # all visual slots go, and the chosen ones come back below
     keep = keep.at[rows, visual].set(False, mode="drop")
     return keep.at[rows, chosen].set(True, mode="drop")
 
@@ -105,6 +106,7 @@ def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
     # Padding may hold anything, and 0 * NaN is NaN.
     visual = jnp.where(layout.visual_valid[..., None], visual, 0).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
+    # [B, K, D]; float32, as the weights are
     merged = jnp.einsum("bkv,bvd->bkd", selection.weights, visual, precision=exact)
     slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     slot = jnp.where(selection.valid, slot, hidden.shape[1])
@@ -126,7 +128,7 @@ def compact_caches(
             layers       0 1 2 | 3 4          whole_layers=2
             becomes      0 1 | 2 | 3 4        whole | compacted | compacted
     """
-    index = order[None, :, :, None, None]
+    index = order[None, :, :, None, None]  # [1, B, S, 1, 1]
 
     def shorten(span: KVSpan) -> KVSpan:
         keys, values = (

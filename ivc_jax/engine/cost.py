@@ -18,11 +18,11 @@ from ivc_jax.engine.prefill import Prefill
 def count_block_flops(config: DecoderConfig, tokens: np.ndarray) -> np.ndarray:
     """Return the floating-point operations of one block on so many tokens, float64."""
     width = config.head_dim
-    heads, groups = config.num_heads * width, config.num_kv_heads * width
-    linear = 2 * config.hidden_size * (heads + groups)
-    linear += 3 * config.hidden_size * config.intermediate_size
+    heads, groups = config.num_heads * width, config.num_kv_heads * width  # H C and G C
+    linear = 2 * config.hidden_size * (heads + groups)  # of a token: q and o, k and v
+    linear += 3 * config.hidden_size * config.intermediate_size  # gate, up and down
     tokens = np.asarray(tokens, np.float64)
-    return 2 * (tokens * linear + 2 * tokens**2 * heads)
+    return 2 * (tokens * linear + 2 * tokens**2 * heads)  # a multiplication and an addition
 
 
 def count_prefill_flops(config: DecoderConfig, prompt: Prefill) -> np.ndarray:
@@ -31,5 +31,6 @@ def count_prefill_flops(config: DecoderConfig, prompt: Prefill) -> np.ndarray:
     Tower, embedding, selection and logits are left out: pruning does not change the first, and the
     rest is small. Padding is not counted.
     """
+    # [B, L], without padding
     tokens = np.asarray(prompt.visual_computed) + np.asarray(prompt.text_count)[:, None]
-    return count_block_flops(config, tokens).sum(axis=1)
+    return count_block_flops(config, tokens).sum(axis=1)  # over L

@@ -227,7 +227,7 @@ def _advance(config: ModelConfig, params: dict[str, Any], state: State) -> State
         slot = slots - (T - 1) + written  # behind the S prompt slots and what is written
         place = state.next_position + written - (0 if span.shift is None else span.shift)  # [B]
         angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, B))[..., None])  # [B, 1, F]
-        column = jnp.arange(slots)
+        column = jnp.arange(slots)  # [S + T - 1]
         mask = (column < span.lengths[:, None]) | (
             (column >= slots - (T - 1)) & (column <= slot)
         )  # [B, S + T - 1]

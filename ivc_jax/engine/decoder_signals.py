@@ -55,7 +55,7 @@ def split(layout: Layout, vectors: jax.Array) -> TokenVectors:
 
 def _take(vectors: jax.Array, slots: jax.Array) -> jax.Array:
     """Take vectors [B, N, ...] at slots [B, Q]: [B, Q, ...]."""
-    index = slots.reshape(*slots.shape, *(1,) * (vectors.ndim - 2))
+    index = slots.reshape(*slots.shape, *(1,) * (vectors.ndim - 2))  # [B, Q, 1, ...]
     return jnp.take_along_axis(vectors, index, axis=1)
 
 
@@ -68,10 +68,11 @@ def _form_rows(
     else:
         # The last ones of the prompt, [B, count]; a shorter prompt has fewer.
         slots = layout.lengths[:, None] - request.count + jnp.arange(request.count)
-        valid = slots >= 0
+        valid = slots >= 0  # [B, Q]
         slots = jnp.maximum(slots, 0)
     visible = (jnp.arange(keys.shape[1]) <= slots[..., None]) & valid[..., None]  # [B, Q, N]
     rows = attention_rows(_take(queries, slots), keys, visible)  # [B, H, Q, N]
+    # [B, H, Q, V]; the softmax was over all visible slots, so that these do not sum to 1
     columns = jnp.take_along_axis(rows, layout.visual_index[:, None, None], axis=3)
     return jnp.where(layout.visual_valid[:, None, None], columns, 0.0)
 
@@ -84,11 +85,12 @@ def _average_received(
     ends = layout.visual_index + 1  # [B, V], a query sees itself and what is before
     if not request.causal:
         # Every query sees the prompt up to the last visual token.
-        last = jnp.where(valid, ends, 0).max(axis=1, keepdims=True, initial=0)
+        last = jnp.where(valid, ends, 0).max(axis=1, keepdims=True, initial=0)  # [B, 1]
         ends = jnp.broadcast_to(last, ends.shape)
     visible = jnp.arange(keys.shape[1]) < layout.lengths[:, None]  # [B, N]
     mass = attention_received(
         _take(queries, layout.visual_index), keys, visible, valid.astype(jnp.float32), ends
     )  # [B, N]
+    # [B, V]
     mass = _take(mass, layout.visual_index) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
     return jnp.where(valid, mass, 0.0)

@@ -25,7 +25,7 @@ class _Observer(Method):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage(self.layer, 1.0),)
+        return (Stage(self.layer, 1.0),)  # nothing is cut: signals are those of the whole prompt
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         return self.asked

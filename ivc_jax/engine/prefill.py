@@ -61,10 +61,11 @@ class Prefill:
     @property
     def cached_share(self) -> np.ndarray:
         """Mean over layers of the share of visual tokens in the cache: float64 [B], 1 without."""
-        lengths = np.stack([np.asarray(span.lengths) for span in self.cache], axis=1)
+        lengths = np.stack([np.asarray(span.lengths) for span in self.cache], axis=1)  # [B, spans]
+        # [spans], blocks of each: a long span weighs more
         layers = [span.keys.shape[0] for span in self.cache]
-        visual = np.average(lengths, axis=1, weights=layers) - np.asarray(self.text_count)
-        count = np.asarray(self.visual_count)
+        visual = np.average(lengths, axis=1, weights=layers) - np.asarray(self.text_count)  # [B]
+        count = np.asarray(self.visual_count)  # [B]
         return np.where(count > 0, visual / np.maximum(count, 1), 1.0)
 
 
@@ -159,10 +160,10 @@ def trace_prefill(
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
     hidden = constrain_hidden(hidden)
     sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
-    last = (sequence.layout.lengths - 1)[:, None, None]
+    last = (sequence.layout.lengths - 1)[:, None, None]  # [B, 1, 1], slot of the last valid token
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]  # [B, D]
     prompt = Prefill(
-        logits=decoder.logits(config.decoder, params["decoder"], hidden),
+        logits=decoder.logits(config.decoder, params["decoder"], hidden),  # [B, vocab]
         cache=tuple(walk.cache),
         selection=walk.selection,
         next_position=inputs.next_position,
@@ -170,7 +171,7 @@ def trace_prefill(
         lengths=sequence.layout.lengths,
         text_count=layout.lengths - layout.visual_count,
         visual_count=layout.visual_count,
-        visual_computed=jnp.stack(walk.computed, axis=1),
+        visual_computed=jnp.stack(walk.computed, axis=1),  # [B, L]
         rope=rope,
     )
     return prompt, walk.signals
@@ -188,12 +189,12 @@ def embed_inputs(
     signals: dict[Request, Any] = {RopeSettings(): config.decoder.rope, Carry(): None}
     if inputs.visual_source.shape[1] == 0:
         return hidden, signals
-    visual, seen = _encode(config, params, inputs, asked)
+    visual, seen = _encode(config, params, inputs, asked)  # [B, V, D]
     signals |= seen
     B, N = inputs.tokens.shape
     # [B, V]; padding is sent to slot N, which `drop` discards.
     slot = jnp.where(inputs.layout.visual_valid, inputs.layout.visual_index, N)
-    rows = jnp.arange(B)[:, None]
+    rows = jnp.arange(B)[:, None]  # [B, 1]
     hidden = hidden.at[rows, slot].set(visual.astype(hidden.dtype), mode="drop")
     if Embeddings() in asked:
         signals[Embeddings()] = split(inputs.layout, hidden)
@@ -212,6 +213,7 @@ def _encode(
     visual, tapped = inputs.visual, {}
     if visual is None or taps:
         with jax.named_scope("vision_tower"):
+            # [R, P, patch values]
             patches = inputs.patches.astype(params["decoder"]["embed_tokens"]["embedding"].dtype)
             merged, tapped = VisionTower(config.vision).apply(
                 {"params": params["vision"]}, patches, inputs.patch_positions, tuple(taps),

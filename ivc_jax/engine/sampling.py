@@ -139,8 +139,8 @@ def truncate(
         last = jnp.take(ranked, jnp.minimum(top_k, ranked.shape[1]) - 1, axis=1)  # [B]
         ranked = jnp.where(ranked < last[:, None], -jnp.inf, ranked)
     if top_p is not None:
-        share = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(share, axis=-1) - share
+        share = jax.nn.softmax(ranked, axis=-1)  # [B, vocab]
+        before = jnp.cumsum(share, axis=-1) - share  # [B, vocab], of the likelier ones
         ranked = jnp.where(before < top_p, ranked, -jnp.inf)
-    rows = jnp.arange(len(logits))[:, None]
+    rows = jnp.arange(len(logits))[:, None]  # [B, 1]
     return jnp.zeros_like(logits).at[rows, order].set(ranked, unique_indices=True)

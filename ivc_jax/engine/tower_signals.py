@@ -34,7 +34,7 @@ from ivc_jax.nn.tower import Features, Projections, Tap
 from ivc_jax.parallel.batch import gather_cells
 from ivc_jax.types import Inputs
 
-_GREY_LEVELS = 256
+_GREY_LEVELS = 256  # of 8-bit pixels
 
 
 def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
@@ -51,6 +51,7 @@ def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
         if first > last:
             raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
         return Features(first, last, request.merged)
+    # blocks that see the whole image
     full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
     if request.block is None:
         return Projections(max(full, default=vision.depth - 1))
@@ -83,6 +84,7 @@ def answer_tower(
             gather = cells.gather if request.merged else cells.pool
             signals[request] = gather(tapped[tap])
         elif isinstance(request, TowerKeys):
+            # keys [R, P, H, C], mean over heads: [B, V, C]
             signals[request] = cells.pool(tapped[tap][1].astype(jnp.float32).mean(axis=2))
         else:
             queries, keys, angles = tapped[tap]
@@ -106,6 +108,7 @@ class _Cells:
         """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""
         R, P = patches.shape[:2]
         rest = patches.shape[2:]
+        # [R, W, area, ...]
         by_cell = patches.astype(jnp.float32).reshape(R, P // self.area, self.area, *rest)
         return self.gather(by_cell.mean(axis=2))
 
@@ -113,9 +116,9 @@ class _Cells:
         """Hand each patch the value of its visual token: [B, V] to [R, P], 0 at padding."""
         R, P = self.inputs.patches.shape[:2]
         tokens = jnp.where(self.inputs.layout.visual_valid, tokens, 0.0)
-        cells = jnp.zeros(R * P // self.area, jnp.float32)
-        cells = cells.at[self.inputs.visual_source].add(tokens)
-        return jnp.repeat(cells.reshape(R, -1), self.area, axis=1)
+        cells = jnp.zeros(R * P // self.area, jnp.float32)  # [R * W]
+        cells = cells.at[self.inputs.visual_source].add(tokens)  # padding adds 0 to cell 0
+        return jnp.repeat(cells.reshape(R, -1), self.area, axis=1)  # [R, P]
 
 
 @flax.struct.dataclass
@@ -128,11 +131,11 @@ class _ReceivedInTower(Received):
 
     def __call__(self, weights: jax.Array | None = None) -> jax.Array:
         layout = self.cells.inputs.layout
-        weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights
+        weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights  # [B, V]
         patches = self.cells.spread(weights.astype(jnp.float32))  # [R, P]
-        visible = self.cells.inputs.patch_positions[..., 0] >= 0
+        visible = self.cells.inputs.patch_positions[..., 0] >= 0  # [R, P]
         mass = attention_received(self.queries, self.keys, visible, patches)  # [R, P]
-        total = patches.sum(axis=1, keepdims=True)
+        total = patches.sum(axis=1, keepdims=True)  # [R, 1], of the queries
         received = self.cells.pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
         return jnp.where(layout.visual_valid, received, 0.0)
 
@@ -142,6 +145,7 @@ def _measure_entropy(patches: jax.Array, vision: VisionConfig) -> jax.Array:
     R, P, _ = patches.shape
     # Patches are channel by channel: [R, P, 3, pixels].
     channels = patches.reshape(R, P, vision.in_channels, -1).astype(jnp.float32)
+    # [channels, 1]: back to values in [0, 1], as they were before they were normalised
     mean, std = (np.array(x, np.float32)[:, None] for x in (vision.pixel_mean, vision.pixel_std))
     grey = jnp.round((channels * std + mean).mean(axis=2) * (_GREY_LEVELS - 1))  # [R, P, pixels]
 
@@ -149,5 +153,6 @@ def _measure_entropy(patches: jax.Array, vision: VisionConfig) -> jax.Array:
         share = (grey == level).mean(axis=2, dtype=jnp.float32)  # [R, P]
         return total - jax.scipy.special.xlogy(share, share) / np.log(2), None
 
+    # A scan over the levels: a histogram at once would be [R, P, 256, pixels].
     levels = jnp.arange(_GREY_LEVELS, dtype=jnp.float32)
     return jax.lax.scan(add_level, jnp.zeros((R, P), jnp.float32), levels)[0]

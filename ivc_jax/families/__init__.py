@@ -17,6 +17,7 @@ from ivc_jax.families.qwen import QWEN2_5_VL, QWEN2_VL
 _log = logging.getLogger(__name__)
 _ENTRY_POINTS = "ivc_jax.families"
 
+# ours come first: a package cannot take one of their model types
 FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL)
 
 

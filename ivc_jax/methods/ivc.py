@@ -23,7 +23,7 @@ from ivc_jax.methods.requests import Request, RopeSettings, Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
 from ivc_jax.types import Layout, Selection
 
-_PAPER_FOREGROUND = 0.4
+_PAPER_FOREGROUND = 0.4  # share of the tokens, under "union"
 _CHOICES = {
     "combine": ("fill", "union"),
     "scope": ("image", "sample"),
@@ -118,6 +118,7 @@ class IVCPrune(Method):
         """Fill in the layer, solve the budget and check the planes against the model."""
         self.coordinates.check_planes(config.decoder.rope)
         layer = choose_layer(config) if self.layer is None else self.layer
+        # now: solving the budget forgets it
         coordinates = self.coordinates.shrink(self.budget)
         method = dataclasses.replace(self, layer=layer, coordinates=coordinates)
         return budget.resolve(method, config.decoder.num_layers)
@@ -144,13 +145,13 @@ class IVCPrune(Method):
         if self._official and num_images > 1:
             return visual_slots  # the first image may be the smallest, and the others stay whole
         if self.scope == "sample":
-            num_images = 1
-        seeds = self.foreground_rule.count_seeds(visual_slots)
+            num_images = 1  # a sample is one segment, whatever it shows
+        seeds = self.foreground_rule.count_seeds(visual_slots)  # [V + 1], by size of a segment
         if not self.per_frame:
             return bound_total(self._bound_segment(visual_slots, seeds), num_images)
         # Nothing static says how many frames there are, nor on which of them the seeds lie.
         kept = self._bound_segment(visual_slots, np.zeros_like(seeds))
-        most = bound_total(kept, visual_slots)
+        most = bound_total(kept, visual_slots)  # at most V frames of one token each
         if self._seeds_stay:
             most += bound_total(seeds, num_images)
         return min(visual_slots, most)
@@ -158,8 +159,9 @@ class IVCPrune(Method):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank by IVC scores and by what text and seeds look at, then combine."""
         pooled = self.scope == "sample"
+        # whose softmax and seeds
         asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
-        shared = Segments.by_frame(layout) if self.per_frame else asked
+        shared = Segments.by_frame(layout) if self.per_frame else asked  # whose budget
         rope, signal = signals[RopeSettings()], signals[self.foreground_rule.request(stage)]
         priority = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
         scores, seeds = self.foreground_rule.score(  # [B, V] both
@@ -171,10 +173,11 @@ class IVCPrune(Method):
         share = self.keep_ratio if filled else self._foreground_share
         counts = shared.look_up(round_counts(share, layout.visual_slots))  # [B, V]
         if filled:
-            keep = fill(scores, priority, counts, shared)
+            keep = fill(scores, priority, counts, shared)  # [B, V]
         else:
             keep = priority | shared.top(scores, counts)
         if self._official:
+            # images behind the first stay whole
             keep |= layout.visual_valid & (layout.image_id > 0)
         return from_mask(keep, num_keep)
 
@@ -199,4 +202,5 @@ class IVCPrune(Method):
             most = np.maximum(most, round_counts(self.keep_ratio, max_count))
         else:
             most = most + round_counts(self._foreground_share, max_count)
+        # a segment has no more tokens than its size
         return np.minimum(most, np.arange(max_count + 1))
