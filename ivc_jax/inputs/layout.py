@@ -150,7 +150,7 @@ def _measure(
     merge = config.vision.spatial_merge_size
     pairs = []
     for index, visual in enumerate(visuals):
-        t, h, w = visual.grid  # patches
+        t, h, w = visual.grid  # slices, and patches of each
         if h % merge or w % merge:
             raise InputError(
                 f"{kind} {index}: grid {visual.grid} must be multiples of the merge size {merge};"

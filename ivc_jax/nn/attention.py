@@ -74,7 +74,7 @@ def _attend_in_chunks(
 ) -> jax.Array:
     """Attend without a mask between queries and keys, few enough queries at a time."""
     B, N, H, C = queries.shape
-    chunks = min(N, -(-4 * B * H * N * keys.shape[1] // _SCORE_BYTES))
+    chunks = min(N, -(-4 * B * H * N * keys.shape[1] // _SCORE_BYTES))  # 4 bytes a score
 
     def attend_chunk(chunk: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(
@@ -83,10 +83,11 @@ def _attend_in_chunks(
 
     if chunks <= 1:
         return attend_chunk(queries)
-    size = -(-N // chunks)
+    size = -(-N // chunks)  # queries of a chunk
+    # [B, chunks * size, H, C]
     padded = jnp.pad(queries, ((0, 0), (0, chunks * size - N), (0, 0), (0, 0)))
-    split = jnp.moveaxis(padded.reshape(B, chunks, size, H, C), 1, 0)
-    mixed = jnp.moveaxis(jax.lax.map(attend_chunk, split), 0, 1)
+    split = jnp.moveaxis(padded.reshape(B, chunks, size, H, C), 1, 0)  # [chunks, B, size, H, C]
+    mixed = jnp.moveaxis(jax.lax.map(attend_chunk, split), 0, 1)  # [B, chunks, size, H, C]
     return mixed.reshape(B, chunks * size, H, C)[:, :N]
 
 
@@ -110,11 +111,13 @@ def attention_rows(
     """
     B, Q, H, C = queries.shape
     G = keys.shape[2]
+    # [B, Q, G, H / G, C]: consecutive query heads share a key head
     grouped = queries.reshape(B, Q, G, H // G, C).astype(jnp.float32)
+    # [B, G, H / G, Q, S]
     logits = jnp.einsum("bqgrc,bsgc->bgrqs", grouped, keys.astype(jnp.float32)) * C**-0.5
-    visible = mask[:, None, None]
+    visible = mask[:, None, None]  # [B, 1, 1, Q, S]
     rows = jax.nn.softmax(logits, axis=-1, where=visible)
-    return jnp.where(visible, rows, 0.0).reshape(B, H, Q, -1)
+    return jnp.where(visible, rows, 0.0).reshape(B, H, Q, -1)  # [B, H, Q, S]
 
 
 # Scores of one key head at a time, this many bytes of them: plain matrix products over few enough
@@ -143,30 +146,32 @@ def attention_received(
     B, Q, H, C = queries.shape
     S, G = keys.shape[1:3]
     chunks = min(Q, -(-4 * B * Q * S // _RECEIVED_BYTES))
-    size = -(-Q // chunks)
+    size = -(-Q // chunks)  # queries of a chunk
     ends = jnp.full((B, Q), S) if ends is None else ends
     by_head = jnp.moveaxis(keys.astype(jnp.float32), 2, 0).swapaxes(2, 3)  # [G, B, C, S]
 
     def cut(array: jax.Array) -> jax.Array:
         """Cut along axis 1: [chunks, B, size, ...]."""
         padding = ((0, 0), (0, chunks * size - Q), *((0, 0),) * (array.ndim - 2))
+        # Queries added to fill the last chunk have weight 0 and end 0.
         padded = jnp.pad(array, padding).reshape(B, chunks, size, *array.shape[2:])
         return jnp.moveaxis(padded, 1, 0)
 
     queries_of = jnp.moveaxis(cut(queries.astype(jnp.float32)), 3, 0)  # [H, chunks, B, size, C]
-    weights_of, ends_of = cut(weights), cut(ends)
+    weights_of, ends_of = cut(weights), cut(ends)  # [chunks, B, size] both
 
     def add(total: jax.Array, part: tuple) -> tuple[jax.Array, None]:
         head, chunk = part
         rows = queries_of[head, chunk] * C**-0.5  # [B, size, C]
-        logits = jnp.einsum("bqc,bcs->bqs", rows, by_head[head // (H // G)])
-        seen = visible[:, None] & (jnp.arange(S) < ends_of[chunk][..., None])
+        logits = jnp.einsum("bqc,bcs->bqs", rows, by_head[head // (H // G)])  # [B, size, S]
+        seen = visible[:, None] & (jnp.arange(S) < ends_of[chunk][..., None])  # [B, size, S]
         logits = jnp.where(seen, logits, _NEVER)
         # A row that sees nothing has weight 0, or its shares of nothing would count.
-        raised = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        share = weights_of[chunk] / raised.sum(axis=-1)
+        raised = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # [B, size, S]
+        share = weights_of[chunk] / raised.sum(axis=-1)  # [B, size]
         return total + jnp.einsum("bq,bqs->bs", share, raised), None
 
+    # [H * chunks] both: head by head
     parts = jnp.repeat(jnp.arange(H), chunks), jnp.tile(jnp.arange(chunks), H)
     total = jax.lax.scan(add, jnp.zeros((B, S), jnp.float32), parts)[0] / H
     return jnp.where(visible, total, 0.0)

@@ -29,8 +29,8 @@ class GatedMLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., D] to [..., out_dim]."""
         dense = partial(nn.Dense, use_bias=self.use_bias)
-        gate = dense(self.hidden_dim, name="gate_proj")(x)
-        up = dense(self.hidden_dim, name="up_proj")(x)
+        gate = dense(self.hidden_dim, name="gate_proj")(x)  # [..., hidden_dim]
+        up = dense(self.hidden_dim, name="up_proj")(x)  # [..., hidden_dim]
         return dense(self.out_dim, name="down_proj")(ACTIVATIONS[self.activation](gate) * up)
 
 

@@ -16,7 +16,7 @@ def angles(config: RopeConfig, positions: Int[Array, "3 B N"]) -> Float[Array, "
     """Return the float32 angle of each rotary plane at each position (Qwen2-VL's M-RoPE)."""
     axis_positions = positions[config.axis_of_plane]  # [F, B, N]
     # float32 products, as the reference implementation forms them
-    turn = config.frequencies.astype(np.float32)
+    turn = config.frequencies.astype(np.float32)  # [F]
     return jnp.moveaxis(axis_positions.astype(jnp.float32), 0, -1) * turn
 
 
@@ -35,7 +35,8 @@ def vision_angles(
 @typed
 def rotate(x: Float[Array, "B N H C"], angle: Float[Array, "B N F"]) -> Float[Array, "B N H C"]:
     """Turn plane i, made of channels (i, i + C/2), by angle i. Computed in float32."""
+    # [B, N, 1, F]: all heads turn alike
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [B, N, H, F] both
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

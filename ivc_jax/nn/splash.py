@@ -83,12 +83,12 @@ def _attend_locally(
         ),
         interpret=interpret,
     )
-    grouped = by_head(queries * C**-0.5).reshape(B, G, H // G, slots, C)
+    grouped = by_head(queries * C**-0.5).reshape(B, G, H // G, slots, C)  # [B, G, H / G, slots, C]
     arguments = [grouped, by_head(keys), by_head(values)]
-    axes = [0, 0, 0]
+    axes = [0, 0, 0]  # over key heads; samples are mapped outside
     if not causal:
-        visible = (jnp.arange(slots) < lengths[:, None]).astype(jnp.int32)
+        visible = (jnp.arange(slots) < lengths[:, None]).astype(jnp.int32)  # [B, slots]
         arguments.append(kernel_library.SegmentIds(jnp.ones_like(visible), visible))
         axes.append(None)
-    mixed = jax.vmap(jax.vmap(kernel, in_axes=tuple(axes)))(*arguments)
+    mixed = jax.vmap(jax.vmap(kernel, in_axes=tuple(axes)))(*arguments)  # [B, G, H / G, slots, C]
     return mixed.reshape(B, H, slots, C).swapaxes(1, 2)[:, :N]

@@ -69,7 +69,7 @@ class VisionAttention(nn.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:
         """Map [R, P, D] to [R, P, D], with angles [R, P, F]."""
-        queries, keys, values = self.project(x)
+        queries, keys, values = self.project(x)  # [R, P, H, C] each
         mixed = attend(rope.rotate(queries, angles), rope.rotate(keys, angles), values)
         return self.proj(mixed.reshape(x.shape))
 
@@ -159,6 +159,7 @@ class PatchMerger(nn.Module):
         """Map [R, P, D] to [R, P / merge², out_dim]."""
         R, P, D = x.shape
         joined = D * self.config.merge_area
+        # Patch by patch, before they are joined.
         x = NORMS[self.config.norm](epsilon=self.config.norm_eps, name="ln_q")(x)
         x = x.reshape(R, P // self.config.merge_area, joined)  # [R, W, merge² D]
         return MLP(joined, self.config.out_dim, "gelu", name="mlp")(x)
@@ -167,5 +168,5 @@ class PatchMerger(nn.Module):
 def find_windows(valid: Bool[Array, "R P"], window_patches: int) -> Windows:
     """Count the real patches of each window; list the slots of a row, real patches first."""
     R, P = valid.shape
-    lengths = valid.reshape(R, P // window_patches, window_patches).sum(axis=2)
+    lengths = valid.reshape(R, P // window_patches, window_patches).sum(axis=2)  # [R, W]
     return Windows(lengths=lengths, order=jnp.argsort(~valid, axis=1, stable=True))

@@ -20,7 +20,7 @@ from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Figure
 
 _DENSE = "dense"
-_MARKERS = "osD^vPXd<>p*h"  # with 10 dark colours: 130 styles before two are alike
+_MARKERS = "osD^vPXd<>p*h"
 _SCORES_CAPTION = (
     "Every point is one keep ratio or budget; bars are 95 % bootstrap intervals. x: mean over"
     " layers of the share of visual tokens in the cache; points are set apart a little."
