@@ -79,7 +79,7 @@ def test_help_lists_what_the_wheel_carries(program, tmp_path):
 
 def test_the_default_job_runs_outside_the_repository(program, tmp_path):
     options = ["--limit", "2", "--tasks", "colour", "--methods", "ivc:budget=0.5"]
-    options += ["--max-new-tokens", "2"]
+    options += ["--batch-size", "2", "--max-new-tokens", "2"]
     shown = run(program, "run", *options, "--no-compile-cache", "--out", "out", cwd=tmp_path)
     assert "loading digit_scenes/checkpoint" in shown
     results = json.loads((tmp_path / "out" / "results.json").read_text())
