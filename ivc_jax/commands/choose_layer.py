@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ivc_jax.commands import terminal
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import WeightOptions
 from ivc_jax.commands.settings import RunConfig, SettingsError
 
 _PROBE = 0.1  # fraction of the first round: what the paper uses
@@ -26,23 +27,6 @@ _BEST_LAYERS = 2  # that the second round looks at
 _SCENES = 80  # drawn at a time: a slightly larger limit finds the same file
 
 Grid = dict[str, tuple[int, float]]  # specification -> (layer, fraction)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Weights.
-
-    Attributes:
-        model: checkpoint folder or hub name.
-        dtype: of the weights.
-        min_pixels: least area of a resized picture.
-        max_pixels: largest area, likewise.
-    """
-
-    model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
-    dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
-    min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
-    max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +88,9 @@ class Arguments:
         traceback: show where an error came from.
     """
 
-    model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions()
+    model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
+        default_factory=WeightOptions
+    )
     data: tyro.conf.OmitArgPrefixes[DataOptions] = DataOptions()
     choice: tyro.conf.OmitArgPrefixes[ChoiceOptions] = ChoiceOptions()
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()

@@ -14,26 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import WeightOptions
 
 _SCENE_SEED = 7  # the same scene every time, so that answers compare
 _SCENE_DIGITS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Weights.
-
-    Attributes:
-        model: checkpoint folder or hub name.
-        dtype: of the weights.
-        min_pixels: least area of a resized picture.
-        max_pixels: largest area, likewise.
-    """
-
-    model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
-    dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
-    min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
-    max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +51,9 @@ class Arguments:
     image: Annotated[
         tyro.conf.Positional[str | None], option("IMAGE", "a scene of handwritten digits")
     ] = None
-    model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions()
+    model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
+        default_factory=WeightOptions
+    )
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False
 

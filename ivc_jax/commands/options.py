@@ -34,6 +34,23 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class WeightOptions:
+    """The weights of a command that has no config.
+
+    Attributes:
+        model: checkpoint folder or hub name.
+        dtype: of the weights.
+        min_pixels: least area of a resized picture.
+        max_pixels: largest area, likewise.
+    """
+
+    model: Annotated[str | None, option("PATH", "the bundled checkpoint")] = None
+    dtype: Annotated[str | None, option("TYPE", "float32 on CPU, bfloat16 elsewhere")] = None
+    min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
+    max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataOptions:
     """Questions and pictures.
 

@@ -50,7 +50,7 @@ def test_the_script_lists_the_same_and_its_own_options(help_of):
 def test_help_shows_the_name_and_the_defaults(help_of, name):
     shown = help_of(name)
     assert shown.startswith(f"usage: ivc-jax {name} [-h]")
-    options = re.split(r"(?m)^\W*(?=--\w)", shown)[1:]
+    options = re.split(r"(?m)^[^\w\n]+(?=--\w)", shown)[1:]
     assert options
     assert [text for text in options if not re.search(r"\((default:|required)", text)] == []
 
