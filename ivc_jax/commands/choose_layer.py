@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ivc_jax.commands import terminal
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.progress import show_progress
 from ivc_jax.commands.settings import RunConfig, SettingsError
 
 _PROBE = 0.1  # fraction of the first round: what the paper uses
@@ -244,7 +244,7 @@ def _run_round(session: Any, chosen: Grid, console: Console) -> tuple[dict, Any]
     specs = {pareto.DENSE, *chosen}
     methods = [entry for entry in session.plan.methods if entry.spec in specs]
     part = dataclasses.replace(session, plan=dataclasses.replace(session.plan, methods=methods))
-    with terminal.show_progress(console) as progress:
+    with show_progress(console) as progress:
         meta = sessions.evaluate(part, progress).to_dict()
     # The folder may hold records of other settings, tasks and rows.
     records = [

@@ -9,6 +9,7 @@
 In a checkout `python experiments/run.py ...` is the same.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ivc_jax.commands import terminal
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import (
     DataOptions,
@@ -27,6 +27,7 @@ from ivc_jax.commands.options import (
     SeveralHosts,
     override,
 )
+from ivc_jax.commands.progress import show_progress
 from ivc_jax.commands.settings import RunConfig, load_config
 
 
@@ -93,12 +94,11 @@ def evaluate(
     console = join(console, hosts.distributed, *joined)
     use_compile_cache(not run.no_compile_cache)
     settings = choose(settings)
-    session = sessions.open_session(settings, resume=not run.no_resume, log=console.print)
-    try:
-        with terminal.show_progress(console) as progress:
+    with contextlib.ExitStack() as stack:
+        with show_progress(console) as progress:
+            session = sessions.open_session(settings, not run.no_resume, console.print)
+            stack.callback(session.close)
             meta = sessions.evaluate(session, progress)
         seconds = round(time.monotonic() - start, 1)
         meta = dataclasses.replace(meta, command=command, wall_seconds=seconds, **describe(session))
         finish(session.folder, session.mirror, meta, console)
-    finally:
-        session.close()

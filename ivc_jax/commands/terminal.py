@@ -1,73 +1,16 @@
-"""What a run shows in the terminal."""
+"""What a run prints at its end."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from ivc_jax.evals.benchmarks.tasks import READING
 from ivc_jax.evals.schema import Meta
-from ivc_jax.reports.labels import label_methods, shorten_task, write_heading, write_points
+from ivc_jax.reports.labels import label_methods, write_heading, write_points
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Section
 
 _SHOWN_FAILURES = 5
-
-
-@contextlib.contextmanager
-def show_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar with rate and time left; yield the callback (task, done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=False),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("compiling", total=None, rate="")
-        first: list[int] = []  # counts seen; the first one was there before this run
-        shown: set[str] = set()  # tasks that a log file has a line of
-
-        def update(task: str, done: int, total: int) -> None:
-            if READING in shown and task != READING:
-                # rows read per second say nothing about those to come
-                shown.discard(READING)
-                first.clear()
-                progress.reset(bar, total=total)
-            if task == READING:
-                shown.add(task)
-            first.append(done)
-            if not console.is_terminal and task not in shown:
-                # a log file gets no moving bar, so it gets a line a task
-                shown.add(task)
-                console.print(f"{shorten_task(task)}: from record {done} of {total}")
-            elapsed = progress.tasks[0].elapsed or 0.0
-            # of this run alone: resumed records took no time
-            rate = f"{(done - first[0]) / elapsed:.1f}/s" if elapsed and done > first[0] else ""
-            working = done > first[0] or task == READING
-            progress.update(
-                bar,
-                description=shorten_task(task) if working else "compiling",
-                completed=done,
-                total=total,
-                rate=rate,
-            )
-
-        yield update
 
 
 def print_results(console: Console, results: Results, leading: Sequence[Section] = ()) -> None:

@@ -38,6 +38,37 @@ def test_methods_take_turns_on_each_batch(tmp_path):
     assert seen[-1] == ("DigitScenes_colour", 10, 10)
 
 
+def test_an_interrupted_run_has_records_of_the_methods_before(tmp_path):
+    """Each method is compiled, asked and recorded before the next one is compiled."""
+
+    class Interrupted(FakeAnswerer):
+        def warm_up(self, prepared, methods, max_new_tokens, report):
+            if "third" in methods:
+                raise KeyboardInterrupt
+            super().warm_up(prepared, methods, max_new_tokens, report)
+
+    plan = make_plan(tmp_path, methods=("dense", "half", "third"))
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "out", Interrupted(2))
+    assert keys(tmp_path / "out") == [("0", "dense"), ("1", "dense"), ("0", "half"), ("1", "half")]
+
+
+def test_programs_are_counted_while_they_compile(tmp_path):
+    answerer, seen = FakeAnswerer(2), []
+    answerer.compiles_at_once = 2
+    folder = RunFolder(tmp_path / "out")
+    plan = make_plan(tmp_path, methods=("dense", "half", "third"))
+    runner.run(plan, answerer, folder, lambda *event: seen.append(event))
+    folder.close()
+    events = [(task == tasks.COMPILED, *counts) for task, *counts in seen if task != tasks.READING]
+    # two methods compile at a time; five rows are three batches of one shape
+    assert events[:6] == [
+        *((False, 0, 15), (True, 1, 3), (True, 2, 3)),
+        *((False, 2, 15), (False, 4, 15), (True, 3, 3)),
+    ]
+    assert sum(compiled for compiled, *_ in events) == 3
+
+
 def test_records_hold_the_fixed_keys(tmp_path):
     run(make_plan(tmp_path), tmp_path / "out")
     record = records.read_all(tmp_path / "out")[0]

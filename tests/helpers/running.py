@@ -24,6 +24,7 @@ class FakeAnswerer:
 
     def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
         self.batch_size, self.broken, self.calls = batch_size, broken, []
+        self.compiles_at_once, self.warm = 1, set()
         self.num_shards, self.local_shards, self.owners = shards, local, owners
 
     def find_owner(self, shard):
@@ -48,8 +49,13 @@ class FakeAnswerer:
     def place(self, parts):
         return [sample for shard in sorted(parts) for sample in parts[shard]]
 
-    def warm_up(self, prepared, methods, max_new_tokens):
+    def warm_up(self, prepared, methods, max_new_tokens, report):
         self.warmed = (prepared, methods)
+        assert len(methods) <= self.compiles_at_once
+        for method in methods:
+            if method not in self.warm:
+                self.warm.add(method)
+                report()
 
     def answer(self, prepared, method, max_new_tokens):
         assert len(prepared) == self.batch_size // self.num_shards * len(self.local_shards)
@@ -88,4 +94,4 @@ def run(
         runner.run(plan, answerer, folder, show)
     finally:
         folder.close()
-    return answerer, [event for event in seen if event[0] != tasks.READING]
+    return answerer, [event for event in seen if event[0] not in (tasks.READING, tasks.COMPILED)]

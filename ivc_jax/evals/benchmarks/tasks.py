@@ -30,6 +30,7 @@ from ivc_jax.nearest import suggest
 PROMPTS_VERSION = 2  # raise it when a prompt or a parser changes: old records no longer compare
 BUNDLED_PREFIX = "DigitScenes_"
 READING = "reading rows"  # in progress messages, for the task while rows are measured
+COMPILED = "compiled programs"  # likewise, after each program that was compiled
 RESIZED_SUFFIX = "_for_qwen25vl"
 
 # The bound on answers is the released one of the Qwen families, for every set, boxes included: a

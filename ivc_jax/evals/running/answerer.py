@@ -4,8 +4,8 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
 import numpy as np
@@ -49,6 +49,11 @@ class ModelAnswerer:
         self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
+        # Compiling is one thread's work, so on CPU several programs compile at a time. Accelerators
+        # take one after the other: two batches might not fit into their memory. So do several
+        # processes, which must all run the same program at a time.
+        alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+        self.compiles_at_once = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
         self._warm: set[tuple] = set()  # programs that have run: (method, shapes, bound on answers)
 
     def find_owner(self, shard: int) -> int:
@@ -89,24 +94,28 @@ class ModelAnswerer:
             device = encode(self.model, device)
         return jax.block_until_ready(device)
 
-    def warm_up(self, device: Inputs, methods: Sequence[Method], max_new_tokens: int) -> None:
+    def warm_up(
+        self,
+        device: Inputs,
+        methods: Sequence[Method],
+        max_new_tokens: int,
+        report: Callable[[], None] = lambda: None,
+    ) -> None:
         """Compile what these methods need for a batch of this shape, by running it once.
 
-        Compiling is one thread's work, so on CPU several programs compile at a time. Accelerators
-        take one after the other: two batches might not fit into their memory. So do several
-        processes, which must all run the same program at a time.
+        Args:
+            report: called after each method that was not compiled before.
         """
         # jit keys its programs by structure and shapes, so this does too.
         leaves, structure = jax.tree.flatten(device)
         shape = (structure, *(leaf.shape for leaf in leaves))
         new = [(method, shape, max_new_tokens) for method in methods]
         new = [key for key in new if key not in self._warm]
-        alone = jax.default_backend() == "cpu" and jax.process_count() == 1
-        workers = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(self.compiles_at_once) as pool:
             runs = [pool.submit(self._run, device, method, max_new_tokens) for method, *_ in new]
-            for run in runs:
+            for run in as_completed(runs):
                 run.result()
+                report()
         self._warm.update(new)
 
     def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:

@@ -1,6 +1,7 @@
 """The evaluation loop: every method on every batch, one record an example and method.
 
-Methods take turns on each batch, so that slow drifts of the machine touch all of them alike.
+Methods take turns on each batch, so that slow drifts of the machine touch all of them alike; on the
+first batch of a shape each is compiled, asked and recorded before the next ones are compiled.
 Batches depend on the data and the settings alone, never on what an earlier run left undone:
 resuming runs the same batches and writes the missing records only. Several processes walk through
 the same batches together, each loads and records its own rows.
@@ -8,14 +9,14 @@ the same batches together, each loads and records its own rows.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
-from ivc_jax.evals.benchmarks.tasks import READING, Task
+from ivc_jax.evals.benchmarks.tasks import COMPILED, READING, Task
 from ivc_jax.evals.running.batching import BatchPlan, plan_batches
 from ivc_jax.evals.running.loading import BatchLoader, LoadedBatch, load_ahead
 from ivc_jax.evals.running.recording import (
@@ -36,12 +37,14 @@ from ivc_jax.parallel.processes import any_process
 class Answerer(Protocol):
     """A model that answers batches of prompts, cut into `num_shards` equal shards.
 
-    All methods up to `collate` work on the host, in any thread.
+    All methods up to `collate` work on the host, in any thread. `compiles_at_once` programs are
+    compiled at a time.
     """
 
     family: str
     num_shards: int
     local_shards: Sequence[int]
+    compiles_at_once: int
 
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
@@ -61,8 +64,18 @@ class Answerer(Protocol):
     def place(self, parts: Mapping[int, Any]) -> Any:
         """Put the local shards of a batch on the devices."""
 
-    def warm_up(self, prepared: Any, methods: Sequence[Any], max_new_tokens: int) -> None:
-        """Compile what these methods need for a batch of this shape, unless done before."""
+    def warm_up(
+        self,
+        prepared: Any,
+        methods: Sequence[Any],
+        max_new_tokens: int,
+        report: Callable[[], None],
+    ) -> None:
+        """Compile what these methods need for a batch of this shape, unless done before.
+
+        Args:
+            report: called after each method that was not.
+        """
 
     def answer(self, prepared: Any, method: Any, max_new_tokens: int) -> list[Answer]:
         """Answer a placed batch under a pruning method, all its shards."""
@@ -109,7 +122,8 @@ def run(plan: RunPlan, answerer: Answerer, folder: RunFolder, progress: Progress
 
     Args:
         progress: called with (task, records present so far, records wanted), over all tasks, and
-            with `READING` for the task and counts of rows while these are measured.
+            with `READING` for the task and counts of rows while these are measured, `COMPILED`
+            and counts of methods by shape while these are compiled.
 
     Raises:
         TaskError: a task has no prompt for the model.
@@ -139,6 +153,7 @@ class _Run:
         self.plan, self.answerer, self.files, self.progress = plan, answerer, files, progress
         self.statistics = Statistics()
         self.present = self.total = 0  # records of this process: there already, and wanted
+        self.compiled = self.to_compile = 0  # methods by shape
         self.placed: set[Shape] = set()  # shapes that have been through `place`
 
     def go(self) -> Statistics:
@@ -168,14 +183,23 @@ class _Run:
         """Run batches, each under the methods that its mask [methods] names."""
         # `waited` restarts behind each batch: what is between is the host's
         start = waited = time.perf_counter()
+        wanted = [
+            (batch, [m for m, chosen in zip(self.plan.methods, needed, strict=True) if chosen])
+            for batch, needed in wanted
+        ]
+        self.to_compile = len(
+            {
+                (batch.shape, self.plan.bound_answers(self.plan.tasks[batch.task].task), m.spec)
+                for batch, methods in wanted
+                for m in methods
+            }
+        )
         loader = BatchLoader(self.plan.tasks, self.answerer)
         loaded = load_ahead(loader, [batch for batch, _ in wanted])
-        for (_, needed), batch in zip(wanted, loaded, strict=True):
+        for (_, methods), batch in zip(wanted, loaded, strict=True):
             self.statistics.wait += time.perf_counter() - waited
-            methods = [m for m, chosen in zip(self.plan.methods, needed, strict=True) if chosen]
             self._run_batch(batch, methods)
             self.statistics.batches += 1
-            self._show(batch.plan.task)
             waited = time.perf_counter()
         self.statistics.total = time.perf_counter() - start
 
@@ -188,13 +212,11 @@ class _Run:
         placed = answerer.place(batch.parts)
         if batch.plan.shape in self.placed:
             self.statistics.device += time.perf_counter() - start
-            start = time.perf_counter()
-        # else the tower, if it is shared, was compiled
+        else:  # the tower, if it is shared, was compiled
+            self.statistics.compile += time.perf_counter() - start
         self.placed.add(batch.plan.shape)
-        answerer.warm_up(placed, [method.method for method in methods], plan.bound_answers(task))
-        self.statistics.compile += time.perf_counter() - start
         owned = self._list_own(batch.plan)  # slots of this process
-        for method in methods:
+        for method in self._compile(placed, methods, plan.bound_answers(task)):
             start = time.perf_counter()
             answers = answerer.answer(placed, method.method, plan.bound_answers(task))
             self.statistics.device += time.perf_counter() - start
@@ -212,6 +234,23 @@ class _Run:
                 file.append(record)
                 self.present += 1
             file.sync()
+            self._show(batch.plan.task)
+
+    def _compile(
+        self, placed: Any, methods: Sequence[MethodEntry], max_new_tokens: int
+    ) -> Iterator[MethodEntry]:
+        """Yield each method when it is compiled for a batch; nothing compiles while one answers."""
+
+        def report() -> None:
+            self.compiled += 1
+            self.progress(COMPILED, self.compiled, self.to_compile)
+
+        step = self.answerer.compiles_at_once
+        for first in range(0, len(methods), step):
+            group, start = methods[first : first + step], time.perf_counter()
+            self.answerer.warm_up(placed, [each.method for each in group], max_new_tokens, report)
+            self.statistics.compile += time.perf_counter() - start
+            yield from group
 
     def _record_failures(self, failures: Sequence[Failure]) -> None:
         for failure in failures:
