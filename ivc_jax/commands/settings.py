@@ -10,8 +10,9 @@ from ivc_jax.studies.study import Study, list_methods
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
-    *("model", "dtype", "weights", "mesh", "tasks", "data_dir", "limit", "methods", "batch_size"),
-    *("buckets", "protocol", "max_new_tokens", "seed", "out", "min_pixels", "max_pixels"),
+    *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "tasks", "data_dir"),
+    *("limit", "methods", "batch_size"),
+    *("buckets", "max_new_tokens", "seed", "protocol", "out"),
 )
 PROTOCOLS = ("own", "released")
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.readers import read_as
 from helpers.records import make_meta
 from helpers.tsv import encode, write_tsv
 from PIL import Image
@@ -94,10 +95,10 @@ def test_invisible_pixels_show_their_colour():
 HEADER = ["index", "image", "image_path", "question", "answer", "A", "B", "C"]
 
 
-def make_entry(folder, picture, named=False, **fields):
+def make_entry(folder, picture, named=False, answer="A", **fields):
     picture.save(folder / "picture.png")
     image = "" if named else encode(picture)
-    row = ["1", image, "picture.png", "What?", "A", "red", "None", "blue"]
+    row = ["1", image, "picture.png", "What?", answer, "red", "None", "blue"]
     path = write_tsv(folder / "MMStar.tsv", HEADER, [row])
     return dataclasses.replace(TaskEntry.open(TASKS["MMStar"], path), **fields)
 
@@ -113,6 +114,14 @@ def test_rows_are_read_by_the_protocol(tmp_path):
     # a file that a path names is read as it is
     row = make_entry(tmp_path, picture, named=True, released=True).read(0)
     np.testing.assert_array_equal(np.asarray(row.images[0]), np.asarray(picture))
+
+
+def test_a_question_whose_right_option_vanishes_is_lost(tmp_path):
+    scoring, reader = TASKS["MMStar"].scoring, read_as("qwen2_vl")
+    for fields, score in (({}, 1), ({"released": True}, 0)):
+        row = make_entry(tmp_path, noise("RGB"), answer="B", **fields).read(0)
+        parsed = scoring.parse("B", row.cells, reader)
+        assert scoring.score(parsed, row.cells, reader) == score
 
 
 def test_what_jpeg_cannot_hold_fails_the_row(tmp_path):

@@ -37,19 +37,19 @@ class TaskEntry:
         return cls(task, TsvFile(path, task.scoring.columns, task.scoring.optional))
 
     def read(self, position: int, decode: bool = True) -> Row:
-        """Read a row as `TsvFile.read` does, treat it by the protocol, and check its cells.
+        """Read a row as `TsvFile.read` does, check its cells, and treat it by the protocol.
 
         Raises:
             RowError: a cell of the row is broken.
         """
         row = self.file.read(position, decode)
         try:
-            if self.released:
-                row = dataclasses.replace(row, cells=drop_missing(row.cells))
             self.task.check_cells(row.cells, [image.size for image in row.images])
-            # files that a path names are read as they are
-            if self.released and decode and read_text(row.cells, "image"):
-                row = dataclasses.replace(row, images=tuple(map(save_as_jpeg, row.images)))
+            if self.released:
+                # afterwards: a question whose right option vanishes is asked there, and lost
+                row = dataclasses.replace(row, cells=drop_missing(row.cells))
+                if decode and read_text(row.cells, "image"):  # files of a path stay as they are
+                    row = dataclasses.replace(row, images=tuple(map(save_as_jpeg, row.images)))
         except ValueError as error:
             raise RowError(f"{self.locate(row)}: {error}") from None
         return row
