@@ -4,10 +4,10 @@ python experiments/run.py                                 # bundled model and be
 python experiments/run.py --help
 """
 
+import pathlib
 import sys
 
-from ivc_jax.commands.cli import SCRIPT
-from ivc_jax.commands.main import main
+from ivc_jax.commands.main import start
 
 if __name__ == "__main__":
-    sys.exit(main(program=SCRIPT))
+    sys.exit(start(pathlib.Path(__file__).name))

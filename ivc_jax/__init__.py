@@ -6,14 +6,34 @@ out = ivc_jax.generate(model, batch, "ivc:keep_ratio=0.5")
 processor.decode(out.tokens, out.lengths)
 """
 
-from ivc_jax import ivc, methods
-from ivc_jax.engine.decode import Output, decode, generate
-from ivc_jax.engine.prefill import Prefill, encode, prefill
-from ivc_jax.engine.sampling import Sampling
-from ivc_jax.inputs.batch import Batch
-from ivc_jax.model import Model, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ivc_jax.version import __version__
 
+if TYPE_CHECKING:
+    from ivc_jax import ivc, methods
+    from ivc_jax.engine.decode import Output, decode, generate
+    from ivc_jax.engine.prefill import Prefill, encode, prefill
+    from ivc_jax.engine.sampling import Sampling
+    from ivc_jax.inputs.batch import Batch
+    from ivc_jax.model import Model, load
+
+# Imported when they are asked for: JAX takes seconds, in which the program `ivc-jax` must already
+# answer to Ctrl-C.
+_HOMES = {
+    "Batch": "ivc_jax.inputs.batch",
+    "Model": "ivc_jax.model",
+    "Output": "ivc_jax.engine.decode",
+    "Prefill": "ivc_jax.engine.prefill",
+    "Sampling": "ivc_jax.engine.sampling",
+    "decode": "ivc_jax.engine.decode",
+    "encode": "ivc_jax.engine.prefill",
+    "generate": "ivc_jax.engine.decode",
+    "load": "ivc_jax.model",
+    "prefill": "ivc_jax.engine.prefill",
+}
+_MODULES = ("ivc", "methods")
 __all__ = [
     "Batch",
     "Model",
@@ -29,3 +49,15 @@ __all__ = [
     "methods",
     "prefill",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ivc_jax.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ivc_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from rich.console import Console
 
+from ivc_jax.commands import interrupt
 from ivc_jax.commands.settings import write_config
 
 SCRIPT = "run.py"  # in experiments/, for a checkout
 _FAILURE = 2  # exit code of a wrong argument, as argparse has it
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _WIDTH = 100  # of what help says above the options
 _Arguments = TypeVar("_Arguments")
 
@@ -82,12 +82,13 @@ def run_action(action: Callable[[], None], *, traceback: bool, resumes: bool = F
         traceback: raise instead of printing.
         resumes: the same command goes on where an interrupted one stopped.
     """
+    words = f"interrupted{'; give the same command again to go on' if resumes else ''}"
+    interrupt.say_on_interrupt(words)
     try:
         action()
-    except KeyboardInterrupt:
-        if resumes:
-            print("interrupted; give the same command again to go on")
-        return _INTERRUPTED
+    except KeyboardInterrupt:  # in a process that did not begin with `main.start`
+        print(words, file=sys.stderr)
+        return interrupt.CODE
     # What the packages raise for bad input are ValueErrors; a full disk is an OSError, an optional
     # dependency that is not installed an ImportError.
     except (ValueError, OSError, ImportError) as error:

@@ -8,9 +8,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
-from ivc_jax.commands.cli import SCRIPT, complain
-from ivc_jax.commands.settings import list_configs
-from ivc_jax.nearest import suggest
+# Nothing here imports JAX: whatever takes time must come after `start` has begun.
+from ivc_jax.commands.interrupt import end_on_interrupt
 
 PROGRAM = "ivc-jax"
 COMMANDS = {  # module of each
@@ -29,12 +28,22 @@ COMMANDS = {  # module of each
 _WIDTH = 100
 
 
+def start(program: str = PROGRAM) -> int:
+    """Run as a process of its own, which Ctrl-C ends at any moment with one line."""
+    end_on_interrupt()
+    return main(program=program)
+
+
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run from the command line; return the exit code.
 
     Args:
         program: `SCRIPT` runs the evaluation where no command is named.
     """
+    from ivc_jax.commands.cli import SCRIPT, complain
+    from ivc_jax.commands.settings import list_configs
+    from ivc_jax.nearest import suggest
+
     given = sys.argv[1:] if arguments is None else arguments
     first = given[0] if given else ""
     # `run.py methods` is the configuration of that name, with the name of a method the command.
@@ -66,7 +75,9 @@ def _find_main(command: str) -> Callable[[list[str], str], int]:
 
 def _list_everything(program: str) -> str:
     """Write commands, configurations, methods and tasks, each with what it is."""
+    from ivc_jax.commands.cli import SCRIPT
     from ivc_jax.commands.methods import list_methods
+    from ivc_jax.commands.settings import list_configs
     from ivc_jax.evals.benchmarks.tasks import BUNDLED, BUNDLED_PREFIX, TASKS
 
     modules = {  # all of them: help has the first line of each
