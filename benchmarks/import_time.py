@@ -1,4 +1,4 @@
-"""How long `import ivc_jax` takes, this commit and an earlier one in turns.
+"""How long `import ivc_jax` takes, and until its calls are there, at two commits in turns.
 
     python benchmarks/import_time.py --before fea3d3c
 
@@ -21,8 +21,9 @@ from shapes import ROOT, write_report
 
 _JAX = "import jax"
 _PACKAGE = "import ivc_jax"
+_CALLS = "import ivc_jax; ivc_jax.load, ivc_jax.generate"  # names are imported when asked for
 _LIBRARIES = ("matplotlib", "jinja2", "tyro", "orbax", "grain", "optax", "tokenizers", "rapidfuzz")
-_LOADED = f"{_PACKAGE}, sys; print(*(name for name in {_LIBRARIES} if name in sys.modules))"
+_LOADED = f"import sys; {_CALLS}; print(*(name for name in {_LIBRARIES} if name in sys.modules))"
 
 
 def unpack(commit: str, folder: Path) -> Path:
@@ -41,7 +42,7 @@ def run(statement: str, checkout: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", statement]
     return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
+        command, cwd=checkout, env=environment, check=True, capture_output=True, text=True
     ).stdout
 
 
@@ -65,6 +66,8 @@ def main() -> None:
             "jax": (_JAX, after),
             "before": (_PACKAGE, before),
             "after": (_PACKAGE, after),
+            "calls before": (_CALLS, before),
+            "calls after": (_CALLS, after),
         }
         for case in cases.values():
             measure(*case)  # writes the compiled modules
@@ -84,6 +87,7 @@ def main() -> None:
         seconds={name: [round(value, 3) for value in values] for name, values in seconds.items()},
         median={name: round(value, 3) for name, value in median.items()},
         ratio=round(median["after"] / median["before"], 3),
+        ratio_of_calls=round(median["calls after"] / median["calls before"], 3),
         loaded=loaded,
     )
 
