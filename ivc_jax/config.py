@@ -38,8 +38,13 @@ class RopeConfig:
         planes = self.head_dim // 2
         if self.head_dim % 2 or self.head_dim < 2:
             raise ConfigError(f"head_dim must be even and positive, got {self.head_dim}")
-        if self.sections is not None and sum(self.sections) != planes:
-            raise ConfigError(f"mrope_section {self.sections} must sum to head_dim / 2 = {planes}")
+        if self.sections is not None:
+            if len(self.sections) != 3 or min(self.sections) < 0:
+                raise ConfigError(f"mrope_section {self.sections} must be three counts of planes")
+            if sum(self.sections) != planes:
+                raise ConfigError(
+                    f"mrope_section {self.sections} must sum to head_dim / 2 = {planes}"
+                )
         if self.frequency_mask is not None and len(self.frequency_mask) != planes:
             raise ConfigError(
                 f"frequency_mask has {len(self.frequency_mask)} entries for {planes} planes"
@@ -210,3 +215,17 @@ class ModelConfig:
     vision_start_id: int
     vision_end_id: int
     released_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        marks = {
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vision_start_token_id": self.vision_start_id,
+            "vision_end_token_id": self.vision_end_id,
+        }
+        for name, number in marks.items():
+            if not 0 <= number < self.decoder.vocab_size:
+                raise ConfigError(
+                    f"{name} {number} has no embedding: vocab_size is {self.decoder.vocab_size};"
+                    " use the config.json that belongs to the weights"
+                )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, RopeConfig, VisionConfig
 from ivc_jax.families.base import Family
+from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.resize import SmartResize
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
@@ -66,13 +67,14 @@ _RELEASED_LAYERS = {("qwen2_5_vl", 28): 16, ("qwen2_5_vl", 36): 22}
 
 
 def _read_config(
-    name: str, read_tower: Callable[[Mapping[str, Any]], dict[str, Any]], config: Mapping[str, Any]
+    name: str, read_tower: Callable[[Settings], dict[str, Any]], config: Mapping[str, Any]
 ) -> ModelConfig:
-    text = {**config, **config.get("text_config", {})}
-    vision = config["vision_config"]
-    rope = vision.get("rope_parameters") or {}
+    top = Settings({"": config})
+    text, vision = top | top.enter("text_config"), top.enter("vision_config")
+    if not vision.parts:
+        raise KeyError("vision_config")
     # Some files state it at the top, some in text_config; either suffices.
-    tied = any(bool(each.get("tie_word_embeddings")) for each in (config, text))
+    tied = any(text.list("tie_word_embeddings").values())
     decoder = _read_decoder(text, tied)
     return ModelConfig(
         family=name,
@@ -82,36 +84,36 @@ def _read_config(
             patch_size=int(vision["patch_size"]),
             temporal_patch_size=int(vision["temporal_patch_size"]),
             spatial_merge_size=int(vision["spatial_merge_size"]),
-            in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
+            in_channels=int(vision.find("in_channels", "in_chans", default=3)),
+            rope_theta=float(vision.enter("rope_parameters").find("rope_theta", default=10000.0)),
             **read_tower(vision),
         ),
         decoder=decoder,
-        image_token_id=int(config["image_token_id"]),
-        video_token_id=int(config["video_token_id"]),
-        vision_start_id=int(config["vision_start_token_id"]),
-        vision_end_id=int(config["vision_end_token_id"]),
+        image_token_id=int(text["image_token_id"]),
+        video_token_id=int(text["video_token_id"]),
+        vision_start_id=int(text["vision_start_token_id"]),
+        vision_end_id=int(text["vision_end_token_id"]),
         released_layer=_RELEASED_LAYERS.get((name, decoder.num_layers)),
     )
 
 
-def _read_tower_2(vision: Mapping[str, Any]) -> dict[str, Any]:
+def _read_tower_2(vision: Settings) -> dict[str, Any]:
     # The tower's width is embed_dim here; hidden_size is the decoder's.
     return {
         "embed_dim": int(vision["embed_dim"]),
         "mlp_dim": int(vision["embed_dim"] * vision["mlp_ratio"]),
         "out_dim": int(vision["hidden_size"]),
-        "activation": vision.get("hidden_act", "quick_gelu"),
+        "activation": vision.find("hidden_act", default="quick_gelu"),
     }
 
 
-def _read_tower_2_5(vision: Mapping[str, Any]) -> dict[str, Any]:
+def _read_tower_2_5(vision: Settings) -> dict[str, Any]:
     # The tower's width is hidden_size here; the decoder's is out_hidden_size.
     return {
         "embed_dim": int(vision["hidden_size"]),
         "mlp_dim": int(vision["intermediate_size"]),
         "out_dim": int(vision["out_hidden_size"]),
-        "activation": vision.get("hidden_act", "silu"),
+        "activation": vision.find("hidden_act", default="silu"),
         "norm": "rmsnorm",
         "gated_mlp": True,
         "window_size": int(vision["window_size"]),
@@ -120,33 +122,48 @@ def _read_tower_2_5(vision: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_decoder(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
-    if text.get("use_sliding_window"):
+def _read_decoder(text: Settings, tied: bool) -> DecoderConfig:
+    if text.find("use_sliding_window"):
         raise ConfigError("use_sliding_window=true is not supported; set it to false")
-    if text.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"decoder hidden_act {text['hidden_act']!r} is not supported, only silu")
+    activation = text.find("hidden_act", default="silu")
+    if activation != "silu":
+        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
     num_heads = int(text["num_attention_heads"])
-    head_dim = int(text.get("head_dim") or text["hidden_size"] // num_heads)
-    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
-    sections = rope.get("mrope_section")
+    head_dim = int(text.find("head_dim") or text["hidden_size"] // num_heads)
     return DecoderConfig(
         num_layers=int(text["num_hidden_layers"]),
         hidden_size=int(text["hidden_size"]),
         intermediate_size=int(text["intermediate_size"]),
         num_heads=num_heads,
-        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
+        num_kv_heads=int(text.find("num_key_value_heads") or num_heads),
         vocab_size=int(text["vocab_size"]),
-        rope=RopeConfig(
-            head_dim=head_dim,
-            theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-            sections=tuple(int(s) for s in sections) if sections else None,
-        ),
-        norm_eps=float(text.get("rms_norm_eps", 1e-5)),
+        rope=_read_rope(text, head_dim),
+        norm_eps=float(text.find("rms_norm_eps", default=1e-5)),
         tie_embeddings=tied,
-        max_positions=int(text.get("max_position_embeddings", 32768)),
+        max_positions=int(text.find("max_position_embeddings", default=32768)),
+    )
+
+
+# Of the classes that read these files: they fill it in where a file states no sections.
+_SECTIONS = (16, 24, 24)
+
+
+def _read_rope(text: Settings, head_dim: int) -> RopeConfig:
+    rope = text.enter("rope_scaling", "rope_parameters")
+    # Two names of one kind, often side by side in one file.
+    for kind in rope.list("rope_type", "type").values():
+        if kind not in ("default", "mrope"):
+            raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
+    sections = rope.find("mrope_section")
+    if sections is None and 2 * sum(_SECTIONS) != head_dim:
+        raise ConfigError(
+            f"config.json states no mrope_section, and the usual {list(_SECTIONS)} does not fit"
+            f" head_dim / 2 = {head_dim // 2}; add it to rope_scaling or rope_parameters"
+        )
+    return RopeConfig(
+        head_dim=head_dim,
+        theta=float((text | rope).find("rope_theta", default=1e6)),
+        sections=tuple(int(planes) for planes in (_SECTIONS if sections is None else sections)),
     )
 
 
