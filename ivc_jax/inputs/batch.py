@@ -11,6 +11,25 @@ class InputError(ValueError):
     """Input that cannot be run; one line that names the sample or image and the remedy."""
 
 
+def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> None:
+    """Refuse token ids that the embedding does not have; a gather would clip them in silence.
+
+    Args:
+        ids: [n] integers.
+        vocab_size: rows of the embedding.
+        name: what the error calls their owner.
+
+    Raises:
+        InputError: names the first such id.
+    """
+    foreign = (ids < 0) | (ids >= vocab_size)
+    if foreign.any():
+        raise InputError(
+            f"{name}: token id {ids[foreign.argmax()]} has no embedding, vocab_size is"
+            f" {vocab_size}; use the tokenizer that belongs to the checkpoint"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Visual:
     """One image or one video, cut into patches.
@@ -95,11 +114,16 @@ class Batch:
         ids = np.asarray(input_ids)  # [B, N]
         if ids.ndim != 2:
             raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"input_ids must be integers, got {ids.dtype}")
         # [B, N]
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
         mask = mask.astype(bool)
+        for sample, (row, kept) in enumerate(zip(ids, mask, strict=True)):
+            # They are stored as int32, where larger ones would wrap into other tokens.
+            check_ids(row[kept], 2**31, f"sample {sample}")
         videos = _split_patches(
             pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
         )

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.inputs.batch import Batch, InputError, Visual
+from ivc_jax.inputs.batch import Batch, InputError, Visual, check_ids
 from ivc_jax.inputs.footprint import Footprint, find_footprint
 from ivc_jax.types import typed
 
@@ -69,7 +69,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     """Give each sample its visuals and number its tokens.
 
     Raises:
-        InputError: placeholders and grids disagree, in number or in size.
+        InputError: placeholders and grids disagree, in number or in size, or an id lies beyond the
+            embedding.
     """
     visuals = {"image": batch.images, "video": batch.videos}
     supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
@@ -82,6 +83,7 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
     used = dict.fromkeys(_KINDS, 0)
     arranged = []
     for sample, tokens in enumerate(batch.tokens):
+        check_ids(tokens, config.decoder.vocab_size, f"sample {sample}")
         # (kind, visual) -> the slots where its runs start
         starts: dict[tuple[str, int], list[int]] = {}
         for kind, start, length in _find_runs(tokens, config):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivc_jax.inputs.batch import InputError
 
@@ -13,8 +13,10 @@ Picture = Image.Image | np.ndarray | str | Path
 def load_picture(source: Picture, name: str = "image", convert: bool = True) -> Image.Image:
     """Open a picture and bring it to RGB.
 
-    Transparency is laid over white, the current frame of an animation is taken. Grey values of
-    16 bits are scaled to 8 (Hugging Face clips them at 255, which leaves a white page).
+    A path is turned upright by its EXIF orientation, as transformers does; a picture that was
+    opened elsewhere is left as it lies, as there. Transparency is laid over white, the current
+    frame of an animation is taken. Grey values of 16 bits are scaled to 8 (Hugging Face clips them
+    at 255, which leaves a white page).
 
     Args:
         source: PIL image, path, or uint8 array [height, width] or [height, width, 1, 3 or 4].
@@ -30,6 +32,7 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
                 raise InputError(f"{name}: {source} is an empty file; save it again")
             # reads the header; `_load` decodes before the file closes
             with Image.open(source) as picture:
+                ImageOps.exif_transpose(picture, in_place=True)
                 return _load(picture, name, convert)
         return _load(_from_memory(source, name), name, convert)
     except InputError:

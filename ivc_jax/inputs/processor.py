@@ -1,6 +1,7 @@
 """Prompts and pictures to a `Batch`, with the files of one checkpoint."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json, read_stop_ids
+
+_log = logging.getLogger(__name__)
 
 Video = Sequence[Picture] | np.ndarray
 
@@ -64,6 +67,12 @@ class Processor:
         """
         path = Path(path)
         tokenizer = Tokenizer.from_pretrained(path, word_pattern)
+        if beyond := tokenizer.list_beyond(config.decoder.vocab_size):
+            _log.warning(
+                "%s: %d added tokens have no embedding (vocab_size %d), from %r on; prompts that"
+                " hold one are refused",
+                *(path, len(beyond), config.decoder.vocab_size, beyond[0]),
+            )
         template = ChatTemplate.from_pretrained(path, tokenizer.special_tokens)
         if template is None and chat_template is not None:
             template = ChatTemplate(chat_template, tokenizer.special_tokens)

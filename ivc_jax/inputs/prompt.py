@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.messages import Messages, list_texts
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json
@@ -62,14 +62,16 @@ class ChatTemplate:
     ) -> "ChatTemplate | None":
         """Read the template of a checkpoint directory, None if it has none.
 
-        `chat_template.json` comes before `chat_template.jinja` and `tokenizer_config.json`, as
-        in transformers; of several named templates "default" is taken.
+        The first of processor_config.json, chat_template.json, chat_template.jinja and
+        tokenizer_config.json, as in transformers; of several named templates "default" is taken.
 
         Raises:
-            InputError: a damaged file.
+            InputError: a damaged file, or named templates without that one.
         """
         path = Path(path)
-        source = read_json(path / "chat_template.json").get("chat_template")
+        source = read_json(path / "processor_config.json").get("chat_template")
+        if source is None:
+            source = read_json(path / "chat_template.json").get("chat_template")
         if source is None and (path / "chat_template.jinja").is_file():
             source = (path / "chat_template.jinja").read_text(encoding="utf-8")
         if source is None:
@@ -78,7 +80,12 @@ class ChatTemplate:
             # a list of {name, template}
             source = {entry["name"]: entry["template"] for entry in source}
         if isinstance(source, dict):
-            source = source.get("default")
+            if "default" not in source:
+                raise InputError(
+                    f"{path} has the chat templates {', '.join(map(repr, source))}, none of them"
+                    " 'default'; rename the one to use"
+                )
+            source = source["default"]
         return None if source is None else cls(source, special_tokens)
 
     def render(
@@ -136,7 +143,7 @@ class PromptWriter:
 
         Raises:
             InputError: marks and visuals differ in number, the text of a message holds a
-                placeholder, or there is no chat template.
+                placeholder, a token has no embedding, or there is no chat template.
         """
         if not isinstance(prompt, str):
             text = self._render_messages(prompt, sample)
@@ -163,6 +170,7 @@ class PromptWriter:
             text = runs.sub(lambda _, one=placeholder: one, text)
         # Templates write their own special tokens; a raw prompt gets the tokenizer's.
         tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not chat), np.int32)
+        check_ids(tokens, self.config.decoder.vocab_size, f"sample {sample}")
         repeats = np.ones(len(tokens), np.int64)  # [tokens]
         for number, counts in lengths.items():
             slots = np.flatnonzero(tokens == number)  # [runs]

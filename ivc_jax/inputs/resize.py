@@ -10,7 +10,7 @@ max_pixels. Patches of one merged token are neighbours (merge 2, 4 x 4):
                    8  9 | 12 13
                   10 11 | 14 15
 
-EXIF orientation is left alone, as there.
+EXIF orientation is the matter of `inputs.picture`; nothing is turned here.
 """
 
 import abc

@@ -1,4 +1,7 @@
-"""The tokenizer of a checkpoint: `tokenizer.json`, or `vocab.json` and `merges.txt`."""
+"""The tokenizer of a checkpoint: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+Tokens beyond the vocabulary are listed in `tokenizer_config.json`, or in `added_tokens.json`.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +75,10 @@ class Tokenizer:
             InputError: no tokenizer files, or damaged ones.
         """
         path = Path(path)
-        return cls(_read_backend(path, word_pattern), read_json(path / "tokenizer_config.json"))
+        config = read_json(path / "tokenizer_config.json")
+        if "added_tokens_decoder" not in config:
+            config = _read_older(path, config)
+        return cls(_read_backend(path, word_pattern), config)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`; special tokens written in it are recognised."""
@@ -101,6 +107,11 @@ class Tokenizer:
         """Return the id of a token, None if unknown."""
         return self._backend.token_to_id(token)
 
+    def list_beyond(self, vocab_size: int) -> list[str]:
+        """Return the added tokens whose ids a model with so many embeddings does not have."""
+        added = self._backend.get_added_tokens_decoder()
+        return [added[number].content for number in sorted(added) if number >= vocab_size]
+
     def _add_tokens(self, config: Mapping[str, Any]) -> None:
         from tokenizers import AddedToken
 
@@ -110,8 +121,9 @@ class Tokenizer:
             flags = {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
             self._backend.add_tokens([AddedToken(entry["content"], **flags)])
             if self.number(entry["content"]) != number:
+                source = "added_tokens.json" if entry.get("older") else "tokenizer_config.json"
                 raise InputError(
-                    f"tokenizer_config.json gives {entry['content']!r} the id {number}, the"
+                    f"{source} gives {entry['content']!r} the id {number}, the"
                     f" vocabulary {self.number(entry['content'])}; use files of one checkpoint"
                 )
         # Tokens without an id of their own are left out: the model has no embedding for them.
@@ -123,6 +135,26 @@ class Tokenizer:
 
 def _read_content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
+
+
+def _read_older(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete settings by the two files that older checkpoints keep special tokens in.
+
+    transformers reads them in the same case only: tokenizer_config.json lists no added tokens.
+    """
+    config = {**config, **read_json(path / "special_tokens_map.json")}
+    special = set(_list_special(config))
+    added = read_json(path / "added_tokens.json")
+    config["added_tokens_decoder"] = {
+        number: {
+            "content": token,
+            "special": token in special,
+            "normalized": token not in special,
+            "older": True,
+        }
+        for token, number in added.items()
+    }
+    return config
 
 
 def _list_special(config: Mapping[str, Any]) -> list[str]:

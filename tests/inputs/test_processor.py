@@ -14,6 +14,7 @@ from ivc_jax.families import QWEN2_VL, parse_config
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.inputs.prompt import ChatTemplate
+from ivc_jax.inputs.tokenizer import Tokenizer
 from ivc_jax.model import load_processor
 
 CONFIG = parse_config(tiny_config())
@@ -126,6 +127,30 @@ def test_templates_are_found_where_hf_finds_them(folder):
     assert render() == "J"
     (folder / "chat_template.json").write_text('{"chat_template": "N"}')
     assert render() == "N"
+    (folder / "processor_config.json").write_text('{"processor_class": "P"}')
+    assert render() == "N"
+    for template in ("P", {"other": "O", "default": "P"}):
+        (folder / "processor_config.json").write_text(json.dumps({"chat_template": template}))
+        assert render() == "P"
+    change(folder / "processor_config.json", chat_template={"a": "A", "b": "B"})
+    with pytest.raises(InputError, match="the chat templates 'a', 'b', none of them 'default'"):
+        render()
+
+
+@pytest.mark.parametrize("elsewhere", [None, "tokenizer_config.json", "chat_template.json"])
+def test_the_template_of_processor_config_equals_hf(folder, elsewhere):
+    processing = pytest.importorskip("transformers").processing_utils
+    source = "{{ 'SYS ' }}<|image_pad|>{{ messages[0].content[1].text }}"
+    change(folder / "tokenizer_config.json", chat_template=None)
+    (folder / "processor_config.json").write_text(json.dumps({"chat_template": source}))
+    if elsewhere:
+        content = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / elsewhere).write_text(json.dumps({**content, "chat_template": "other"}))
+    found = load_processor(folder, CONFIG, QWEN2_VL)(["hi"], [[noise(16, 16)]])
+    settings, _ = processing.ProcessorMixin.get_processor_dict(folder)
+    assert settings["chat_template"] == source
+    encode = Tokenizer.from_pretrained(folder).encode
+    assert found.tokens[0].tolist() == [*encode("SYS "), *[IMAGE] * 4, *encode("hi")]
 
 
 def test_bounds_replace_those_of_the_files(folder, processor):

@@ -125,11 +125,39 @@ def test_animation_gives_its_first_frame(tmp_path):
     assert load_picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_exif_orientation_is_left_alone(tmp_path):
+def test_a_path_is_turned_upright_and_an_opened_picture_is_not(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(noise(16, 32)).save(tmp_path / "a.png", exif=exif)
-    assert load_picture(tmp_path / "a.png").size == (32, 16)
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+    pixels, path = noise(16, 32), tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    for source in (path, str(path)):
+        np.testing.assert_array_equal(np.asarray(load_picture(source)), np.rot90(pixels, 3))
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(np.asarray(load_picture(opened)), pixels)
+    upright = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, 3)))
+    for cut in (process_image, lambda source, rule: process_video([source], rule)):
+        np.testing.assert_array_equal(cut(path, SMALL).patches, cut(upright, SMALL).patches)
+    plain = tmp_path / "plain.png"
+    Image.fromarray(pixels).save(plain)
+    np.testing.assert_array_equal(np.asarray(load_picture(plain)), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_equal_hf(tmp_path, orientation):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise(40, 84)).save(tmp_path / "a.jpg", exif=exif)
+    theirs = Qwen2VLImageProcessorPil(min_pixels=28 * 28)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        for source in (str(tmp_path / "a.jpg"), opened):
+            expected = theirs(images=[source], return_tensors="np")
+            found = process_image(source, SmartResize(min_pixels=28 * 28))
+            assert [list(found.grid)] == expected["image_grid_thw"].tolist()
+            np.testing.assert_array_equal(found.patches, expected["pixel_values"])
 
 
 def test_patch_order_is_merge_blocks():

@@ -80,6 +80,55 @@ def test_bpe_from_its_two_files_merges_and_keeps_added_ids(tmp_path):
         read_old(tmp_path / "bpe")
 
 
+def write_older(folder: Path, *, map_file: bool, special: bool = True) -> None:
+    """Move the added tokens of the trained tokenizer to added_tokens.json."""
+    write_trained_tokenizer(folder)
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    added = content.pop("added_tokens_decoder")
+    ids = {entry["content"]: int(number) for number, entry in added.items()}
+    (folder / "added_tokens.json").write_text(json.dumps(ids))
+    marks = [entry["content"] for entry in added.values() if entry["special"]] if special else []
+    named = {name: content.pop(name) for name in ("eos_token", "pad_token", "unk_token")}
+    named["additional_special_tokens"] = marks
+    if map_file:
+        (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    else:
+        content |= named
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("map_file", [True, False])
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", [*TEXTS, "a<|im_end|> <tool><|im_start|>b"])
+def test_added_tokens_in_a_file_of_their_own_equal_hf(tmp_path, map_file, special, text):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_older(tmp_path / "bpe", map_file=map_file, special=special)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path / "bpe")
+    tokenizer = read_old(tmp_path / "bpe")
+    ids = tokenizer.encode(text)
+    assert ids == reference(text)["input_ids"]
+    for skip in (True, False):
+        assert tokenizer.decode(ids, skip_special_tokens=skip) == reference.decode(
+            ids, skip_special_tokens=skip
+        )
+
+
+def test_added_tokens_in_a_file_of_their_own_are_single_ids(tmp_path):
+    write_older(tmp_path / "bpe", map_file=True)
+    tokenizer = read_old(tmp_path / "bpe")
+    ids = json.loads((tmp_path / "bpe" / "added_tokens.json").read_text())
+    assert tokenizer.encode("<|im_end|><tool>") == [ids["<|im_end|>"], ids["<tool>"]]
+    assert tokenizer.decode(tokenizer.encode("a<|im_end|><tool>")) == "a<tool>"
+    assert read_stop_ids(tmp_path / "bpe", tokenizer) == (ids["<|im_end|>"],)
+    change(tmp_path / "bpe" / "added_tokens.json", **{"<far>": 9999})
+    with pytest.raises(InputError, match=r"^added_tokens\.json gives '<far>' the id 9999, the vo"):
+        read_old(tmp_path / "bpe")
+    # A list of added tokens in tokenizer_config.json is the newer word.
+    change(tmp_path / "bpe" / "tokenizer_config.json", added_tokens_decoder={})
+    assert len(read_old(tmp_path / "bpe").encode("<|im_end|>")) > 1
+
+
 def test_stop_ids_come_from_the_generation_config(folder):
     tokenizer = Tokenizer.from_pretrained(folder)
     assert read_stop_ids(folder, tokenizer) == (258, 256)
