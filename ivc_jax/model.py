@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from ivc_jax import cloud, families
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import Family
-from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.processor import Processor, read_rules
 from ivc_jax.inputs.resize import PictureRule
 from ivc_jax.inputs.tokenizer import read_stop_ids
 from ivc_jax.nn.decoder import Params
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
-from ivc_jax.weights.load import load_safetensors
-from ivc_jax.weights.source import DTYPES, CheckpointError, read_json
+from ivc_jax.weights.load import load_safetensors, stores_head
+from ivc_jax.weights.source import DTYPES, CheckpointError, has_weights, read_json
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
@@ -74,8 +74,8 @@ def load(
     Args:
         path: a Hugging Face directory, a directory written by `checkpoints_convert`, a hub id, or
             "bundled" for the model that comes with this package.
-        dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and bfloat16 on
-            accelerators, whatever the checkpoint holds.
+        dtype: "float32", "bfloat16" or, on GPU, "float16"; by default float32 on CPU and bfloat16
+            on accelerators, whatever the checkpoint holds.
         mesh: from `ivc_jax.parallel.mesh.make_mesh`; parameters are sharded while they are read.
         weights: "int8" stores the decoder's projections, its feed-forward layers and an untied
             output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
@@ -93,7 +93,7 @@ def load(
         CheckpointError: no such path, unreadable or unfitting files.
         ConfigError: an architecture or setting that is not supported.
         InputError: bounds on pictures that are impossible, or that the checkpoint does not have.
-        ValueError: unknown dtype or weights.
+        ValueError: unknown dtype or weights, or a dtype that the devices do not compute.
         ImportError: int8 weights without the library behind them.
     """
     chosen = _choose_dtype(dtype, mesh)
@@ -111,6 +111,8 @@ def load(
     elif rules := read_rules(folder, config, family.read_pictures):
         config = _with_pixels(config, rules[0])
     stops = read_stop_ids(folder) or (made.stop_ids if made else ())
+    # An answer would never end at one that cannot be generated.
+    check_ids(np.array(stops, np.int64), config.decoder.vocab_size, f"{folder}, end tokens")
     params = load_params(folder, config, chosen, mesh, weights)
     return Model(config, params, mesh, stops), made
 
@@ -118,11 +120,30 @@ def load(
 def read_config(folder: Path) -> ModelConfig:
     """Read the model sizes from `folder/config.json`.
 
+    Whether the output head is the embedding, the weights beside it decide if they are there: one
+    that differs is the model's own, whatever the file says.
+
     Raises:
-        CheckpointError: no readable config.json.
+        CheckpointError: no readable config.json, or unreadable weights.
         ConfigError: an architecture or a setting that is not supported.
     """
-    return families.parse_config(read_json(folder / "config.json"))
+    config = families.parse_config(read_json(folder / "config.json"))
+    if not config.decoder.tie_embeddings:
+        return config
+    if checkpoint.is_converted(folder):
+        untied = checkpoint.stores_head(folder)
+    else:
+        untied = has_weights(folder) and stores_head(folder, find_family(folder).rules)
+    if not untied:
+        return config
+    _log.warning(
+        "%s: config.json ties the output head to the embedding, but the weights hold a head of its"
+        " own; it is used",
+        folder,
+    )
+    return dataclasses.replace(
+        config, decoder=dataclasses.replace(config.decoder, tie_embeddings=False)
+    )
 
 
 def find_family(folder: Path) -> Family:
@@ -226,6 +247,17 @@ def find_bundled() -> Path:
     return Path(spec.origin).resolve().with_name("checkpoint")
 
 
+def check_dtype(name: str, platform: str) -> None:
+    """Refuse a dtype that the devices do not compute in.
+
+    Raises:
+        ValueError: float16 anywhere but on GPU.
+    """
+    # Attention multiplies halves and adds them up in float32, which XLA has on GPU only.
+    if name == "float16" and platform != "gpu":
+        raise ValueError(f"float16 is not computed on {platform}; use dtype bfloat16 or float32")
+
+
 def _with_pixels(config: ModelConfig, images: PictureRule) -> ModelConfig:
     """Note how the processor scales pixels, for methods that undo it."""
     # as if nothing were normalised
@@ -246,4 +278,5 @@ def _choose_dtype(dtype: str | None, mesh: Mesh | None) -> np.dtype:
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    check_dtype(name, platform)
     return DTYPES[name]

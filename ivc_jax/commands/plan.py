@@ -122,6 +122,7 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     import jax
 
     from ivc_jax.commands.origin import find_commit
+    from ivc_jax.model import check_dtype
     from ivc_jax.studies.planning import plan, sizes
     from ivc_jax.studies.planning.compile import Workload
     from ivc_jax.weights import quantize
@@ -130,6 +131,7 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
 
     start = time.monotonic()
     _check(arguments, DTYPES)
+    check_dtype(arguments.model.dtype, "tpu")
     quantize.check(arguments.model.weights)
     config = sizes.find_config(arguments.model.model)
     place = slices.find_slice(arguments.device.topology)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn.decoder import Params
 from ivc_jax.weights import keymap, quantize
-from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.load import HEAD, abstract_params
 from ivc_jax.weights.source import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,15 @@ _FOLDER = "params"  # beside config.json and the tokenizer's files
 def is_converted(folder: Path) -> bool:
     """Tell whether a directory holds a converted checkpoint."""
     return (folder / _FOLDER).is_dir()
+
+
+def stores_head(folder: Path) -> bool:
+    """Tell whether `folder/params` holds an output head: what was tied was saved without one.
+
+    Raises:
+        CheckpointError: damaged files.
+    """
+    return HEAD in _stored(folder.absolute() / _FOLDER)
 
 
 def save_params(folder: Path, params: Params) -> None:

@@ -28,7 +28,7 @@ from ivc_jax.weights.keymap import Rule, Target
 from ivc_jax.weights.source import CheckpointError, TensorFiles
 
 _log = logging.getLogger(__name__)
-_HEAD = "decoder/lm_head/kernel"
+HEAD, EMBEDDING = "decoder/lm_head/kernel", "decoder/embed_tokens/embedding"
 
 
 def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = None) -> Params:
@@ -47,6 +47,26 @@ def abstract_params(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None = No
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def stores_head(folder: Path, rules: Sequence[Rule]) -> bool:
+    """Tell whether a Hugging Face directory holds an output head that is not the embedding again.
+
+    Raises:
+        CheckpointError: unreadable files.
+    """
+    files = TensorFiles(folder)
+    heads, embeddings = (_list_names(files, path, rules) for path in (HEAD, EMBEDDING))
+    return bool(heads and embeddings) and not files.equal(heads[0], embeddings[0])
+
+
+def _list_names(files: TensorFiles, path: str, rules: Sequence[Rule]) -> list[str]:
+    """List the tensors that become the parameter at `path`."""
+    return [
+        name
+        for name in files.headers
+        if any(target.rule.path == path for target in keymap.find_targets(name, rules))
+    ]
 
 
 def load_safetensors(
@@ -107,13 +127,17 @@ def _match(
     wanted = {target: name for name, targets in expected.items() for target in targets}
     found: dict[Target, str] = {}
     problems = []
+    # Of a tied checkpoint that stores the head alone, it is the embedding.
+    alone = config.decoder.tie_embeddings and not _list_names(files, EMBEDDING, rules)
     # All problems are collected: a wrong config is seen at once from the list of names.
     for name, header in files.headers.items():
         all_targets = keymap.find_targets(name, rules)
+        if alone and any(target.rule.path == HEAD for target in all_targets):
+            all_targets = tuple(target for target in wanted if target.rule.path == EMBEDDING)
         targets = [target for target in all_targets if target in wanted]
         if not targets:
             # A tied checkpoint sometimes repeats the embedding under the name of the output head.
-            is_head = any(target.rule.path == _HEAD for target in all_targets)
+            is_head = any(target.rule.path == HEAD for target in all_targets)
             tied_head = is_head and config.decoder.tie_embeddings
             if not tied_head and not excused.fullmatch(name):
                 problems.append(f"unused: {name} {header.shape}")

@@ -22,6 +22,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 # names in the files -> ours; others are refused
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_ROWS = 4096  # of a matrix at a time
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -90,6 +91,18 @@ class TensorFiles:
                 counts[dtype] += math.prod(header.shape)
         return max(counts, key=counts.__getitem__)
 
+    def equal(self, first: str, second: str) -> bool:
+        """Tell whether two matrices hold the same numbers, a few rows of each in memory."""
+        rows, *rest = self.headers[first].shape
+        if self.headers[second].shape != (rows, *rest):
+            return False
+        starts = range(0, rows, _ROWS)
+        index = [(slice(row, min(row + _ROWS, rows)), slice(None)) for row in starts]
+        return all(
+            np.array_equal(*(self.read(name, Transform.SAME, part) for name in (first, second)))
+            for part in index
+        )
+
     def read(
         self,
         name: str,
@@ -132,6 +145,11 @@ class TensorFiles:
             raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
         # [values, D]: now the cut of the first axis
         return values[index[0]] if transform is Transform.CONVOLUTION else values
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a directory holds safetensors files, not whether they are whole."""
+    return any((folder / name).is_file() for name in (_SINGLE, _INDEX))
 
 
 def _find_files(folder: Path) -> list[Path]:

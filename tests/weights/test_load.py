@@ -105,6 +105,27 @@ def test_unknown_dtype_lists_the_known(tiny_hf, dtype):
         ivc_model.load(tiny_hf(), dtype=dtype)
 
 
+def test_float16_is_refused_where_it_is_not_computed(tiny_hf, monkeypatch):
+    message = "^float16 is not computed on cpu; use dtype bfloat16 or float32$"
+    for dtype in ("float16", np.float16):
+        with pytest.raises(ValueError, match=message):
+            ivc_model.load(tiny_hf(), dtype=dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ValueError, match=r"^float16 is not computed on tpu"):
+        ivc_model.load(tiny_hf(), dtype="float16")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert ivc_model.load(tiny_hf(), dtype="float16")[0].dtype == np.float16
+
+
+@pytest.mark.parametrize("arguments", [{}, {"processor": False}])
+def test_end_tokens_without_an_embedding_are_named(tiny_hf, tmp_path, arguments):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_hf(), folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [258, 300]}')
+    with pytest.raises(InputError, match="end tokens: token id 300 has no embedding, vocab_size"):
+        ivc_model.load(folder, **arguments)
+
+
 def test_a_path_that_is_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
         ivc_model.load(tmp_path / "nothing")
