@@ -30,6 +30,7 @@ class Greedy:
         Returns:
             [B] int32.
         """
+        # argmax takes the first of equals.
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 

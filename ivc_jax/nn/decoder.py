@@ -78,6 +78,7 @@ class DecoderBlock(nn.Module):
         config, x = self.config, self.input_layernorm(x)  # [B, N, D]
         # Split by whole heads: with fewer key heads than devices, columns would split within one.
         queries, keys, values = (
+            # [B, N, H or G, C]
             constrain(projection(x).reshape(B, N, -1, width), "data", None, "model")
             for projection, width in (
                 (self.q_proj, config.head_dim),
@@ -182,12 +183,14 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     sizes = config.decoder
     embed_key, layer_key, head_key, vision_key = jax.random.split(key, 4)
     normal = nn.initializers.normal(0.02)
+    # Parameters do not depend on how many slots a block sees: one will do.
     hidden = jnp.zeros((1, 1, sizes.hidden_size))
     angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
 
     def init_block(block_key: jax.Array) -> Params:
         return DecoderBlock(sizes).init(block_key, hidden, angles, attend_whole)["params"]
 
+    # One draw a block, stacked: [L, ...].
     decoder: Params = {
         "embed_tokens": {"embedding": normal(embed_key, (sizes.vocab_size, sizes.hidden_size))},
         "layers": jax.vmap(init_block)(jax.random.split(layer_key, sizes.num_layers)),

@@ -31,6 +31,7 @@ def axis_size(axis: str) -> int:
 
 def partition(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
     """Name the mesh axis of each dimension; a dimension that does not divide stays whole."""
+    # A split in unequal parts would be padded, and the padding would be moved with it.
     fits = (
         axis if axis and size % axis_size(axis) == 0 else None
         for size, axis in zip(shape, axes, strict=False)

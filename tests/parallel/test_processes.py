@@ -41,7 +41,6 @@ def folders(tiny_hf, tmp_path_factory):
         port = listener.getsockname()[1]
     options = ["--model", str(tiny_hf()), "--methods", "dense", "ivc:layer=1,keep_ratio=0.5"]
     options += ["--tasks", "grounding", "colour", "--limit", "5", "--batch-size", "4"]
-    options += ["--buckets", "1"]
     options += ["--max-new-tokens", "4", "--no-compile-cache", "--out"]
     script = str(ROOT / "experiments" / "run.py")
     flags = "--xla_force_host_platform_device_count=4"
