@@ -81,15 +81,15 @@ def test_long_sequences_take_the_kernel_on_tpu_alone():
 
 COMPILE_FOR_TPU = """
 import sys
-import jax
-from jax.experimental import topologies
+from ivc_jax.studies.planning import slices
+slices.prepare_environment()
 from jax.sharding import SingleDeviceSharding
 import ivc_jax
 from helpers.programs import find_programs
 
-topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-assert "v5" in topology.devices[0].device_kind, topology.devices[0].device_kind
-sharding = SingleDeviceSharding(topology.devices[0])
+device = slices.find_slice("v5e:2x4").devices[0]
+assert "v5" in device.device_kind, device.device_kind
+sharding = SingleDeviceSharding(device)
 model, _ = ivc_jax.load(sys.argv[1], dtype="bfloat16")
 for number, spec in enumerate(sys.argv[2:]):
     # The decode sees nothing but spans: the first two methods have one and two of them.
@@ -103,11 +103,9 @@ for number, spec in enumerate(sys.argv[2:]):
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
 )
 def test_programs_compile_with_the_tpu_compiler(tiny_hf):
-    """Run apart: libtpu wants its environment set before JAX starts, and locks the machine."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [os.path.dirname(os.path.dirname(__file__)), *sys.path]
-    )
+    """Run apart: libtpu wants its environment set before JAX starts."""
+    tests = os.path.dirname(os.path.dirname(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf(num_hidden_layers=4)), *COMPILED],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
