@@ -9,6 +9,7 @@ from helpers.records import make_record
 from rich.console import Console
 
 from ivc_jax.commands import choose_layer as command
+from ivc_jax.commands.options import WeightOptions
 from ivc_jax.studies.calibration import report
 from ivc_jax.studies.calibration.pareto import (
     Calibration,
@@ -138,11 +139,14 @@ def test_the_verdict_says_what_the_examples_can_tell():
     assert "no layer to choose" in report.write_verdict(3, [], False, 1, 0.1)
 
 
-def test_the_first_round_takes_the_fraction_nearest_to_the_usual():
-    assert command._choose_probe(command.Arguments()) == 0.1
-    bounded = command.ModelOptions(min_pixels=256, max_pixels=1024)
+def test_bounds_on_pictures_reach_the_run():
+    bounded = WeightOptions(min_pixels=256, max_pixels=1024)
     settings = command._make_settings(command.Arguments(model=bounded))
     assert (settings.min_pixels, settings.max_pixels) == (256, 1024)
+
+
+def test_the_first_round_takes_the_fraction_nearest_to_the_usual():
+    assert command._choose_probe(command.Arguments()) == 0.1
     few = command.ChoiceOptions(fractions=(0.2, 0.05))
     assert command._choose_probe(command.Arguments(choice=few)) == 0.05
 
