@@ -9,6 +9,7 @@ from helpers.tsv import HEADER, IMAGE, encode, write_tsv
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running import tsv
 from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.inputs.picture import load_picture
 
 
 def png(colour=(255, 0, 0), size=(6, 4)) -> bytes:
@@ -141,3 +142,17 @@ def test_picture_lists_of_numpy_are_lists(tmp_path):
     assert len(file.read(0).images) == 2
     with pytest.raises(tsv.RowError, match=r"row 2 .*item 2 of the list is no text"):
         file.read(1)
+
+
+def test_exif_orientation_of_cells_is_not_applied(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture = PIL.Image.new("RGB", (6, 4), (255, 0, 0))
+    picture.save(tmp_path / "a.png", exif=exif)
+    cell = encode((tmp_path / "a.png").read_bytes())
+    base64 = write_tsv(tmp_path / "a.tsv", HEADER, [["1", cell, "What?", "red"]])
+    header = ["index", "image_path", "question", "answer"]
+    named = write_tsv(tmp_path / "b.tsv", header, [["1", "a.png", "What?", "red"]])
+    for path in (base64, named):
+        (opened,) = tsv.TsvFile(path).read(0).images
+        assert load_picture(opened).size == opened.size == (6, 4)
