@@ -36,15 +36,19 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} report") 
 def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
     """Summarise the records of a folder: tables, figures and report."""
     # Imported late, so that a wrong option or --help does not wait for them.
-    from ivc_jax.reports import report
+    from ivc_jax.reports import report, tables
     from ivc_jax.reports.results import summarize
     from ivc_jax.studies import ablation
     from ivc_jax.studies.paper import report as paper
 
     results = summarize(folder, meta)
     # empty for a run without studies or the paper's tables
-    leading = [*paper.make_sections(results), *ablation.make_sections(results)]
-    terminal.print_results(console, results, leading)
+    leading = []
+    if results.rows:
+        leading = [*paper.make_sections(results), *ablation.make_sections(results)]
+        terminal.print_results(console, results, leading)
+    else:
+        console.print(tables.explain_nothing(results), markup=False, highlight=False)
     terminal.print_failures(console, results.meta)
     report.write(folder, results, leading)
     terminal.print_end(console, results.meta)

@@ -71,6 +71,10 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     try:
         # files before weights: what is quick to fail comes first
         entries = [open_task(settings, task, folder.path, log) for task in chosen]
+        model_id = fingerprint(path)
+        if resume:
+            mirror.pull([])
+            folder.refuse_other_model(model_id, name_model(path))
         log(f"loading {name_model(path)}")
         pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
         model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pixels)
@@ -94,8 +98,9 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         else:
             _set_aside(folder, log)
         folder.claim(
-            _identify(settings, path, model),
+            _identify(settings, model_id, model),
             {entry.task.name: entry.file.fingerprint() for entry in entries},
+            name_model(path),
         )
     except BaseException:
         folder.close()
@@ -237,7 +242,7 @@ def _check_methods(
     return entries, unreachable
 
 
-def _identify(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
+def _identify(settings: RunConfig, model_id: str, model: Any) -> dict[str, Any]:
     """List what makes records comparable, scores and times alike."""
     # Named only where they differ from the usual: folders of earlier runs do not know them.
     unusual = {
@@ -253,7 +258,7 @@ def _identify(settings: RunConfig, path: str, model: Any) -> dict[str, Any]:
     }
     return {
         **{name: value for name, value in unusual.items() if value is not None},
-        "model": fingerprint(path),
+        "model": model_id,
         "seed": settings.seed,
         "dtype": str(model.dtype),
         "device": name_devices(),

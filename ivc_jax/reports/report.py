@@ -32,6 +32,12 @@ _USUAL: dict[str, Callable[[Results], Section]] = {
     tables.FAILURES: tables.make_failures,
 }
 
+# Nothing can be tabulated or drawn then.
+_WITHOUT_ROWS: dict[str, Callable[[Results], Section]] = {
+    tables.SCORES: tables.make_nothing,
+    tables.FAILURES: tables.make_failures,
+}
+
 
 def compose(results: Results, leading: Sequence[Section] = ()) -> Report:
     """Put the page of a run together.
@@ -40,7 +46,8 @@ def compose(results: Results, leading: Sequence[Section] = ()) -> Report:
         leading: sections that come before the usual ones, and replace some of them.
     """
     replaced = {title for section in leading for title in section.replaces}
-    usual = [make(results) for title, make in _USUAL.items() if title not in replaced]
+    made = _USUAL if results.rows else _WITHOUT_ROWS
+    usual = [make(results) for title, make in made.items() if title not in replaced]
     meta = results.meta
     return Report(
         f"Visual-token pruning: {meta.model}",

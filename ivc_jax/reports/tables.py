@@ -240,6 +240,20 @@ def make_answers(results: Results) -> Section:
     return Section(ANSWERS, tables=tuple(tables))
 
 
+def make_nothing(results: Results) -> Section:
+    """Say that no row was scored, and why."""
+    return Section(SCORES, notes=(explain_nothing(results),))
+
+
+def explain_nothing(results: Results) -> str:
+    """Say why no row was scored."""
+    failed = results.meta.failed_rows
+    if not failed:
+        return "no row was scored: no file of the run's tasks has a row"
+    first = results.meta.failures[0]
+    return f"no row was scored: {failed} of {failed} rows failed, the first one as {first}"
+
+
 def make_failures(results: Results) -> Section:
     """List what went wrong."""
     return Section(FAILURES, notes=tuple(results.meta.failures))

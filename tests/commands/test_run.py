@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers.tsv import HEADER, IMAGE, write_tsv
 
+import ivc_jax
 from ivc_jax.commands import run, settings
 from ivc_jax.reports import labels
 
@@ -81,6 +83,35 @@ def test_a_finished_run_is_not_repeated(finished, arguments, capsys):
     before = (finished / "records" / "DigitScenes_colour.jsonl").read_bytes()
     assert run.main(arguments) == 0
     assert (finished / "records" / "DigitScenes_colour.jsonl").read_bytes() == before
+
+
+def test_another_model_in_the_same_folder_is_refused_before_it_is_loaded(
+    finished, arguments, tiny_hf, capsys, monkeypatch
+):
+    monkeypatch.setattr(ivc_jax, "load", None, raising=False)
+    other, model = str(tiny_hf(num_hidden_layers=2)), arguments[1]
+    assert run.main([*arguments, "--model", other]) == 2
+    error = capsys.readouterr().err
+    assert f"model was {model}, now {other}" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_without_a_scored_row_reports_why(tiny_hf, tmp_path, capsys):
+    header = [*HEADER, "height", "width"]
+    rows = [["1", IMAGE, "q", "0 0 3 3", "6", "4"], ["2", IMAGE, "q", "3 3 0 0", "4", "6"]]
+    write_tsv(tmp_path / "DigitScenes_grounding.tsv", header, rows)
+    options = ["--model", str(tiny_hf()), "--data-dir", str(tmp_path), "--tasks", "grounding"]
+    options += ["--methods", "dense", "ivc"]
+    assert run.main([*options, "--no-compile-cache", "--out", str(tmp_path / "out")]) == 0
+    why = "no row was scored: 2 of 2 rows failed, the first one as DigitScenes_grounding.tsv row 1"
+    assert why in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        report = (tmp_path / "out" / name).read_text()
+        assert why in report
+        assert "row 2 (index 2): the reference box 3 3 0 0 has no area" in report
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows"] == []
+    assert results["meta"]["failed_rows"] == 2
 
 
 def test_other_settings_are_refused_in_the_same_folder(finished, arguments, capsys):

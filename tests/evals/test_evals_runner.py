@@ -194,6 +194,29 @@ def test_other_settings_are_refused(tmp_path):
         folder.claim({"model": "a", "seed": 0}, {})
 
 
+def test_records_of_another_model_name_both(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.refuse_other_model("a1", "small")
+    folder.claim({"model": "a1"}, {}, "small")
+    records_of = folder.open_records("t")
+    records_of.append(make_record(model="small"))
+    records_of.close()
+    folder.refuse_other_model("a1", "moved")  # the same files under another name
+    for refuse in (
+        lambda: folder.refuse_other_model("b2", "large"),
+        lambda: folder.claim({"model": "b2"}, {}, "large"),
+    ):
+        with pytest.raises(RecordsError, match=r"another run \(model was small, now large\)"):
+            refuse()
+    with pytest.raises(RecordsError, match="the files of model small changed"):
+        folder.refuse_other_model("c3", "small")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["model"]  # as earlier versions wrote it
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordsError, match="model was small, now large"):
+        folder.refuse_other_model("b2", "large")
+
+
 def test_set_aside_keeps_the_old_records(tmp_path):
     out = tmp_path / "out"
     run(make_plan(tmp_path), out)

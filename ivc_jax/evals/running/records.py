@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from ivc_jax.evals.schema import Record, SchemaError, build
@@ -74,34 +74,56 @@ class RunFolder:
         (self.path / RECORDS).mkdir()
         return target
 
-    def claim(self, settings: Mapping[str, Any], task_files: Mapping[str, str]) -> None:
+    def claim(
+        self, settings: Mapping[str, Any], task_files: Mapping[str, str], model: str = ""
+    ) -> None:
         """Check that earlier records were made with the same settings, then note these.
 
         Args:
             settings: whatever makes records comparable (model, seed, type, batch size, ...).
             task_files: fingerprint of the file of each task.
+            model: what people call the model.
 
         Raises:
             RecordsError: the folder holds records made with other settings.
         """
-        path = self.path / MANIFEST
         wanted = {"format": _FORMAT, "settings": dict(settings), "tasks": dict(task_files)}
-        if path.exists() and any((self.path / RECORDS).glob("*.jsonl")):
-            try:
-                found = json.loads(path.read_text())
-                changed = compare_manifests(found, wanted)
-            except (ValueError, KeyError, AttributeError):
-                raise RecordsError(
-                    f"{path} is damaged; use --no-resume to set its records aside"
-                ) from None
-            if changed:
-                raise RecordsError(
-                    f"{self.path} holds records of another run ({'; '.join(changed)}); choose"
-                    " another --out, or --no-resume to set them aside"
-                )
+        wanted["model"] = model
+        if (found := self._compare(lambda found: compare_manifests(found, wanted))) is not None:
             # tasks of earlier runs in the folder stay known
             wanted["tasks"] = found["tasks"] | wanted["tasks"]
-        write_atomically(path, json.dumps(wanted, indent=1) + "\n")
+        write_atomically(self.path / MANIFEST, json.dumps(wanted, indent=1) + "\n")
+
+    def refuse_other_model(self, fingerprint: str, model: str) -> None:
+        """Compare the model alone with that of earlier records, before it is loaded.
+
+        Raises:
+            RecordsError: names both models.
+        """
+        self._compare(lambda found: _compare_models(found, fingerprint, model))
+
+    def _compare(self, compare: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any] | None:
+        """Return the manifest of earlier records if they compare, None if there are none."""
+        path = self.path / MANIFEST
+        earlier = sorted((self.path / RECORDS).glob("*.jsonl"))
+        if not (path.exists() and earlier):
+            return None
+        try:
+            found = json.loads(path.read_text())
+            if "model" not in found:  # of an earlier version: its records name the model
+                named = (record.model for file in earlier for record in read(file))
+                found["model"] = next(named, "")
+            changed = compare(found)
+        except (ValueError, KeyError, AttributeError):
+            raise RecordsError(
+                f"{path} is damaged; use --no-resume to set its records aside"
+            ) from None
+        if changed:
+            raise RecordsError(
+                f"{self.path} holds records of another run ({'; '.join(changed)}); choose"
+                " another --out, or --no-resume to set them aside"
+            )
+        return found
 
     def open_records(self, name: str) -> "RecordFile":
         """Open the record file of one task (and process)."""
@@ -186,12 +208,21 @@ def _cut_torn_line(path: pathlib.Path) -> None:
             file.truncate(keep)
 
 
+def _compare_models(found: Mapping[str, Any], fingerprint: str | None, name: str) -> list[str]:
+    before = found["settings"].get("model")
+    if before == fingerprint:
+        return []
+    old, new = found.get("model") or before, name or fingerprint
+    return [f"model was {old}, now {new}" if old != new else f"the files of model {new} changed"]
+
+
 def compare_manifests(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Say in which settings and task files two manifests differ."""
     old, new = found["settings"], wanted["settings"]
-    changed = [
+    changed = _compare_models(found, new.get("model"), wanted.get("model", ""))
+    changed += [
         f"{key} was {old.get(key)}, now {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted((old.keys() | new.keys()) - {"model"})
         if old.get(key) != new.get(key)
     ]
     if found["format"] != wanted["format"]:
