@@ -108,14 +108,10 @@ def _tower(
 
 
 def _features(config: ModelConfig, params: dict, tap: Features, x: jax.Array) -> jax.Array:
-    def merge(x: jax.Array) -> jax.Array:
-        return PatchMerger(config.vision).apply({"params": params["merger"]}, x)
-
     if not tap.merged:
         return x
-    # One merger a block: inputs differ, so that the compiler does not do it once for all.
-    states = x * jnp.arange(1.0, tap.last - tap.first + 2)[:, None, None, None]
-    return jax.lax.map(merge, states).mean(axis=0)
+    # The sum over blocks is part of the tower's loop; the merger sees their mean, once.
+    return PatchMerger(config.vision).apply({"params": params["merger"]}, x)
 
 
 def draw(config: ModelConfig, inputs: Inputs) -> dict[str, jax.Array]:

@@ -44,7 +44,7 @@ from ivc_jax.types import Layout, Selection, typed
 _SHARES = ((0.35, 0.42), (0.60, 0.66), (0.85, 0.70))
 _LAYERS = {32: 16, 28: 15}  # depth -> second cut, as released
 _TOWER = (7, 23, 32)  # first and last block of the similarity features, and the tower's depth
-_REACH = 0.8  # of the distance between opposite corners (released code for Qwen2.5-VL)
+_REACH = 0.8  # of the distance between opposite corners of an even grid (code for Qwen2.5-VL)
 _ROWS = 3  # last rows of attention that the second cut reads
 
 
@@ -69,13 +69,13 @@ class Nuwa(Progressive):
         per_region: candidates in a region of 2 x 2 tokens; None is 3, or 4 where 3 would be too
             few for the share, the published numbers at 25, 50 and 75 %.
         distance: grid distance from which on nothing is absorbed; None is 0.8 of the distance
-            between opposite corners.
+            between opposite corners of the grid, its odd sides rounded up to even.
         tau: quantile of the kept saliencies from which on a token is a pillar.
         diagonal: "normalized" weights add up to 1 (code for Qwen); "self_one" then counts the
             token itself with weight 1 (code for LLaVA).
-        similarity: "merger" compares the output of every tower block from first_block to
-            last_block after the merger (published); "features" the mean of its patches, which
-            spares the mergers.
+        similarity: the outputs of the tower blocks from first_block to last_block are averaged;
+            "merger" passes that mean through the merger, once (published); "features" averages the
+            patches of a token instead.
         first_block: None is block 7 of 32, or what is nearest to it in a tower of another depth.
         last_block: included; None is block 23 of 32.
         text_score: of the second cut: "attention" of the last three tokens, its largest head;
@@ -307,7 +307,8 @@ def aggregate(
     K x V tokens.
 
     Args:
-        distance: None is 0.8 of the farthest pair of the frame.
+        distance: None is 0.8 of the farthest pair of the frame, odd sides rounded up to even: of
+            3 x 3 tokens it is 0.8 * hypot(3, 3).
         self_one: give the token itself weight 1 after the scaling.
     """
     within = Segments.by_frame(layout)
@@ -317,7 +318,9 @@ def aggregate(
         index = chosen.index.reshape(*chosen.index.shape, *(1,) * (values.ndim - 2))
         return jnp.take_along_axis(values, index, axis=1)
 
-    farthest = jnp.hypot(*(within.max(cell[..., axis]) for axis in (0, 1)))  # [B, V]
+    # The last row or column of an even grid is odd: 2 | 1 is 3.
+    sides = (within.max(layout.grid[..., axis]) | 1 for axis in (1, 2))
+    farthest = jnp.hypot(*(side.astype(jnp.float32) for side in sides))  # [B, V]
     reach = _REACH * farthest if distance is None else jnp.full_like(farthest, distance)
     gap = jnp.linalg.norm(at_kept(cell)[:, :, None] - cell[:, None], axis=-1)  # [B, K, V]
     near = jnp.maximum(0.0, 1 - gap / jnp.maximum(at_kept(reach), 1e-6)[..., None])

@@ -98,8 +98,8 @@ class TowerFeatures:
     Attributes:
         first: -1 counts from the end.
         last: included; -1 counts from the end.
-        merged: pass each block's output through the merger, [B, V, D]; otherwise average the
-            patches of a merged token, [B, V, E].
+        merged: pass the average over blocks through the merger, once, [B, V, D]; otherwise average
+            the patches of a merged token, [B, V, E].
     """
 
     first: int = -1

@@ -29,7 +29,7 @@ from ivc_jax.types import typed
 class Features:
     """Tap: the mean of the outputs of blocks `first` to `last`.
 
-    [R, P, E]; with `merged` each output goes through the merger first, [R, P / merge², D].
+    [R, P, E]; with `merged` the mean goes through the merger, once: [R, P / merge², D].
     """
 
     first: int
@@ -97,7 +97,6 @@ class VisionTower(nn.Module):
         loop = _Loop(
             block=block,
             layers=layers,
-            merge=merge,
             angles=angles,
             # A row of padding alone still needs one key, or its softmax is 0 / 0.
             lengths=valid.sum(axis=1).clip(min=1),  # [R]
@@ -105,6 +104,9 @@ class VisionTower(nn.Module):
             full=config.full_attention_blocks if windowed else (),
         )
         x, tapped = _run_tapped(loop, x, taps, config.depth)
+        for tap in tapped:
+            if isinstance(tap, Features) and tap.merged:
+                tapped[tap] = merge(tapped[tap])  # [R, W, out_dim]
         return merge(x), tapped
 
 
@@ -126,7 +128,6 @@ class _Loop:
 
     block: VisionBlock
     layers: dict[str, Any]  # every leaf [L, ...]
-    merge: Any  # [R, P, D] to [R, W, out_dim]
     angles: jax.Array  # [R, P, F]
     lengths: jax.Array  # [R], real patches of each row
     windows: Windows | None
@@ -138,9 +139,9 @@ class _Loop:
         return {"params": jax.tree.map(take, self.layers)}
 
     def run(
-        self, x: jax.Array, totals: list[jax.Array], merged: Sequence[bool], start: int, stop: int
+        self, x: jax.Array, totals: list[jax.Array], start: int, stop: int
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Run blocks start..stop-1; add each output, merged or not, to the totals."""
+        """Run blocks start..stop-1; add each output to the totals, [R, P, D] as x."""
 
         def step(carry: tuple, index_and_full: tuple) -> tuple:
             x, totals = carry
@@ -149,8 +150,7 @@ class _Loop:
             full = full if self.full else None
             see = {"lengths": self.lengths, "windows": self.windows, "full": full}
             x = self.block.apply(self.params(index), x, self.angles, partial(attend_rows, **see))
-            outputs = {kind: self.merge(x) if kind else x for kind in set(merged)}
-            return (x, [t + outputs[kind] for t, kind in zip(totals, merged, strict=True)]), None
+            return (x, [total + x for total in totals]), None
 
         is_full = np.isin(np.arange(start, stop), self.full)  # [stop - start]
         return jax.lax.scan(step, (x, totals), (jnp.arange(start, stop), jnp.asarray(is_full)))[0]
@@ -170,12 +170,9 @@ def _run_tapped(
             queries, keys, _ = loop.block.apply(loop.params(start), x, method="project")
             tapped[tap] = queries, keys, loop.angles
         here = [tap for tap in means if tap.first <= start <= tap.last]
-        shapes = [jax.eval_shape(loop.merge, x) if tap.merged else x for tap in here]
-        totals = [  # [R, P, D] or [R, W, out_dim] each, what earlier loops have added up
-            tapped.get(tap, jnp.zeros(like.shape, like.dtype))
-            for tap, like in zip(here, shapes, strict=True)
-        ]
-        x, totals = loop.run(x, totals, [tap.merged for tap in here], start, stop)
+        # What earlier loops have added up, [R, P, D] each.
+        totals = [tapped.get(tap, jnp.zeros_like(x)) for tap in here]
+        x, totals = loop.run(x, totals, start, stop)
         tapped |= dict(zip(here, totals, strict=True))
     for tap in means:
         tapped[tap] = tapped[tap] / (tap.last - tap.first + 1)

@@ -239,7 +239,7 @@ def test_tower_features(pair, tower):
     mean = (outputs[0] + outputs[1]).numpy() / 2
     near(early[0, :21], by_cell(mean, order).mean(axis=1))
     with torch.no_grad():
-        through = torch.stack([reference.merger(output) for output in outputs[1:]]).mean(axis=0)
+        through = reference.merger(torch.stack(outputs[1:]).mean(axis=0))
     near(merged[0, :21], through.numpy()[order])
 
 

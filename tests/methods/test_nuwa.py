@@ -66,7 +66,8 @@ def reference_frame(received, features, grid, count, per_region, method):
         inside = [i for i, cell in enumerate(grid) if (cell[0] // 2, cell[1] // 2) == region]
         candidates += sorted(inside, key=lambda i: -received[i])[:per_region]
     kept = sorted(sorted(candidates, key=lambda i: -received[i])[:count])
-    reach = method.distance or 0.8 * math.hypot(*np.max(grid, axis=0))
+    # Odd sides are rounded up to even: the last row of 3 or of 4 is row 3.
+    reach = method.distance or 0.8 * math.hypot(*(np.max(grid, axis=0) | 1))
     bar = np.quantile(received[kept], method.tau) if kept else 0
     rows = np.zeros((len(kept), len(grid)))
     for row, i in zip(rows, kept, strict=True):
@@ -119,6 +120,18 @@ def test_worked_example_normalized():
     expected = [[1.17517, 0.10204], [0.3, 1], [1.30716, 0.83986], [2.0, 0.8]]
     np.testing.assert_allclose(tokens, expected, atol=2e-5)
     np.testing.assert_array_equal(weights[[1, 3]], np.eye(14)[[3, 11]])
+
+
+def test_worked_example_of_the_reach_on_odd_sides():
+    layout = make_layout([((3, 3), 3)], visual_slots=11)
+    method = Nuwa(**FIXED, ratios=(0.5, 0.5), tau=1.0)
+    received = [9, 1, 8, 2, 3, 1.5, 7, 1.2, 6]
+    signals = tower_signals(layout, [[*received, 0, np.nan]], np.ones((1, 11, 2)))
+    chosen = run_stage(method, layout, signals)
+    assert listed(chosen) == [[0, 2, 4, 6, 8]]
+    # The reach is 0.8 * hypot(3, 3) = 3.39411, as of 4 x 4 tokens.
+    row = [0.08806, 0.15122, 0.21438, 0.07314, 0.12505, 0.15122, 0.03573, 0.07314, 0.08806]
+    np.testing.assert_allclose(chosen.weights[0, 1], [*row, 0, 0], atol=1e-5)
 
 
 def test_worked_example_self_one():

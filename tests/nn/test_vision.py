@@ -1,7 +1,9 @@
 """The vision tower against transformers' Qwen2-VL tower, and what padding may not change."""
 
+import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from ivc_jax.model import load_params, read_config
 from ivc_jax.nn import attention, layers, rope
-from ivc_jax.nn.tower import VisionTower
+from ivc_jax.nn.tower import Features, VisionTower
 from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock, attend_rows
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -48,6 +50,39 @@ def padded_rows(config, slots):
         patches[row, :count] = pixels(config, grid, row)
         positions[row, :count] = patch_positions(grid)
     return patches, positions
+
+
+class _Constant(nn.Module):
+    """A block whose output is its only parameter, whatever comes in."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x, angles, attend):
+        return jnp.full_like(x, self.param("value", nn.initializers.zeros, ()))
+
+
+class _Positive(nn.Module):
+    """A merger that cuts off what is below its only parameter."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x):
+        return jnp.maximum(x, self.param("least", nn.initializers.zeros, ()))
+
+
+def test_features_are_averaged_over_blocks_before_the_merger(tower, monkeypatch):
+    config = dataclasses.replace(tower[0], depth=2)
+    monkeypatch.setattr("ivc_jax.nn.tower.VisionBlock", _Constant)
+    monkeypatch.setattr("ivc_jax.nn.tower.PatchMerger", _Positive)
+    embed = tower[1]["patch_embed"]
+    params = {"patch_embed": embed, "blocks": {"value": jnp.array([1.0, -1.0])}, "merger": {"least": 0.0}}
+    taps = (Features(0, 1, merged=True), Features(0, 0, merged=True), Features(1, 1, merged=True))
+    inputs = map(jnp.asarray, padded_rows(config, 64))
+    tapped = VisionTower(config).apply({"params": params}, *inputs, taps, method="encode")[1]
+    # Each block through the merger and then averaged would be (1 + 0) / 2.
+    assert [np.unique(tapped[tap]).tolist() for tap in taps] == [[0], [1], [0]]
 
 
 def encode(config, params, patches, positions):
