@@ -205,12 +205,19 @@ def tokens(
 
 @typed
 def rank_in_segment(
-    scores: Float[Array, "B V"], segment: Int[Array, "B V"], valid: Bool[Array, "B V"]
+    scores: Float[Array, "B V"],
+    segment: Int[Array, "B V"],
+    valid: Bool[Array, "B V"],
+    tolerance: float = 0.0,
 ) -> Int[Array, "B V"]:
     """Rank tokens inside their segment: 0 is the largest score, ties go to the lowest index.
 
-    Two sorts, no V x V comparison. NaN ranks after every number. Tokens that are not valid get
-    rank V, which is below no count.
+    Two sorts, three with a tolerance, no V x V comparison. NaN ranks after every number. Tokens
+    that are not valid get rank V, which is below no count.
+
+    Args:
+        tolerance: neighbours in the ranking that differ by no more than this part of the smaller
+            one are a tie.
     """
     B, V = scores.shape
     slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (B, V))  # [B, V]
@@ -221,7 +228,15 @@ def rank_in_segment(
     # group     0  0  0  1  1      sorted by (group, -score), stable
     # first     0  0  0  3  3      running maximum of the places where a group begins
     # rank      0  1  2  0  1
-    group, _, order = jax.lax.sort((group, descending, slots), num_keys=2, is_stable=True)
+    group, low, order = jax.lax.sort((group, descending, slots), num_keys=2, is_stable=True)
+    if tolerance and V > 1:
+        # -score   -9.00001 -9 -7     level  0 0 1      the first two go by their slots
+        fall = low[:, 1:] - low[:, :-1]  # [B, V - 1], NaN between infinities alike
+        size = jnp.minimum(jnp.abs(low[:, 1:]), jnp.abs(low[:, :-1]))
+        apart = (fall > tolerance * size) | jnp.isinf(fall)
+        apart |= group[:, 1:] != group[:, :-1]
+        level = jnp.pad(jnp.cumsum(apart, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+        _, order, group = jax.lax.sort((level, order, group), num_keys=2)
     # [B, V], or [B, 1] where V is 0
     begins = jnp.concatenate([jnp.ones((B, 1), bool), group[:, 1:] != group[:, :-1]], axis=1)
     first = jax.lax.cummax(jnp.where(begins[:, :V], slots, 0), axis=1)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.options import Plugin, WeightOptions, load_plugins
 
 _SCENE_SEED = 7  # the same scene every time, so that answers compare
 _SCENE_DIGITS = 5
@@ -26,7 +26,9 @@ class RunOptions:
 
     Attributes:
         prompt: question.
-        methods: such as dense or "ivc:layer=3,keep_ratio=0.5".
+        methods: such as dense or "ivc:layer=3,keep_ratio=0.5"; own.py:Class takes a method from a
+            file.
+        plugin: Python files whose methods are known by their names.
         max_new_tokens: bound on the answers.
         out: PNG file to write.
     """
@@ -35,6 +37,7 @@ class RunOptions:
         str | None, option("TEXT", "the place of a digit, or what is in the picture")
     ] = None
     methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
+    plugin: Plugin = None
     max_new_tokens: Annotated[int, option("N")] = 64
     out: Annotated[str, option("PNG")] = "runs/inspect.png"
 
@@ -73,6 +76,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.inputs.bucket import collate
     from ivc_jax.reports import kept
 
+    load_plugins(arguments.run.plugin)
     methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.run.methods)))
     if not methods:
         raise ValueError("methods is empty: name at least one")

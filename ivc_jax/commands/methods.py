@@ -1,10 +1,13 @@
-"""List the pruning methods, or explain one: its fields, their defaults and what they mean.
+"""List the pruning methods, or explain one: its fields, their defaults, meaning and source.
 
 ivc-jax methods
 ivc-jax methods ivc
+ivc-jax methods +pore
+ivc-jax methods ./own.py:LongValues
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -16,6 +19,9 @@ from rich.text import Text
 
 from ivc_jax import methods
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import Plugin, load_plugins
+from ivc_jax.methods.modifier import Modifier
+from ivc_jax.methods.plugins import name_own
 from ivc_jax.nearest import suggest
 
 _HIDDEN = ("host",)  # of a modifier: the method that it changes
@@ -26,11 +32,13 @@ class Arguments:
     """List the pruning methods, or explain one.
 
     Attributes:
-        name: of a method such as ivc, or a modifier such as +pore.
+        name: of a method such as ivc, of a modifier such as +pore, or own.py:Class.
+        plugin: Python files whose methods are listed and explained too.
         traceback: show where an error came from.
     """
 
     name: Annotated[tyro.conf.Positional[str | None], option("NAME", "list all")] = None
+    plugin: Plugin = None
     traceback: bool = False
 
 
@@ -50,18 +58,19 @@ def _find_kinds() -> dict[str, type[methods.Method]]:
 
 
 def _run(arguments: Arguments, _command: str, console: Console) -> None:
+    load_plugins(arguments.plugin)
     if arguments.name is None:
         table = Table.grid(padding=(0, 2))
         for name, text in list_methods().items():
             table.add_row(Text(name), Text(text))
         console.print(table)
         return
-    kinds = _find_kinds()
-    if (kind := kinds.get(arguments.name)) is None:
-        known = f"{', '.join(kinds)}{suggest(arguments.name, kinds)}"
-        raise ValueError(f"unknown method {arguments.name!r}; known: {known}")
+    name, kinds = name_own(arguments.name), _find_kinds()
+    if (kind := kinds.get(name)) is None:
+        known = f"{', '.join(kinds)}{suggest(name, kinds)}"
+        raise ValueError(f"unknown method {name!r}; known: {known}")
     text = docstring_parser.parse(kind.__doc__ or "")
-    console.print(Text(f"{arguments.name}: {text.short_description}"))
+    console.print(Text(f"{name}: {text.short_description}"))
     if text.long_description:
         console.print(Text(f"\n{text.long_description}\n"))
     table = Table("field", "default", "meaning")
@@ -69,6 +78,11 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
         table.add_row(Text(field.name), Text(_write_default(field)), Text(meaning))
     if table.row_count:
         console.print(table)
+    usage = f"METHOD{name}" if issubclass(kind, Modifier) else name
+    console.print(Text(f"usage: --methods {usage}{':FIELD=VALUE,...' * bool(table.row_count)}"))
+    module = sys.modules[kind.__module__]
+    about = (module.__doc__ or "").strip().partition("\n")[0]
+    console.print(Text(f"source: {about or 'no docstring'}\n{module.__file__}"))
 
 
 def _list_fields(kind: type) -> Iterator[tuple[dataclasses.Field, str]]:

@@ -1,6 +1,7 @@
 """Options that several commands have, in the groups that their help shows."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -9,6 +10,7 @@ from ivc_jax.commands.cli import option
 from ivc_jax.commands.settings import RunConfig
 
 _CONFIGS = "the config's"
+Plugin = Annotated[tuple[str, ...] | None, option("FILE ...", "none")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ class RunOptions:
     """What runs, how, and where its results go.
 
     Attributes:
-        methods: such as dense, "ivc:layer=3,keep_ratio=0.5" or fastv:budget=0.5.
+        methods: such as dense, "ivc:layer=3,keep_ratio=0.5" or fastv:budget=0.5; own.py:Class
+            takes a method from a file.
+        plugin: Python files whose methods are known by their names.
         batch_size: examples that run together, on all devices.
         buckets: most padded shapes; which ones, the data decide.
         protocol: released treats pictures and cells as the released evaluation does; own reads
@@ -83,6 +87,7 @@ class RunOptions:
     """
 
     methods: Annotated[tuple[str, ...] | None, option("SPEC ...", _CONFIGS)] = None
+    plugin: Plugin = None
     batch_size: Annotated[int | None, option("B", _CONFIGS)] = None
     buckets: Annotated[int | None, option("N", _CONFIGS)] = None
     protocol: Annotated[Literal["own", "released"] | None, option("NAME", _CONFIGS)] = None
@@ -114,6 +119,15 @@ class HostOptions:
 SeveralHosts = Annotated[
     HostOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="several hosts")
 ]
+
+
+def load_plugins(files: Sequence[str] | None) -> None:
+    """Let specifications name the methods that files define."""
+    if files:
+        from ivc_jax.methods import load_file  # waits for JAX
+
+        for file in files:
+            load_file(file)
 
 
 def override(config: RunConfig, *groups: Any) -> RunConfig:

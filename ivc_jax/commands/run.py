@@ -25,6 +25,7 @@ from ivc_jax.commands.options import (
     ModelOptions,
     RunOptions,
     SeveralHosts,
+    load_plugins,
     override,
 )
 from ivc_jax.commands.progress import show_progress
@@ -90,6 +91,7 @@ def evaluate(
     from ivc_jax.commands.merge import finish
 
     start = time.monotonic()
+    load_plugins(run.plugin)
     joined = (hosts.coordinator, hosts.num_processes, hosts.process_id)
     console = join(console, hosts.distributed, *joined)
     use_compile_cache(not run.no_compile_cache)

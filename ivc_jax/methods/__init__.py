@@ -11,11 +11,12 @@ from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.ivc_removal import IVCRemoval
 from ivc_jax.methods.nuwa import Nuwa
+from ivc_jax.methods.plugins import PLUGINS, load_file
 from ivc_jax.methods.pyramiddrop import PyramidDrop
 from ivc_jax.methods.random import Random
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.sparsevlm import SparseVLM
-from ivc_jax.methods.spec import PLUGINS, describe, parse
+from ivc_jax.methods.spec import describe, parse
 from ivc_jax.methods.uniform import Uniform
 from ivc_jax.methods.vflowopt import VFlowOpt
 from ivc_jax.methods.visiondrop import VisionDrop
@@ -50,6 +51,7 @@ __all__ = [
     "WithPoRe",
     "WithRope",
     "describe",
+    "load_file",
     "parse",
 ]
 

@@ -59,7 +59,7 @@ class CellRanking(Method):
         """Keep round(keep_ratio * tokens) cells of every image."""
         within = Segments.by_image(layout)
         counts = within.look_up(round_counts(stage.keep_ratio, layout.visual_slots))  # [B, V]
-        return from_mask(within.top(self.score_cells(layout), counts), num_keep)
+        return from_mask(within.top(self.score_cells(layout), counts, tolerance=0.0), num_keep)
 
     def score_cells(self, layout: Layout) -> jax.Array:
         """Return float32 scores [B, V], larger is kept."""

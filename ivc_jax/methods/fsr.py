@@ -18,7 +18,9 @@ from ivc_jax.methods.fields import check_choice, check_not_negative
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention
 from ivc_jax.methods.select import (
+    NEAR,
     Segments,
+    first_largest,
     from_mask,
     keep_one,
     keep_weights,
@@ -123,7 +125,9 @@ def join_scores(
     def scale(scores: jax.Array) -> jax.Array:
         scores = jnp.where(within.valid, scores.astype(jnp.float32), 0.0)
         least, most = within.min(scores), within.max(scores)  # [B, V] both
-        return (scores - least) / (most - least + 1e-12)
+        # What is alike but for rounding is all alike.
+        width = jnp.where(most - least > NEAR * jnp.abs(most), most - least, jnp.inf)
+        return (scores - least) / (width + 1e-12)
 
     joint = scale(saliency) ** beta
     if relevance is not None:
@@ -150,7 +154,7 @@ def focus(
     running = _running_sum(jnp.take_along_axis(joint, order, axis=1), place)
     _, running = jax.lax.sort((order, running), num_keys=1)  # back to the order of tokens
     total = within.max(running)  # the last of the running sums of its segment
-    short = (running < focus_mass * total).astype(jnp.int32)
+    short = (running < (1 - NEAR) * focus_mass * total).astype(jnp.int32)
     count = 1 + within.sum(short)
     return valid & (rank < jnp.minimum(count, target))
 
@@ -200,13 +204,13 @@ def scan(
         cover, nearest = state  # the largest cosine with a token kept so far
         group, token, from_focus = (part[:, None] for part in plan)  # [B, 1] each
         mine = number == group  # [B, V], the segment that this step fills
-        farthest = jnp.where(mine & ~cover.keep, nearest, jnp.inf).argmin(axis=1)[:, None]
-        token = jnp.where(from_focus, token, farthest.astype(jnp.int32))
+        farthest = first_largest(jnp.where(mine & ~cover.keep, -nearest, -jnp.inf), NEAR)
+        token = jnp.where(from_focus, token, farthest)
         picked = jnp.take_along_axis(units, token[..., None], axis=1)[:, 0]  # [B, D]
         exact = jax.lax.Precision.HIGHEST
         cosine = jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
         # The focus set owns nothing: only scanned tokens take in dropped ones.
-        closer = mine & ~from_focus & (cosine > cover.closeness)
+        closer = mine & ~from_focus & (cosine > cover.closeness + NEAR)
         hit = mine & (slots == token)
         cover = Cover(
             keep=cover.keep | hit,

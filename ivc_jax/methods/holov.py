@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative
 from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention
-from ivc_jax.methods.select import Segments, from_mask, keep_one
+from ivc_jax.methods.select import NEAR, Segments, from_mask, keep_one
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed
 
 _EPSILON = 1e-6  # of both divisions in the released code (llava/model/utils.py)
-# Lifts a product that rounding has left just below a whole number; float32 loses less than this.
-_LIFT = 1 + 1e-6
+# Lifts a product that rounding has left just below a whole number.
+_LIFT = 1 + NEAR / 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,4 +107,4 @@ class IVCRemoval(Method):
         size = within.sum(marked.astype(jnp.int32))  # of the IVC set, [B, V]
         others = layout.image_count - size  # tokens outside the set
         removed = jnp.minimum(size, others if self.control == "other" else layout.image_count - 1)
-        return from_mask(within.valid & (within.rank(order) >= removed), num_keep)
+        return from_mask(within.valid & (within.rank(order, tolerance=0.0) >= removed), num_keep)

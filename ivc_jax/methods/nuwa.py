@@ -29,6 +29,7 @@ from ivc_jax.methods.requests import (
     TowerFeatures,
 )
 from ivc_jax.methods.select import (
+    NEAR,
     Segments,
     bound_total,
     from_mask,
@@ -56,8 +57,8 @@ class Nuwa(Progressive):
     the strongest of each region's best tokens, ceil(share * tokens) of an image. Of these the
     pillars stay as they are and the others, the collectors, become weighted means of tokens near
     them, dropped ones included. The second cut, in the middle of the decoder, drops tokens of the
-    whole sample, max(1, floor(share * tokens present)) stay. With keep_ratio=1 no token is
-    dropped, but collectors still absorb: that is not the dense model.
+    whole sample, max(1, floor(share * tokens left by the first)) stay. With keep_ratio=1 no
+    token is dropped, but collectors still absorb: that is not the dense model.
 
     With a budget the share of the second cut is interpolated between the published budgets, held
     below them and led to 1 above, and the first share is solved.
@@ -185,8 +186,7 @@ class Nuwa(Progressive):
             scores = signal.mean(axis=2).max(axis=1)  # of [B, H, 3, V]
         else:
             scores = signal[:, :, -1].mean(axis=1)  # of [B, H, 1, V]
-        present = layout.visual_valid.sum(axis=1)  # [B]
-        target = jnp.asarray(self._count_second(layout.visual_slots))[present]
+        target = jnp.asarray(self._count_second(layout.visual_slots))[self._count_present(layout)]
         rank = Segments.by_sample(layout).rank(scores)
         return from_mask(rank < target[:, None], num_keep)
 
@@ -209,6 +209,15 @@ class Nuwa(Progressive):
             self_one=self.diagonal == "self_one",
         )
         return chosen.replace(weights=weights)
+
+    def _count_present(self, layout: Layout) -> jax.Array:
+        """Count the tokens that the first cut has left, without those of a modifier: int32 [B]."""
+        first, within = self.stages[0], Segments.by_image(layout)
+        left = within.look_up(self._count_first(first, layout.visual_slots))  # [B, V]
+        # Every image has a token left, and the first one speaks for it.
+        left = jnp.where(within.begins & within.valid, left, 0).sum(axis=1)
+        # Regions with too few candidates leave less than that.
+        return jnp.minimum(left, layout.visual_valid.sum(axis=1))
 
     def _count_first(self, stage: Stage, max_count: int) -> np.ndarray:
         return round_counts(stage.keep_ratio, max_count, "ceil")
@@ -256,12 +265,13 @@ def pick_from_regions(
     """
     valid, region = layout.visual_valid, number_regions(layout)
     V = valid.shape[1]
-    inside = rank_in_segment(saliency, region, valid)  # [B, V]
+    inside = rank_in_segment(saliency, region, valid, NEAR)  # [B, V]
     candidate = valid & (inside < per_region)
     # In the order of regions the stable ranking breaks ties as wanted.
     order = jnp.argsort(jnp.where(valid, region, V), axis=1, stable=True)
     parts = (saliency, Segments.by_frame(layout).number, candidate)
-    rank = rank_in_segment(*(jnp.take_along_axis(part, order, axis=1) for part in parts))
+    parts = (jnp.take_along_axis(part, order, axis=1) for part in parts)
+    rank = rank_in_segment(*parts, NEAR)
     _, rank = jax.lax.sort((order, rank), num_keys=1)
     return candidate & (rank < target)
 
@@ -276,7 +286,7 @@ def mark_pillars(
     """
     most = keep.shape[1]
     count = within.sum(keep.astype(jnp.int32))  # [B, V]
-    rank = within.rank(saliency, keep)
+    rank = within.rank(saliency, keep, tolerance=0.0)
     # count 4, tau 0.55: 1.65 tokens lie below the quantile, so that it is between ascending 1 and 2
     below = tau * np.maximum(np.arange(most + 1) - 1, 0)
     low = jnp.asarray(np.floor(below).astype(np.int32))[count]
@@ -288,7 +298,7 @@ def mark_pillars(
         return within.sum(jnp.where(there, saliency, 0.0))
 
     lower, upper = value(low), value(jnp.minimum(low + 1, count - 1))
-    return keep & (saliency >= lower + share * (upper - lower))
+    return keep & (saliency >= (1 - NEAR) * (lower + share * (upper - lower)))
 
 
 @typed

@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.ivc import rank_in_segment
-from ivc_jax.methods.select import from_mask, round_counts
+from ivc_jax.methods.select import NEAR, from_mask, round_counts
 from ivc_jax.types import Layout, Selection, typed
 
 _TOKENS = 576  # the published lists count of so many
 # Rounding up adds a fixed number of means to the proportional ones. As a share of the tokens it is
 # taken at this size, a picture of 448 x 448 pixels.
 _TYPICAL_TOKENS = 256
+_CANCELLED = 2.0**-20  # part of x^2 + y^2 that cancels to nothing in float32
 _AVERAGE_EPS = 1e-6  # added to the size of a cluster (`cluster_and_merge`)
 
 
@@ -121,7 +122,7 @@ class Recycling:
         if not most_dropped:
             return owner  # a bucket without visual tokens
 
-        rank = rank_in_segment(scores, jnp.where(dropped, 0, -1), dropped)
+        rank = rank_in_segment(scores, jnp.where(dropped, 0, -1), dropped, NEAR)
         best = dropped & (rank < jnp.asarray(pools)[num_dropped][:, None])
         pool = from_mask(best, int(pools[most_dropped]))  # index [B, R]
         # A modifier may bring in more tokens than planned; they make no more clusters.
@@ -177,15 +178,18 @@ def find_peaks(
 
     distance, slots = jnp.sqrt(square), jnp.arange(R)
     other, own = log_density[:, None], log_density[:, :, None]
+    near = NEAR * jnp.abs(own)
     # Row i marks the points j that are denser than i.
-    denser = both & ((other > own) | ((other == own) & (slots < slots[:, None])))
+    alike = jnp.abs(other - own) <= near
+    denser = both & jnp.where(alike, slots < slots[:, None], other > own)
     widest = jnp.where(both, distance, 0.0).max(axis=(1, 2), initial=0.0)[:, None, None]
     delta = jnp.where(denser, distance, widest).min(axis=2, initial=jnp.inf)
     prominence = log_density + jnp.log(delta)
-    rank = rank_in_segment(prominence, jnp.zeros(valid.shape, jnp.int32), valid)
+    rank = rank_in_segment(prominence, jnp.zeros(valid.shape, jnp.int32), valid, NEAR)
     is_centre = rank < num_clusters[:, None]
     to_centre = jnp.where(is_centre[:, None], distance, jnp.inf)
-    joined = jnp.argmin(to_centre, axis=2).astype(jnp.int32)
+    least = to_centre.min(axis=2, keepdims=True, initial=jnp.inf)
+    joined = jnp.argmax(to_centre <= (1 + NEAR) * least, axis=2).astype(jnp.int32)
     return Peaks(jnp.where(is_centre, slots, joined), log_density, prominence)
 
 
@@ -193,6 +197,7 @@ def _measure_squares(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     """Return |x - y|^2 / D of all pairs, exactly symmetric, exact zeros on the diagonal."""
     vectors = jnp.where(valid[..., None], vectors.astype(jnp.float32), 0.0)
     # Distances do not see a common shift, but the cancellation in x^2 + y^2 - 2xy does.
+    least = NEAR**2 * jnp.square(vectors).sum(axis=2)  # [B, R], what rounding makes of nothing
     count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
     vectors -= vectors.sum(axis=1, keepdims=True) / count
     exact = jax.lax.Precision.HIGHEST
@@ -201,7 +206,9 @@ def _measure_squares(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     # Mutual nearest neighbours tie in density, which a lopsided product would break at random.
     product = (product + product.mT) / 2
     square = jnp.maximum(length[:, :, None] + length[:, None] - 2 * product, 0.0)
-    return jnp.where(jnp.eye(square.shape[1], dtype=bool), 0.0, square / vectors.shape[2])
+    least += _CANCELLED * length
+    alike = square <= jnp.maximum(least[:, :, None], least[:, None])
+    return jnp.where(alike | jnp.eye(square.shape[1], dtype=bool), 0.0, square / vectors.shape[2])
 
 
 @typed

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative
 from ivc_jax.methods.requests import Request, Signals, TowerAttention, TowerFeatures
-from ivc_jax.methods.select import Segments, from_mask, normalize
+from ivc_jax.methods.select import NEAR, Segments, first_largest, from_mask, normalize
 from ivc_jax.methods.upfront import Upfront, lose_no_image
 from ivc_jax.types import Layout, Selection, typed
 
@@ -109,12 +109,15 @@ def cover(
         stale = jnp.where(fresh | closed, -jnp.inf, bound)
         index = jax.lax.top_k(stale, min(_CHUNK, V))[1]  # [B, chunk]
         near, before = cosine[rows, index], covered[:, None]  # [B, chunk, V], [B, 1, V]
-        gain = jnp.where(near > before, near - before, 0.0).sum(axis=2)  # [B, chunk]
+        gain = jnp.where(near > before + NEAR, near - before, 0.0).sum(axis=2)  # [B, chunk]
         bound = bound.at[rows, index].set(gain * saliency[rows, index])
         fresh = fresh.at[rows, index].set(True)
-        # Pick the best token, unless its score is an old one.
-        best = jnp.argmax(jnp.where(closed, -jnp.inf, bound), axis=1, keepdims=True)
-        pick = fresh[rows, best] & ~closed[rows, best]  # [B, 1]
+        # Pick the first of the best tokens, unless its score or the largest is an old one.
+        # Scores are at least 0; NaN comes behind them.
+        open_bound = jnp.where(closed, -jnp.inf, jnp.where(jnp.isnan(bound), -1.0, bound))
+        largest = jnp.argmax(open_bound, axis=1, keepdims=True)  # [B, 1]
+        best = first_largest(open_bound, NEAR * jnp.abs(open_bound[rows, largest]))
+        pick = fresh[rows, largest] & fresh[rows, best] & ~closed[rows, best]
         touched = pick & (segment == segment[rows, best])
         # What is covered better than before changes the scores of its segment, and of no other.
         row = cosine[rows, best][:, 0]  # [B, V]

@@ -20,6 +20,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from ivc_jax.ivc import rank_in_segment
 from ivc_jax.types import Layout, Selection, typed
 
+# What a model computes for a token hangs in the last bits on the shape of its bucket: how products
+# of matrices and sums of softmaxes are split. Scores that differ by no more than this part of them
+# are a tie, or a blank picture would be cut one way alone and another way in a batch.
+NEAR = 2.0**-16
+
 ROUNDING = {"round": np.rint, "floor": np.floor, "ceil": np.ceil}
 
 
@@ -130,19 +135,27 @@ class Segments:
 
     @typed
     def rank(
-        self, scores: Float[Array, "B V"], among: Bool[Array, "B V"] | None = None
+        self,
+        scores: Float[Array, "B V"],
+        among: Bool[Array, "B V"] | None = None,
+        tolerance: float = NEAR,
     ) -> Int[Array, "B V"]:
         """Rank tokens inside their segment: 0 is the largest score, ties go to the lowest index.
 
         Args:
             among: the tokens to rank; all others, and padding, get rank V, which no count reaches.
+            tolerance: part of a score within which the next one is its equal; 0 for scores that no
+                model has computed.
         """
-        return rank_in_segment(scores, self.number, self.valid if among is None else among)
+        among = self.valid if among is None else among
+        return rank_in_segment(scores, self.number, among, tolerance)
 
     @typed
-    def top(self, scores: Float[Array, "B V"], counts: Int[Array, "B V"]) -> Bool[Array, "B V"]:
+    def top(
+        self, scores: Float[Array, "B V"], counts: Int[Array, "B V"], tolerance: float = NEAR
+    ) -> Bool[Array, "B V"]:
         """Mark the best tokens of each segment, as many as `counts` says at this token."""
-        return self.rank(scores) < counts
+        return self.rank(scores, tolerance=tolerance) < counts
 
     @typed
     def sum(self, values: Shaped[Array, "B V"]) -> Shaped[Array, "B V"]:
@@ -208,6 +221,16 @@ def split_over_frames(layout: Layout, counts: np.ndarray) -> Int[Array, "B V"]:
     num_frames = jnp.maximum(layout.image_count // in_frame, 1)
     one_more = layout.visual_valid & (time < total % num_frames)
     return total // num_frames + one_more
+
+
+@typed
+def first_largest(
+    scores: Float[Array, "B V"], near: Float[Array, "B 1"] | float
+) -> Int[Array, "B 1"]:
+    """Return the first token of each sample within `near` of the largest score; NaN comes last."""
+    scores = jnp.where(jnp.isnan(scores), jnp.finfo(jnp.float32).min, scores)
+    least = scores.max(axis=1, keepdims=True, initial=-jnp.inf) - near
+    return jnp.argmax(scores >= least, axis=1, keepdims=True).astype(jnp.int32)
 
 
 @typed

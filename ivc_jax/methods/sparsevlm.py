@@ -27,7 +27,7 @@ from ivc_jax.methods.requests import (
     Signals,
     TokenVectors,
 )
-from ivc_jax.methods.select import Segments, from_mask, gather_positions
+from ivc_jax.methods.select import NEAR, Segments, from_mask, gather_positions
 from ivc_jax.types import Layout, Selection, typed
 
 _DEPTH, _LAYERS = 32, (2, 6, 15)  # of the released model; it cuts behind these blocks
@@ -225,7 +225,7 @@ def find_raters(embeddings: TokenVectors, layout: Layout) -> Bool[Array, "B T"]:
     """Mark the text that matches the visual tokens better than average; all of it if none does."""
     score, asked = match(embeddings, layout)
     mean = score.sum(axis=1) / jnp.maximum(asked.sum(axis=1), 1)  # [B]
-    chosen = asked & (score > mean[:, None])
+    chosen = asked & (score > (1 + NEAR) * mean[:, None])
     return jnp.where(chosen.any(axis=1, keepdims=True), chosen, asked)
 
 
@@ -267,5 +267,5 @@ def average_heads(
     total = jnp.where(valid[:, None], votes, 0.0).sum(axis=2)  # [B, H]
     count = max(1, round(share * total.shape[1]))
     one = jnp.zeros(total.shape, jnp.int32)
-    chosen = rank_in_segment(total, one, one == 0) < count  # [B, H]
+    chosen = rank_in_segment(total, one, one == 0, NEAR) < count  # [B, H]
     return jnp.where(chosen[..., None], votes, 0.0).sum(axis=1) / count

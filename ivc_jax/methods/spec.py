@@ -1,43 +1,42 @@
-"""Strings that name a method, read and written; methods of other packages.
+"""Strings that name a method, read and written.
 
 ivc:layer=16,keep_ratio=0.5
 fastv+ivc:keep_ratio=0.5,cos_fraction=0.05
 ivc:frequencies=0-15/20                          planes 0 to 15, and 20
 pyramiddrop:layers=7/14/21,ratios=0.5/0.25/0.125
+./own.py:LongValues:keep_ratio=0.25              a class in a file
 """
 
-import functools
-import importlib.metadata
-import logging
 import types
 import typing
 from typing import Any
 
 from ivc_jax import methods  # for its tables, which are read when a string is
+from ivc_jax.methods import plugins
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.fields import list_fields, nest, read_field
 from ivc_jax.methods.modifier import unwrap
 from ivc_jax.nearest import suggest
 
-PLUGINS = "ivc_jax.methods"  # group of entry points, each a name and a Method class
-_log = logging.getLogger(__name__)
 _BOOLS = {"true": True, "false": False}
 
 
 def parse(spec: str | Method) -> Method:
     """Build a method from "name[+ivc][:field=value,...]"; a method is returned as it is.
 
-    Packages may add methods through entry points of the group "ivc_jax.methods"; they are loaded
-    here, once, and appear in `METHODS` under their names.
+    A class in a file of one's own is "FILE.py:Class[+ivc][:field=value,...]". Packages may add
+    methods through entry points of the group "ivc_jax.methods". Both are loaded here, once, and
+    appear in `METHODS` under their names.
 
     Raises:
         MethodError: unknown name or field, or a value that the field cannot take.
     """
     if isinstance(spec, Method):
         return spec
-    _load_plugins()
+    plugins.load_packages()
     if not isinstance(spec, str):
         raise MethodError(f"a method is named by a string, got {type(spec).__name__}")
+    spec = plugins.name_own(spec)
     names, colon, assignments = spec.partition(":")
     name, *modifiers = (part.strip() for part in names.split("+"))
     kinds = [_look_up(methods.METHODS, "method", name)]
@@ -80,24 +79,6 @@ def describe(method: Method) -> str:
             if value != field.default or (name == "keep_ratio" and value is not None):
                 parts.append(f"{name}={_write(value, field.type)}")
     return ":".join([method.name, ",".join(parts)]) if parts else method.name
-
-
-@functools.cache
-def _load_plugins() -> None:
-    """Add the methods of other packages to the table; a broken one is logged and left out."""
-    for entry in importlib.metadata.entry_points(group=PLUGINS):
-        if entry.name in methods.METHODS:
-            _log.warning("entry point %s: the name %r is taken", entry.value, entry.name)
-            continue
-        try:
-            method = entry.load()
-        except Exception as error:  # whatever a stranger's package raises
-            _log.warning("method %r of %s does not load: %s", entry.name, entry.value, error)
-            continue
-        if not (isinstance(method, type) and issubclass(method, Method)):
-            _log.warning("entry point %s is not a Method class", entry.value)
-            continue
-        methods.METHODS[entry.name] = method
 
 
 def _look_up(table: dict[str, type[Method]], role: str, name: str) -> type[Method]:

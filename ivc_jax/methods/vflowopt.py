@@ -16,6 +16,7 @@ from ivc_jax.methods.fields import check_choice, check_not_negative, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
 from ivc_jax.methods.requests import Carry, PixelEntropy, Received, Request, Signals, TowerAttention
 from ivc_jax.methods.select import (
+    NEAR,
     Segments,
     bound_total,
     from_mask,
@@ -231,7 +232,8 @@ def weigh(
     within, valid = Segments.by_frame(layout), layout.visual_valid
     count = jnp.maximum(within.count, 1)  # [B, V], as all that follows
     attention = received()
-    asked = valid & (attention > threshold * within.sum(attention) / count)
+    mean = within.sum(attention) / count
+    asked = valid & (attention > (1 + NEAR) * threshold * mean)
     number = within.sum(asked.astype(jnp.int32))
     # Nobody is asked where nobody is that widely attended: ask all.
     asked, number = asked | (valid & (number == 0)), jnp.where(number == 0, count, number)
@@ -251,7 +253,7 @@ def rank_late_first(
     """Rank inside segments like `ivc.rank_in_segment`, but ties go to the highest index."""
     # Turned around, the first of equals is the last; padding may come first.
     fields = (field[:, ::-1] for field in (worth, segment, valid))
-    return rank_in_segment(*fields)[:, ::-1]
+    return rank_in_segment(*fields, NEAR)[:, ::-1]
 
 
 def _count_left(rate: float, max_count: int) -> np.ndarray:
@@ -278,7 +280,7 @@ def recycle(
         -------+-------
          8   k | 10  11
     """
-    leads = rank_in_segment(worth, cell, pool) == 0  # [B, V]
+    leads = rank_in_segment(worth, cell, pool, NEAR) == 0  # [B, V]
     chosen = from_mask(keep | leads, num_keep)
 
     def of_kept(field: jax.Array) -> jax.Array:

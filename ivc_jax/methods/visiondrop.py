@@ -21,7 +21,14 @@ from ivc_jax.methods.requests import (
     TowerAttention,
     TowerKeys,
 )
-from ivc_jax.methods.select import Segments, bound_total, from_mask, keep_weights, normalize
+from ivc_jax.methods.select import (
+    NEAR,
+    Segments,
+    bound_total,
+    from_mask,
+    keep_weights,
+    normalize,
+)
 from ivc_jax.types import Layout, Selection, typed
 
 # Published for 32 blocks, behind a cut at the end of the tower.
@@ -177,7 +184,9 @@ def reduce(
     cosine = jnp.einsum("bvc,btc->bvt", metric, centres, precision=jax.lax.Precision.HIGHEST)
     owner = jnp.take_along_axis(within.number, targets.index, axis=1)  # [B, A]
     same = (within.number[:, :, None] == owner[:, None]) & targets.valid[:, None]
-    nearest = jnp.argmax(jnp.where(same, cosine, -jnp.inf), axis=2)  # [B, V], which of the A
+    cosine = jnp.where(same, cosine, -jnp.inf)
+    # Which of the A, the first of those that are alike but for rounding: [B, V].
+    nearest = jnp.argmax(cosine >= cosine.max(axis=2, keepdims=True) - NEAR, axis=2)
     goes = rest & ~target & (contextual > 0)  # without a target in its segment a token is lost
     goal = jnp.where(goes, jnp.take_along_axis(targets.index, nearest, axis=1), -1)
     group = (chosen.index[..., None] == goal[:, None]) & chosen.valid[..., None]  # [B, K, V]

@@ -3,7 +3,10 @@
 import itertools
 
 import numpy as np
-from helpers.layouts import ROPE, C, G, lay_out
+from helpers.layouts import C, G
+
+from ivc_jax.methods.drawn import lay_out
+from ivc_jax.methods.testing import ROPE
 
 # Two unequal images with text around them; one image; a video and an image.
 SAMPLES = [(3, (4, 5), 4, (3, 7), 5), (2, (6, 6), 6), (4, (3, 4, 3), 5, (2, 5), 4)]

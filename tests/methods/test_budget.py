@@ -4,17 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.layouts import make_layout
 from helpers.models import model_config
 from helpers.prompts import hf_arrays
-from helpers.signals import run_cuts
 
 import ivc_jax
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import METHODS, BudgetError, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.budget import measure, solve
+from ivc_jax.methods.drawn import make_layout
 from ivc_jax.methods.fields import list_fields
+from ivc_jax.methods.testing import run_cuts
 
 PRUNING = [name for name, kind in METHODS.items() if "budget" in list_fields(kind)]
 BUDGETS = (0.5, 0.33, 0.22, 0.11)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import ROPE, C, G, gather_values, kept_sets, lay_out, make_layout, token_values
+from helpers.layouts import C, G, gather_values, kept_sets, token_values
 
 from ivc_jax.methods import IVCPrune
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.foreground import Foreground, fill, score_values
 from ivc_jax.methods.requests import TokenVectors
 from ivc_jax.methods.select import Segments
+from ivc_jax.methods.testing import ROPE
 
 # A first text, two unequal images, text between them and after them; and one large image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 from helpers.models import model_config
 
 from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.budget import measure
+from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
 from ivc_jax.methods.fsr import FSR, focus, join_scores, refine, scan
 from ivc_jax.methods.requests import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.select import Segments, split_over_frames
+from ivc_jax.methods.testing import listed, run_stage
 
 # Text, two unequal images, text between them and after them; a video of three frames; one image.
 PAIR = (3, (4, 5), 4, (3, 7), 5)

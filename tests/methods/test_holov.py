@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 from helpers.models import model_config
 
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.budget import measure
+from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
 from ivc_jax.methods.holov import (
     HoloV,
     count_crops,
@@ -21,6 +21,7 @@ from ivc_jax.methods.holov import (
 from ivc_jax.methods.requests import Hidden, TokenVectors, TowerAttention
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.select import Segments
+from ivc_jax.methods.testing import listed, run_stage
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 VIDEO = (2, (3, 3, 4), 2, (2, 9), 6)

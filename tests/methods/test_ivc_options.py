@@ -4,14 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import (
-    kept_sets,
-    lay_out,
-    listed,
-    make_layout,
-    run_stage,
-    token_values,
-)
+from helpers.layouts import kept_sets, token_values
 from helpers.reference import SAMPLES, Slow
 
 from ivc_jax.methods import (
@@ -24,9 +17,11 @@ from ivc_jax.methods import (
     parse,
     select,
 )
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.foreground import Foreground, score_attention, score_values
 from ivc_jax.methods.requests import AttentionRows, RopeSettings, TokenVectors
 from ivc_jax.methods.select import Segments
+from ivc_jax.methods.testing import listed, run_stage
 
 SCORE = {"theta": 30.0, "position_offset": 1000, "frequencies": "middle"}
 

@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import gather_values, listed, make_layout, run_stage, token_values
+from helpers.layouts import gather_values, token_values
 from helpers.models import model_config
 from helpers.reference import SAMPLES, Slow, top
 
 from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.methods import IVCPrune, MethodError, ProgressiveIVC, describe, parse
 from ivc_jax.methods.budget import BudgetError, measure
+from ivc_jax.methods.drawn import make_layout
 from ivc_jax.methods.requests import Values
+from ivc_jax.methods.testing import listed, run_stage
 
 # These programs run once: compiling them well would cost more than it saves.
 jitted_compact = jax.jit(compact, compiler_options={"xla_backend_optimization_level": 0})

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers.layouts import kept_sets, lay_out, make_layout
+from helpers.layouts import kept_sets
 from helpers.models import model_config
 from helpers.reference import SAMPLES, Slow
 
@@ -11,6 +11,7 @@ from ivc_jax.engine.plan import Cut, make_plan
 from ivc_jax.methods import IVCPrune, IVCRemoval, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.cells import draw_cells
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.requests import RopeSettings
 
 LAYOUT = make_layout(SAMPLES)

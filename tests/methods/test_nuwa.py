@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 from helpers.models import model_config
 
 from ivc_jax.methods import MethodError, select
 from ivc_jax.methods.budget import measure
+from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
 from ivc_jax.methods.nuwa import Nuwa, mark_pillars, number_regions, pick_from_regions
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import (
@@ -22,6 +22,7 @@ from ivc_jax.methods.requests import (
     TowerFeatures,
 )
 from ivc_jax.methods.select import Segments
+from ivc_jax.methods.testing import listed, run_stage
 
 # Text and two unequal images; a video of three frames with odd sides.
 PAIR = (3, (4, 6), 4, (3, 5), 5)

@@ -10,7 +10,8 @@ import pytest
 from helpers.packages import install
 
 from ivc_jax import methods
-from ivc_jax.methods import spec
+from ivc_jax.commands.main import main
+from ivc_jax.methods import plugins, testing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULE = '''
@@ -68,13 +69,85 @@ def test_an_installed_method_runs_and_is_reported(site, tiny_hf, tmp_path):
 def test_names_are_kept_and_broken_packages_left_out(site, monkeypatch, caplog):
     monkeypatch.syspath_prepend(site)
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    spec._load_plugins.cache_clear()
+    plugins.load_packages.cache_clear()
     try:
         assert methods.parse("left_half").name == "left_half"
         assert isinstance(methods.parse("ivc"), methods.IVCPrune)
         with pytest.raises(methods.MethodError, match=r"known methods: dense.*left_half"):
             methods.parse("broken")
     finally:
-        spec._load_plugins.cache_clear()
+        plugins.load_packages.cache_clear()
     assert "the name 'ivc' is taken" in caplog.text
     assert "method 'broken' of left_half:Missing does not load" in caplog.text
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file with a method of one's own; the tables are as before afterwards."""
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    monkeypatch.setattr(methods, "MODIFIERS", dict(methods.MODIFIERS))
+    path = tmp_path / "own.py"
+    path.write_text('"""Left of the picture (no paper)."""\n' + MODULE)
+    return path
+
+
+def test_a_class_in_a_file_is_a_method(own):
+    method = methods.parse(f"{own}:LeftHalf:keep_ratio=0.25")
+    assert (method.name, method.keep_ratio) == ("left_half", 0.25)
+    # The key of its records does not hang on where the file lies.
+    assert methods.describe(method) == "left_half:keep_ratio=0.25"
+    assert methods.parse("left_half:keep_ratio=0.25") == method
+    both = methods.parse(f"{own}:LeftHalf+ivc")
+    assert methods.describe(both) == "left_half+ivc:keep_ratio=0.5"
+    assert methods.load_file(own) == {"LeftHalf": type(method)}  # imported once
+    testing.check_method(method)
+
+
+def test_a_changed_file_is_read_anew(own):
+    methods.load_file(own)
+    own.write_text(own.read_text().replace("keep_ratio: float = 0.5", "keep_ratio: float = 0.75"))
+    os.utime(own, ns=(1, 1))
+    assert methods.parse(f"{own}:LeftHalf").keep_ratio == 0.75
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", "defines no method 'Left'; it has LeftHalf; did you mean 'LeftHalf'?"),
+        ('"left_half"', '"ivc"', "the name 'ivc' is taken by ivc_jax.methods.ivc.IVCPrune"),
+        ('    name = "left_half"\n', "", "the name 'dense' is taken"),
+        ('"left_half"', '"left half"', "needs a name of letters, digits and _, got 'left half'"),
+        ("@dataclasses.dataclass(frozen=True)\n", "", "LeftHalf must be a @dataclasses.dataclass"),
+        ("class LeftHalf(Method)", "class LeftHalf", "defines no method: a class of"),
+        ("import dataclasses", "import datclasses", "does not load: ModuleNotFoundError"),
+        ("return select.from_mask", "return = select", "does not load: SyntaxError"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(own, capsys, old, new, message):
+    text = own.read_text()
+    own.write_text(text.replace(old, new, 1) if old else text)
+    assert main(["methods", f"{own}:Left"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["methods", "--plugin", str(tmp_path / "none.py")]) == 2
+    assert "none.py: there is no such file" in capsys.readouterr().err
+
+
+def test_commands_list_and_explain_methods_of_a_file(own, capsys):
+    assert main(["methods", "--plugin", str(own)]) == 0
+    assert "left_half    Keep the left columns" in " ".join(capsys.readouterr().out.split("  "))
+    assert main(["methods", f"{own}:LeftHalf"]) == 0
+    shown = capsys.readouterr().out
+    assert "left_half: Keep the left columns of each image." in shown
+    assert "source: Left of the picture (no paper)." in shown
+    assert str(own) in shown.replace("\n", "")
+
+
+def test_inspect_takes_a_method_from_a_file(own, tiny_hf, tmp_path, capsys):
+    options = ["--model", str(tiny_hf()), "--max-new-tokens", "1", "--out", str(tmp_path / "k.png")]
+    assert main(["inspect", "--plugin", str(own), "--methods", "left_half", *options]) == 0
+    assert "left_half" in capsys.readouterr().out

@@ -5,13 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import lay_out, listed, make_layout, run_stage, shorten
 from helpers.models import model_config
 
 from ivc_jax.methods.base import MethodError, Scored
 from ivc_jax.methods.budget import measure
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.pyramiddrop import PyramidDrop
 from ivc_jax.methods.requests import AttentionRows
+from ivc_jax.methods.testing import listed, run_stage, shorten
 from ivc_jax.types import Selection
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import listed, make_layout, run_stage
 
 from ivc_jax.config import RopeConfig
+from ivc_jax.methods.drawn import make_layout
 from ivc_jax.methods.recycling import find_peaks, merge
 from ivc_jax.methods.requests import AttentionRows, Embeddings, Hidden, TokenVectors
 from ivc_jax.methods.sparsevlm import (
@@ -16,6 +16,7 @@ from ivc_jax.methods.sparsevlm import (
     find_raters,
     match,
 )
+from ivc_jax.methods.testing import listed, run_stage
 
 # Example (a): four text tokens behind six visual ones; the raters are the first and the third.
 VISUAL = [[1, 0], [0.5, 0.5], [0, 1], [1, 1], [-1, 0], [0, -1]]

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, lay_out, listed, make_layout, run_stage
 
 from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
 from ivc_jax.methods.requests import TowerAttention, TowerFeatures
 from ivc_jax.methods.scope import Scope, cover
+from ivc_jax.methods.testing import listed, run_stage
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)
 VIDEO = (2, (3, 3, 4), 2, (2, 9), 6)

@@ -5,23 +5,16 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import (
-    ROPE,
-    draw_attention,
-    gather_values,
-    kept_sets,
-    lay_out,
-    make_layout,
-    run_select,
-    shorten,
-)
+from helpers.layouts import draw_attention, gather_values, kept_sets, run_select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivc_jax import ivc
 from ivc_jax.methods import FastV, Random, Uniform, WithIVC, select
 from ivc_jax.methods.base import Method, Stage
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.requests import RopeSettings
+from ivc_jax.methods.testing import ROPE, shorten
 
 
 @given(

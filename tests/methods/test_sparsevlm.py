@@ -7,11 +7,11 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import ROPE, lay_out, listed, make_layout, run_stage, shorten
 from helpers.models import model_config
 
 from ivc_jax.methods import budget
 from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.requests import (
     AttentionRows,
     Carry,
@@ -21,6 +21,7 @@ from ivc_jax.methods.requests import (
     TokenVectors,
 )
 from ivc_jax.methods.sparsevlm import SparseVLM
+from ivc_jax.methods.testing import ROPE, listed, run_stage, shorten
 
 H, D = 4, 6
 PAIR = (3, (4, 5), 4, (3, 7), 5)

@@ -5,13 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, listed, make_layout, run_stage, shorten
 from helpers.models import model_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivc_jax.methods import MethodError, budget
+from ivc_jax.methods.drawn import FixedAttention, make_layout
 from ivc_jax.methods.requests import Carry, PixelEntropy, TowerAttention
+from ivc_jax.methods.testing import listed, run_stage, shorten
 from ivc_jax.methods.vflowopt import (
     VFlowOpt,
     bound_cells,

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import FixedAttention, listed, make_layout, run_stage, shorten
 from helpers.models import model_config
 
 from ivc_jax.config import RopeConfig
 from ivc_jax.methods import MethodError, budget
+from ivc_jax.methods.drawn import FixedAttention, make_layout
 from ivc_jax.methods.requests import (
     AttentionReceived,
     Keys,
@@ -19,6 +19,7 @@ from ivc_jax.methods.requests import (
     TowerKeys,
 )
 from ivc_jax.methods.select import Segments
+from ivc_jax.methods.testing import listed, run_stage, shorten
 from ivc_jax.methods.visiondrop import VisionDrop, reduce
 
 PAIR = (3, (4, 5), 4, (3, 7), 5)

@@ -3,13 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import draw_attention, lay_out, listed, make_layout, run_stage
+from helpers.layouts import draw_attention
 from helpers.models import model_config
 
 from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods import FastV, Random, WithIVC
 from ivc_jax.methods.base import Method, MethodError
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.testing import listed, run_stage
 from ivc_jax.methods.with_pore import (
     WithPoRe,
     debias,

@@ -77,7 +77,11 @@ def test_features_are_averaged_over_blocks_before_the_merger(tower, monkeypatch)
     monkeypatch.setattr("ivc_jax.nn.tower.VisionBlock", _Constant)
     monkeypatch.setattr("ivc_jax.nn.tower.PatchMerger", _Positive)
     embed = tower[1]["patch_embed"]
-    params = {"patch_embed": embed, "blocks": {"value": jnp.array([1.0, -1.0])}, "merger": {"least": 0.0}}
+    params = {
+        "patch_embed": embed,
+        "blocks": {"value": jnp.array([1.0, -1.0])},
+        "merger": {"least": 0.0},
+    }
     taps = (Features(0, 1, merged=True), Features(0, 0, merged=True), Features(1, 1, merged=True))
     inputs = map(jnp.asarray, padded_rows(config, 64))
     tapped = VisionTower(config).apply({"params": params}, *inputs, taps, method="encode")[1]
