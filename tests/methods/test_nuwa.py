@@ -238,12 +238,14 @@ def test_second_cut_reads_the_attention_of_the_last_tokens():
     attention = random.random((4, 3, 20)) ** 3
     order = np.argsort(-attention.mean(axis=1).max(axis=0), kind="stable")
     # All 20 tokens are present: floor(20 * 0.42) = 8 stay, whichever image they are of.
-    shares = (0.35, 0.35 * 0.42)
+    shares = (1.0, 0.42)
     assert second_cut(attention, ratios=shares) == sorted(order[:8].tolist())
     order = np.argsort(-attention[:, -1].mean(axis=0), kind="stable")
     kept = second_cut(attention[:, -1:], ratios=shares, text_score="attention_llava")
     assert kept == sorted(order[:8].tolist())
     assert second_cut(np.ones((4, 3, 20)), ratios=shares) == list(range(8))
+    # The first cut leaves 8 tokens; what a modifier has added to them does not count.
+    assert second_cut(np.ones((4, 3, 20)), ratios=(0.35, 0.35 * 0.42)) == list(range(3))
 
 
 def test_second_cut_rounds_as_published():
