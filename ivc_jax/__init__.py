@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ivc_jax.engine.decode import Output, decode, generate
     from ivc_jax.engine.prefill import Prefill, encode, prefill
     from ivc_jax.engine.sampling import Sampling
+    from ivc_jax.engine.stream import Step, stream
     from ivc_jax.inputs.batch import Batch
     from ivc_jax.model import Model, load
 
@@ -27,11 +28,13 @@ _HOMES = {
     "Output": "ivc_jax.engine.decode",
     "Prefill": "ivc_jax.engine.prefill",
     "Sampling": "ivc_jax.engine.sampling",
+    "Step": "ivc_jax.engine.stream",
     "decode": "ivc_jax.engine.decode",
     "encode": "ivc_jax.engine.prefill",
     "generate": "ivc_jax.engine.decode",
     "load": "ivc_jax.model",
     "prefill": "ivc_jax.engine.prefill",
+    "stream": "ivc_jax.engine.stream",
 }
 _MODULES = ("ivc", "methods")
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "Output",
     "Prefill",
     "Sampling",
+    "Step",
     "__version__",
     "decode",
     "encode",
@@ -48,6 +52,7 @@ __all__ = [
     "load",
     "methods",
     "prefill",
+    "stream",
 ]
 
 

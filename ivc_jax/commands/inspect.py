@@ -136,7 +136,7 @@ def _make_table(question: str, answers: dict[str, Any]) -> Table:
     for spec, answer in answers.items():
         table.add_row(
             Text(spec),
-            Text(" ".join(answer.text.split()) or "(nothing)"),
+            Text(answer.error or " ".join(answer.text.split()) or "(nothing)"),
             f"{len(answer.kept)} of {answer.visual_tokens}",
             f"{answer.kv_bytes / 1024:.0f} KiB",
             f"{answer.prefill_ms:.1f} ms",

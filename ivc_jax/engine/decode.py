@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
+from ivc_jax.engine.finite import warn_broken
 from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.engine.sampling import GREEDY, Rule, Sampling, make_rule
 from ivc_jax.inputs.batch import Batch
@@ -45,12 +46,15 @@ class Output:
         lengths: [B] int32, generated tokens of each sample, the stop token included.
         kept: per sample, ascending positions of the unpadded prompt that survived.
         kv_bytes: bytes of the cache arrays after prefill, all samples together.
+        finite: [B] bool. Where it is False the logits were not finite behind the last of `lengths`:
+            a dtype that overflows, or damaged weights. The sample ended there, unanswered.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     kept: list[np.ndarray]
     kv_bytes: int
+    finite: jax.Array
 
 
 @flax.struct.dataclass
@@ -61,7 +65,8 @@ class State:
     token: jax.Array  # [B] int32, chosen last, not in the caches yet
     tokens: jax.Array  # [B, T] int32, 0 behind the end of a sample and where none is chosen yet
     lengths: jax.Array  # [B] int32, tokens of each sample, the stop token included
-    done: jax.Array  # [B] bool, a stop token was chosen
+    done: jax.Array  # [B] bool, a stop token was chosen, or there is none to choose
+    finite: jax.Array  # [B] bool, logits were so while the sample was not done
     caches: tuple[KVSpan, ...]  # S + T - 1 slots each; their `lengths` are those of the prompt
     next_position: jax.Array  # [B] int32, position id of the first generated token
     stop_ids: jax.Array  # [any] int32
@@ -85,6 +90,8 @@ def generate(
     seed: int | Several[int] = 0,
 ) -> Output:
     """Answer prompts, greedily unless there is a sampler; ties go to the lowest token id.
+
+    Samples whose logits are not finite get no answer: a warning and `Output.finite` name them.
 
     Args:
         method: how visual tokens are pruned, as for `prefill`; the default prunes nothing.
@@ -113,13 +120,14 @@ def decode(
     sampler: Sampling | None = None,
     seed: int | Several[int] = 0,
 ) -> Output:
-    """Continue from a prefill; arguments as in `generate`."""
+    """Continue from a prefill; arguments, errors and warnings as in `generate`."""
     arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
     rule = make_rule(sampler, seed, prompt.logits.shape[0])
     config, params = with_rope(model.config, prompt.rope), model.params["decoder"]
     with on_mesh(model.mesh):
-        tokens, lengths = run_decode(config, max_new_tokens, params, *arguments, rule)
-    return Output(tokens=tokens, lengths=lengths, kept=prompt.kept, kv_bytes=prompt.kv_bytes)
+        tokens, lengths, finite = run_decode(config, max_new_tokens, params, *arguments, rule)
+    warn_broken(model, finite)
+    return Output(tokens, lengths, prompt.kept, prompt.kv_bytes, finite)
 
 
 def start(
@@ -172,14 +180,14 @@ def run_decode(
     next_position: jax.Array,
     stop_ids: jax.Array,
     rule: Rule = GREEDY,
-) -> tuple[jax.Array, jax.Array]:
-    """Compiled body of `decode`; returns tokens [B, T] and lengths [B]."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compiled body of `decode`; returns tokens [B, T], lengths [B] and finite [B]."""
     state = _start(
         config.decoder.rope, max_new_tokens, logits, cache, next_position, stop_ids, rule
     )
     body = partial(_advance, config, params)
     state = jax.lax.while_loop(lambda state: state.unfinished, body, state)
-    return state.tokens, state.lengths
+    return state.tokens, state.lengths, state.finite
 
 
 def _start(
@@ -201,6 +209,7 @@ def _start(
         tokens=jnp.zeros((B, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(B, jnp.int32),
         done=jnp.zeros(B, bool),
+        finite=jnp.ones(B, bool),
         caches=tuple(
             span.replace(
                 keys=constrain_cache(jnp.pad(span.keys, grow)),  # [L, B, S + T - 1, G, C]
@@ -262,12 +271,15 @@ def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
 def _choose(state: State, logits: jax.Array) -> State:
     """Choose a token from logits [B, vocab]; samples that are done get none."""
     token = state.rule.choose(logits, state.step)  # [B]
+    sound = jnp.isfinite(logits).all(axis=-1)  # [B]; what is chosen from others means nothing
+    counts = sound & ~state.done
     return state.replace(
         step=state.step + 1,
         token=token,
-        tokens=state.tokens.at[:, state.step].set(jnp.where(state.done, 0, token)),
-        lengths=state.lengths + ~state.done,
-        done=state.done | jnp.isin(token, state.stop_ids),
+        tokens=state.tokens.at[:, state.step].set(jnp.where(counts, token, 0)),
+        lengths=state.lengths + counts,
+        done=state.done | ~sound | jnp.isin(token, state.stop_ids),
+        finite=state.finite & (state.done | sound),
     )
 
 

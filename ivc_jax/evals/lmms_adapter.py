@@ -269,4 +269,8 @@ class IvcJax(lmms):
             for shard in range(self._answerer.num_shards)
         }
         placed = self._answerer.place(parts)
-        return [a.text for a in self._answerer.answer(placed, self.method, max_new_tokens)]
+        answers = self._answerer.answer(placed, self.method, max_new_tokens)
+        for number, answer in zip(plan.positions, answers, strict=True):
+            if answer.error is not None:  # lmms-eval knows no failed rows: it would score silence
+                raise HarnessError(f"{questions[number].place}: {answer.error}")
+        return [answer.text for answer in answers]

@@ -1,6 +1,7 @@
 """Rows that are broken in every known way: the run ends, names them and scores the rest."""
 
 import base64
+import dataclasses
 
 import numpy as np
 import pytest
@@ -98,3 +99,34 @@ def test_pictures_survive_padding_and_conversion(found):
     """A CMYK picture and an animation take as many tokens as a plain one of their size."""
     tokens = {name: found[1][name].visual_tokens for name in ("CMYK", "animated", "grey")}
     assert set(tokens.values()) == {25}  # 40 x 40 pixels, 8 a token
+
+
+def test_rows_whose_logits_are_not_finite_fail_by_name(tiny_hf, tmp_path):
+    """A damaged embedding in one question's way: each method fails it, the others are scored."""
+    questions = ["What?", "What? ~", "Which?"]
+    rows = [[str(number), GOOD, text, "red"] for number, text in enumerate(questions)]
+    file = TsvFile(write_tsv(tmp_path / _TASK.file_name, HEADER, rows), _TASK.scoring.columns)
+    model, processor = ivc_jax.load(tiny_hf(num_hidden_layers=2), dtype="float32")
+    decoder = dict(model.params["decoder"])
+    table = decoder["embed_tokens"]["embedding"]
+    tilde = processor.writer.tokenizer.number("~")
+    decoder["embed_tokens"] = {"embedding": table.at[tilde, 0].set(np.nan)}
+    model = dataclasses.replace(model, params={**model.params, "decoder": decoder})
+    methods = [
+        MethodEntry(spec, 1.0, ivc_jax.methods.parse(spec)) for spec in ("dense", "ivc:layer=1")
+    ]
+    plan = runner.RunPlan(
+        [TaskEntry(_TASK, file)], methods, 4, RunIdentity("tiny", 0, ""), buckets=1,
+        max_new_tokens={"": 2},
+    )  # fmt: skip
+    out = records.RunFolder(tmp_path / "out")
+    with pytest.warns(UserWarning, match="no answer for rows"):
+        runner.run(plan, ModelAnswerer(model, processor), out, lambda *event: None)
+    out.close()
+    found = records.read_all(out.path)
+    assert summary.count_failed(found) == 1
+    assert {(r.example_id, r.method) for r in found if r.failed} == {("1", m.spec) for m in methods}
+    said = f"{_TASK.file_name} row 2 (index 1): logits are not finite in float32: the weights"
+    assert all(record.error.startswith(said) for record in found if record.failed)
+    assert all(record.prediction is None for record in found if record.failed)
+    assert all(row.n == 2 for row in summary.make_rows(found, [_TASK.name], ["dense"]))

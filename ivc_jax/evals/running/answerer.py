@@ -12,6 +12,7 @@ import numpy as np
 
 from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
+from ivc_jax.engine.finite import explain_broken
 from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
@@ -123,8 +124,10 @@ class ModelAnswerer:
         prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
         names = ("visual_valid", "visual_index", "grid", "image_id")
         places = {name: getattr(device.layout, name) for name in names}
-        # tokens [B, T], lengths [B]; of the layout what says where visual tokens are
-        tokens, lengths, layout = fetch((output.tokens, output.lengths, places))
+        # tokens [B, T], lengths [B], finite [B]; of the layout what says where visual tokens are
+        tokens, lengths, finite, layout = fetch(
+            (output.tokens, output.lengths, output.finite, places)
+        )
         prompt = _fetch_counts(prompt)
         texts = self.processor.decode(tokens, lengths)
         shares = prompt.cached_share  # [B]
@@ -143,6 +146,7 @@ class ModelAnswerer:
                 decode_steps=int(lengths.max()),
                 cached_share=float(shares[sample]),
                 flops=float(flops[sample]),
+                error=None if finite[sample] else explain_broken(self.model),
             )
             for sample, text in enumerate(texts)
         ]

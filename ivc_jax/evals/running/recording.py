@@ -16,7 +16,7 @@ class Answer:
     """What a model said to one prompt, and what it cost; times are shares of the batch's.
 
     `cached_share` is the mean over layers of the share of visual tokens in the cache, `flops` the
-    operations of the decoder in the prefill.
+    operations of the decoder in the prefill. An `error` says why there is no answer.
     """
 
     text: str
@@ -29,6 +29,7 @@ class Answer:
     decode_steps: int
     cached_share: float = 1.0
     flops: float = 0.0
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

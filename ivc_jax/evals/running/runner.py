@@ -224,8 +224,12 @@ class _Run:
                 name = self._find_id(batch.plan, slot)
                 if (name, method.spec) in file.done:
                     continue
-                if slot in batch.failures:
-                    record = record_failure(plan.identity, task, method, name, batch.failures[slot])
+                failure = batch.failures.get(slot)
+                if failure is None and (error := answers[slot].error) is not None:
+                    error = f"{entry.locate(batch.rows[slot])}: {error}"
+                    failure = Failure(batch.plan.task, batch.plan.positions[slot], error)
+                if failure is not None:
+                    record = record_failure(plan.identity, task, method, name, failure)
                 else:
                     record = record_answer(
                         plan.identity, task, method, batch.rows[slot], answers[slot],

@@ -61,7 +61,7 @@ class TaskEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used or answered, and why."""
 
     task: int
     position: int
