@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ivc_jax.engine.decode import Output, decode, generate
     from ivc_jax.engine.prefill import Prefill, encode, prefill
     from ivc_jax.engine.sampling import Sampling
+    from ivc_jax.engine.score import score
     from ivc_jax.engine.stream import Step, stream
     from ivc_jax.inputs.batch import Batch
     from ivc_jax.model import Model, load
@@ -34,6 +35,7 @@ _HOMES = {
     "generate": "ivc_jax.engine.decode",
     "load": "ivc_jax.model",
     "prefill": "ivc_jax.engine.prefill",
+    "score": "ivc_jax.engine.score",
     "stream": "ivc_jax.engine.stream",
 }
 _MODULES = ("ivc", "methods")
@@ -52,6 +54,7 @@ __all__ = [
     "load",
     "methods",
     "prefill",
+    "score",
     "stream",
 ]
 

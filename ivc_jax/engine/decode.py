@@ -1,13 +1,7 @@
 """Decode over per-span caches: a named state, one step, and a compiled loop of that step.
 
-A span's cache has S prompt slots, of which the first `lengths[b]` are valid; generated tokens are
-written behind them, at the same slot for every sample:
-
-    slot          0 1 2 3 4 5 6   7 8 9 ...      S = 7, up to T - 1 generated
-    sample 0      k k k k k - -   g g g . . .    -: padding, never attended
-    sample 1      k k k k k k k   g g g . . .    .: not yet written
-
-Token by token, each chosen from the logits of the one before it:
+Token by token, each chosen from the logits of the one before it (where they are written to:
+`engine.extend`):
 
     step 1   start     tokens[0] from the prompt's logits        caches hold the prompt
     step 2   advance   tokens[0] through the model, tokens[1]    caches hold tokens[0]
@@ -25,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax.config import ModelConfig, RopeConfig
+from ivc_jax.engine.extend import extend, make_room
 from ivc_jax.engine.finite import warn_broken
 from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.engine.sampling import GREEDY, Rule, Sampling, make_rule
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder, rope
-from ivc_jax.nn.attention import attend
-from ivc_jax.parallel.constraints import constrain_cache, on_mesh
+from ivc_jax.nn import decoder
+from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.types import Inputs, KVSpan
 
 
@@ -201,8 +195,6 @@ def _start(
 ) -> State:
     """Traced body of `start`."""
     B = logits.shape[0]
-    # The last generated token is never fed back, so it needs no slot.
-    grow = ((0, 0), (0, 0), (0, max_new_tokens - 1), (0, 0), (0, 0))
     empty = State(
         step=jnp.int32(0),
         token=jnp.zeros(B, jnp.int32),
@@ -210,13 +202,8 @@ def _start(
         lengths=jnp.zeros(B, jnp.int32),
         done=jnp.zeros(B, bool),
         finite=jnp.ones(B, bool),
-        caches=tuple(
-            span.replace(
-                keys=constrain_cache(jnp.pad(span.keys, grow)),  # [L, B, S + T - 1, G, C]
-                values=constrain_cache(jnp.pad(span.values, grow)),
-            )
-            for span in cache
-        ),
+        # The last generated token is never fed back, so it needs no slot.
+        caches=make_room(cache, max_new_tokens - 1),
         next_position=next_position,
         stop_ids=stop_ids,
         rule=rule,
@@ -227,45 +214,13 @@ def _start(
 
 def _advance(config: ModelConfig, params: dict[str, Any], state: State) -> State:
     """Traced body of `advance`, and of the loop."""
-    sizes, T = config.decoder, state.tokens.shape[1]
-    written = state.step - 1  # generated tokens in the caches
-    hidden = decoder.embed(params, state.token[:, None])  # [B, 1, D]
-    layer, caches = 0, []
-    for span in state.caches:
-        L, B, slots = span.keys.shape[:3]
-        slot = slots - (T - 1) + written  # behind the S prompt slots and what is written
-        place = state.next_position + written - (0 if span.shift is None else span.shift)  # [B]
-        angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, B))[..., None])  # [B, 1, F]
-        column = jnp.arange(slots)  # [S + T - 1]
-        mask = (column < span.lengths[:, None]) | (
-            (column >= slots - (T - 1)) & (column <= slot)
-        )  # [B, S + T - 1]
-        body = partial(
-            _run_cached, sizes, params["layers"], angles, mask[:, None, None], layer, slot
-        )
-        carry = hidden, span.keys, span.values
-        (hidden, keys, values), _ = jax.lax.scan(body, carry, jnp.arange(L))
-        caches.append(span.replace(keys=keys, values=values))
-        layer += L
-    logits = decoder.logits(sizes, params, hidden[:, 0])  # [B, vocab]
-    return _choose(state.replace(caches=tuple(caches)), logits)
-
-
-def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
-    """Run one block of a span on one token [B, 1, D], whose key and value go to `slot`."""
-    hidden, *cache = carry  # keys and values [L, B, S + T - 1, G, C]
-
-    def attend_cached(query, key, value):
-        # One small in-place write into the loop's own buffer, never a copy of a layer's cache.
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, new[None], (index, 0, slot, 0, 0))
-            for old, new in zip(cache, (key, value), strict=True)
-        )
-        at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-        return attend(query, at_layer(keys), at_layer(values), mask=mask), (keys, values)
-
-    hidden, cache = decoder.run_layer(sizes, layers, hidden, angles, first + index, attend_cached)
-    return (hidden, *cache), None
+    room = state.tokens.shape[1] - 1
+    hidden, caches = extend(
+        config, params, state.caches, state.next_position, state.token[:, None], state.step - 1,
+        room,
+    )  # fmt: skip
+    logits = decoder.logits(config.decoder, params, hidden[:, 0])  # [B, vocab]
+    return _choose(state.replace(caches=caches), logits)
 
 
 def _choose(state: State, logits: jax.Array) -> State:

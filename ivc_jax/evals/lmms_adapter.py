@@ -7,14 +7,16 @@ by it alone; docs/lmms.md says how to run it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import PIL.Image
 from lmms_eval.api.model import lmms
 from rich.progress import track
 
 import ivc_jax
+from ivc_jax.engine.finite import explain_broken
 from ivc_jax.evals.running.answerer import ModelAnswerer
 from ivc_jax.evals.running.batching import BatchPlan, Example, plan_batches
 from ivc_jax.inputs.batch import InputError
@@ -22,6 +24,7 @@ from ivc_jax.inputs.messages import Messages
 from ivc_jax.inputs.picture import load_picture
 from ivc_jax.inputs.prompt import MARKS
 from ivc_jax.parallel.mesh import make_mesh
+from ivc_jax.types import Inputs
 
 
 def manifest() -> Any:
@@ -90,10 +93,8 @@ class _Question:
     """A request of lmms-eval; its visuals are decoded when they are asked for."""
 
     context: str
-    options: Mapping[str, Any]
     visuals: Callable[[], Any]
     place: str
-    generation: Generation
 
     def decode_pictures(self) -> list[PIL.Image.Image]:
         """Decode the images."""
@@ -186,39 +187,70 @@ class IvcJax(lmms):
             HarnessError: a request that cannot be used, before the first batch runs; the message
                 names task and document.
         """
-        if self.world_size > 1:
-            raise HarnessError(
-                f"{self.world_size} processes: start a single one, and use data=N in --model_args"
-                " for N devices"
-            )
-        questions = [self._read(*request.args) for request in requests]
+        questions, generations = [], []
+        for context, options, *source in (request.args for request in requests):
+            questions.append(self._read(context, *source))
+            try:
+                generations.append(Generation.from_task(options, self.max_new_tokens))
+            except HarnessError as error:
+                raise HarnessError(f"{questions[-1].place}: {error}") from None
         # a batch decodes up to one bound: requests of each are planned as a task of their own
-        kinds = list(dict.fromkeys(question.generation.max_new_tokens for question in questions))
-        examples = [
-            Example(
-                kinds.index(question.generation.max_new_tokens), number, self._measure(question)
-            )
-            for number, question in enumerate(questions)
-        ]
-        plans = plan_batches(examples, self.batch_size, self._answerer.num_shards, self.buckets)
+        bounds = [generation.max_new_tokens for generation in generations]
         answers = [""] * len(questions)  # in the order of the requests, filled batch by batch
-        for plan in track(plans, description="answering"):
-            texts = self._answer(plan, questions, kinds[plan.task])
-            # repetitions that fill the batch drop out
-            for number, text in zip(plan.positions[: plan.count], texts, strict=False):
-                question = questions[number]
-                answers[number] = question.generation.cut(text)
-                self.cache_hook.add_partial(
-                    "generate_until", (question.context, question.options), answers[number]
-                )
+        for plan, placed in self._run_batches(questions, bounds):
+            found = self._answerer.answer(placed, self.method, bounds[plan.positions[0]])
+            for number, answer in zip(plan.positions[: plan.count], found, strict=False):
+                if answer.error is not None:  # lmms-eval has no failed rows: it would score silence
+                    raise HarnessError(f"{questions[number].place}: {answer.error}")
+                answers[number] = generations[number].cut(answer.text)
+                context, options, *_ = requests[number].args
+                self.cache_hook.add_partial("generate_until", (context, options), answers[number])
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: the engine returns the logits of the last token only."""
-        raise NotImplementedError(
-            "ivc_jax generates answers and has no log-likelihoods of given ones; choose tasks with"
-            " output_type: generate_until"
-        )
+        """Score given answers, in batches of like size.
+
+        Args:
+            requests: with `args` (context, answer or document to answer, document to visuals,
+                document number, task, split).
+
+        Returns:
+            In the order of the requests the loss (mean over tokens of -log p), since lmms-eval
+            takes the smallest for the best where it chooses, and whether the answer is what greedy
+            decoding begins with.
+
+        Raises:
+            HarnessError: a request that cannot be used; the message names task and document.
+        """
+        questions, texts = [], []
+        for request in requests:
+            if len(request.args) != 6:
+                raise HarnessError("mutual information is not offered; leave out acc_mutual_info")
+            context, target, to_visuals, number, task, split = request.args
+            questions.append(self._read(context, to_visuals, number, task, split))
+            known = isinstance(target, str)
+            texts.append(target if known else str(target(self.task_dict[task][split][number])))
+        answers = self._answerer.processor.encode(texts)
+        for question, answer in zip(questions, answers, strict=True):
+            if not answer:
+                raise HarnessError(f"{question.place}: its answer is empty")
+        scores = [(0.0, False)] * len(questions)  # in the order of the requests
+        for plan, placed in self._run_batches(questions, [0] * len(questions)):
+            tokens = [answers[number] for number in plan.positions]
+            score = self._answerer.score(placed, self.method, tokens)
+            for number, total, greedy, length in zip(
+                plan.positions[: plan.count], score.log_likelihood, score.greedy, score.lengths,
+                strict=False,
+            ):  # fmt: skip
+                if not np.isfinite(total):
+                    said = explain_broken(self._answerer.model)
+                    raise HarnessError(f"{questions[number].place}: {said}")
+                scores[number] = (float(-total / length), bool(greedy))
+                context = questions[number].context
+                self.cache_hook.add_partial(
+                    "loglikelihood", (context, texts[number]), scores[number]
+                )
+        return scores
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered: a prompt is one message."""
@@ -229,23 +261,16 @@ class IvcJax(lmms):
     def _read(
         self,
         context: str,
-        options: Mapping[str, Any],
         to_visuals: Callable[[Any], Any] | None,
         number: int,
         task: str,
         split: str,
     ) -> _Question:
-        place = f"task {task}, document {number}"
-        try:
-            generation = Generation.from_task(options, self.max_new_tokens)
-        except HarnessError as error:
-            raise HarnessError(f"{place}: {error}") from None
-
         # A closure: harnesses keep thousands of requests, their pictures would not fit in memory.
         def load_visuals() -> Any:
             return to_visuals(self.task_dict[task][split][number]) if to_visuals else None
 
-        return _Question(context, options, load_visuals, place, generation)
+        return _Question(context, load_visuals, f"task {task}, document {number}")
 
     def _measure(self, question: _Question) -> Any:
         try:
@@ -254,23 +279,31 @@ class IvcJax(lmms):
         except InputError as error:
             raise HarnessError(f"{question.place}: {error}") from None
 
-    def _answer(
-        self, plan: BatchPlan, questions: Sequence[_Question], max_new_tokens: int
-    ) -> Iterable[str]:
-        """Run one batch; return its texts, those of the padding last."""
-        samples = []
-        for number in plan.positions:
-            pictures = questions[number].decode_pictures()
-            messages = questions[number].write_messages(pictures)
-            samples.append(self._answerer.process(messages))
-        size = len(samples) // self._answerer.num_shards  # samples of a shard
-        parts = {
-            shard: self._answerer.collate(samples[shard * size : (shard + 1) * size], plan.shape)
-            for shard in range(self._answerer.num_shards)
-        }
-        placed = self._answerer.place(parts)
-        answers = self._answerer.answer(placed, self.method, max_new_tokens)
-        for number, answer in zip(plan.positions, answers, strict=True):
-            if answer.error is not None:  # lmms-eval knows no failed rows: it would score silence
-                raise HarnessError(f"{questions[number].place}: {answer.error}")
-        return [answer.text for answer in answers]
+    def _run_batches(
+        self, questions: Sequence[_Question], kinds: Sequence[int]
+    ) -> Iterator[tuple[BatchPlan, Inputs]]:
+        """Plan batches of questions of one kind; yield each on the devices, padding rows last."""
+        if self.world_size > 1:
+            raise HarnessError(
+                f"{self.world_size} processes: start a single one, and use data=N in --model_args"
+                " for N devices"
+            )
+        known = list(dict.fromkeys(kinds))
+        examples = [
+            Example(known.index(kind), number, self._measure(question))
+            for number, (question, kind) in enumerate(zip(questions, kinds, strict=True))
+        ]
+        shards = self._answerer.num_shards
+        plans = plan_batches(examples, self.batch_size, shards, self.buckets)
+        for plan in track(plans, description="answering"):
+            samples = []
+            for number in plan.positions:
+                pictures = questions[number].decode_pictures()
+                messages = questions[number].write_messages(pictures)
+                samples.append(self._answerer.process(messages))
+            size = len(samples) // shards  # samples of a shard
+            parts = {
+                shard: self._answerer.collate(samples[shard * size :][:size], plan.shape)
+                for shard in range(shards)
+            }
+            yield plan, self._answerer.place(parts)

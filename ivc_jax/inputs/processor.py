@@ -189,6 +189,14 @@ class Processor:
         reached = length + sum(each.span - each.count for each in footprints)
         return measure_sample(length, footprints, reached, self.config)
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts as they stand, such as answers for `ivc_jax.score`.
+
+        Special tokens written in a text are recognised, none are added.
+        """
+        encode = self.writer.tokenizer.encode
+        return [encode(text, add_special_tokens=False) for text in texts]
+
     def decode(self, tokens: Any, lengths: Any) -> list[str]:
         """Return the text of each row of `tokens` [B, T] up to its length; special tokens skipped.
 

@@ -171,10 +171,58 @@ def test_a_batch_size_that_does_not_fit(adapter, tiny_hf, size):
         adapter.IvcJax(str(tiny_hf()), batch_size=size, data=2)
 
 
+CHOICES = {0: ["yes", " no"], 1: ["A", "B", "both of them"]}
+
+
+def likelihoods(target=lambda text: text):
+    return [
+        types.SimpleNamespace(
+            args=(
+                *(DOCUMENTS[number]["text"], target(text), lambda d: d["images"], number),
+                *("shapes", "test"),
+            )
+        )
+        for number, texts in CHOICES.items()
+        for text in texts
+    ]
+
+
+def test_likelihoods_are_losses_of_score_in_order(model, tiny_hf):
+    """lmms-eval takes the smallest for the best: the mean loss, as transformers reports it."""
+    noted = []
+    model.cache_hook = types.SimpleNamespace(add_partial=lambda *args: noted.append(args))
+    got = model.loglikelihood(likelihoods())
+    loaded, processor = ivc_jax.load(tiny_hf(num_hidden_layers=2), dtype="float32")
+    spec, place = "ivc:layer=1,keep_ratio=0.5", 0
+    for number, texts in CHOICES.items():
+        batch = ivc_jax.Batch.join([ask(processor, DOCUMENTS[number])] * len(texts))
+        totals = ivc_jax.score(loaded, batch, texts, spec, processor=processor)
+        losses = -totals / [len(ids) for ids in processor.encode(texts)]
+        mine = [loss for loss, _ in got[place : place + len(texts)]]
+        np.testing.assert_allclose(mine, losses, rtol=0, atol=1e-4)
+        place += len(texts)
+    assert not any(greedy for _, greedy in got)
+    assert sorted(args[2] for args in noted) == sorted(got)
+    # What greedy decoding says is greedy, and better than the others.
+    first = ivc_jax.generate(loaded, ask(processor, DOCUMENTS[0]), spec, 1, ())
+    text = processor.decode(first.tokens, first.lengths)[0]
+    assert processor.encode([text]) == np.asarray(first.tokens).tolist()
+    told = likelihoods(lambda _: lambda document: text)[0]  # by the document
+    ((loss, greedy),) = model.loglikelihood([told])
+    assert greedy
+    assert loss < min(loss for loss, _ in got[:2])
+
+
+def test_likelihoods_that_cannot_be_had_are_named(model):
+    with pytest.raises(ValueError, match="task shapes, document 0: its answer is empty"):
+        model.loglikelihood(likelihoods(lambda text: ""))
+    with pytest.raises(ValueError, match="leave out acc_mutual_info"):
+        model.loglikelihood([types.SimpleNamespace(args=("", "A"))])
+
+
 def test_other_kinds_of_requests_say_what_to_choose(model):
-    for ask in (model.loglikelihood, model.generate_until_multi_round):
-        with pytest.raises(NotImplementedError, match="output_type: generate_until"):
-            ask([])
+    with pytest.raises(NotImplementedError, match="output_type: generate_until"):
+        model.generate_until_multi_round([])
 
 
 @needs_package

@@ -14,6 +14,7 @@ from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, decode
 from ivc_jax.engine.finite import explain_broken
 from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.engine.score import Score, pad_answers, rate
 from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
 from ivc_jax.evals.running.recording import Answer
@@ -150,6 +151,11 @@ class ModelAnswerer:
             )
             for sample, text in enumerate(texts)
         ]
+
+    def score(self, device: Inputs, method: Method, answers: Sequence[Sequence[int]]) -> Score:
+        """Say how likely an answer to each prompt of a batch is; raises as `engine.score.score`."""
+        tokens, lengths = pad_answers(self.model.config, answers, device.tokens.shape[0])
+        return rate(self.model, prefill(self.model, device, method), tokens, lengths)
 
     def _run(
         self, device: Inputs, method: Method, max_new_tokens: int

@@ -1,0 +1,95 @@
+"""Tokens behind a prompt: run through the model against the caches, which they join.
+
+A span's cache has S prompt slots, of which the first `lengths[b]` are valid, and `room` slots
+behind them, at which the tokens of every sample are written alike. Two tokens, x, are run where
+three, g, have been before:
+
+    slot          0 1 2 3 4 5 6   7 8 9 10 11 12      S = 7, room = 6, written = 3
+    sample 0      k k k k k - -   g g g x  x  .       -: padding, never attended
+    sample 1      k k k k k k k   g g g x  x  .       .: not yet written
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ivc_jax.config import ModelConfig
+from ivc_jax.nn import decoder, rope
+from ivc_jax.nn.attention import attend
+from ivc_jax.parallel.constraints import constrain_cache
+from ivc_jax.types import KVSpan
+
+Caches = tuple[KVSpan, ...]
+
+
+def make_room(caches: Caches, room: int) -> Caches:
+    """Add slots behind those of the prompt."""
+    behind = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+    return tuple(
+        span.replace(
+            keys=constrain_cache(jnp.pad(span.keys, behind)),  # [L, B, S + room, G, C]
+            values=constrain_cache(jnp.pad(span.values, behind)),
+        )
+        for span in caches
+    )
+
+
+def extend(
+    config: ModelConfig,
+    params: dict[str, Any],
+    caches: Caches,
+    next_position: jax.Array,
+    tokens: jax.Array,
+    written: jax.Array | int,
+    room: int,
+) -> tuple[jax.Array, Caches]:
+    """Run n tokens of every sample; traced.
+
+    Args:
+        caches: of the prompt, with room behind it.
+        next_position: [B] int32, position id of the first token behind the prompt.
+        tokens: [B, n] int32.
+        written: tokens that are in the caches already.
+        room: slots behind those of the prompt.
+
+    Returns:
+        Hidden states [B, n, D] behind the last block, and the caches with these tokens.
+    """
+    sizes, n = config.decoder, tokens.shape[1]
+    hidden = decoder.embed(params, tokens)  # [B, n, D]
+    layer, extended = 0, []
+    for span in caches:
+        L, B, slots = span.keys.shape[:3]
+        first = slots - room  # S
+        slot = first + written  # of the first of these tokens
+        start = next_position + written - (0 if span.shift is None else span.shift)  # [B]
+        place = start[:, None] + jnp.arange(n)  # [B, n]
+        angles = rope.angles(sizes.rope, jnp.broadcast_to(place, (3, B, n)))  # [B, n, F]
+        column = jnp.arange(slots)  # [S + room]
+        before = (column >= first) & (column <= slot + jnp.arange(n)[:, None])  # [n, S + room]
+        mask = (column < span.lengths[:, None])[:, None] | before  # [B, n, S + room]
+        body = partial(_run_cached, sizes, params["layers"], angles, mask[:, None], layer, slot)
+        carry = hidden, span.keys, span.values
+        (hidden, keys, values), _ = jax.lax.scan(body, carry, jnp.arange(L))
+        extended.append(span.replace(keys=keys, values=values))
+        layer += L
+    return hidden, tuple(extended)
+
+
+def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
+    """Run one block of a span on tokens [B, n, D], whose keys and values go to `slot` and on."""
+    hidden, *cache = carry  # keys and values [L, B, S + room, G, C]
+
+    def attend_cached(query, key, value):
+        # One small in-place write into the loop's own buffer, never a copy of a layer's cache.
+        keys, values = (
+            jax.lax.dynamic_update_slice(old, new[None], (index, 0, slot, 0, 0))
+            for old, new in zip(cache, (key, value), strict=True)
+        )
+        at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+        return attend(query, at_layer(keys), at_layer(values), mask=mask), (keys, values)
+
+    hidden, cache = decoder.run_layer(sizes, layers, hidden, angles, first + index, attend_cached)
+    return (hidden, *cache), None
