@@ -56,6 +56,18 @@ class Model:
         kernel = self.params["decoder"]["layers"]["q_proj"]["kernel"]
         return str((kernel.qvalue if is_quantized(kernel) else kernel).dtype)
 
+    def __repr__(self) -> str:
+        sizes, leaves = self.config.decoder, jax.tree.leaves(self.params)
+        count = sum(leaf.size for leaf in leaves)
+        stored = "" if self.weights == str(self.dtype) else f", {self.weights} weights"
+        devices = sorted(map(str, getattr(leaves[0], "devices", set)())) or ["no device"]
+        split = "".join(f", {axis}={n}" for axis, n in self.mesh.shape.items()) if self.mesh else ""
+        return (
+            f"Model({self.config.family}, {count / 1e6:.1f} M parameters, {sizes.num_layers} blocks"
+            f" of width {sizes.hidden_size}, {self.dtype}{stored}, on {len(devices)} x"
+            f" {devices[0]}{split})"
+        )
+
 
 def load(
     path: str | Path,

@@ -73,6 +73,15 @@ class Inputs:
     visual_source: jax.Array  # [B, V] int32, row in the merged tower output [R * P / merge², D]
     visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
 
+    def __repr__(self) -> str:
+        # Leaves may be anything with the structure of these arrays: shardings, specifications.
+        tokens, source, patches = (
+            list(getattr(leaf, "shape", "?"))
+            for leaf in (self.tokens, self.visual_source, self.patches)
+        )
+        tower = "" if self.visual is None else ", tower done"
+        return f"Inputs(tokens {tokens}, visual tokens {source}, patches {patches}{tower})"
+
 
 @flax.struct.dataclass
 class Selection:

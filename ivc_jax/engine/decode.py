@@ -50,6 +50,14 @@ class Output:
     kv_bytes: int
     finite: jax.Array
 
+    def __repr__(self) -> str:
+        samples, slots = self.tokens.shape
+        counts = [len(kept) for kept in self.kept] or [0]
+        return (
+            f"Output({samples} samples, at most {slots} tokens each; {min(counts)} to"
+            f" {max(counts)} prompt tokens kept, cache of {self.kv_bytes / 1e6:.3g} MB)"
+        )
+
 
 @flax.struct.dataclass
 class State:

@@ -58,6 +58,15 @@ class Prefill:
         """Bytes of the cache arrays of the whole batch."""
         return sum(span.nbytes for span in self.cache)
 
+    def __repr__(self) -> str:
+        if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self)):
+            return "Prefill(of no arrays)"
+        spans = ", ".join(f"{s.keys.shape[0]} x {s.keys.shape[2]}" for s in self.cache)
+        return (
+            f"Prefill({len(self.logits)} samples, vocabulary {self.logits.shape[1]}, cache of"
+            f" {self.kv_bytes / 1e6:.3g} MB {self.cache[0].keys.dtype}, blocks x slots: {spans})"
+        )
+
     @property
     def cached_share(self) -> np.ndarray:
         """Mean over layers of the share of visual tokens in the cache: float64 [B], 1 without."""

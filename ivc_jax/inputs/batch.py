@@ -43,6 +43,10 @@ class Visual:
     grid: tuple[int, int, int]
     seconds: float = 1.0
 
+    def __repr__(self) -> str:
+        t, h, w = self.grid
+        return f"Visual({t} x {h} x {w} patches)"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
@@ -71,6 +75,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        lengths = [len(tokens) for tokens in self.tokens] or [0]
+        return (
+            f"Batch({len(self)} samples of {min(lengths)} to {max(lengths)} tokens,"
+            f" {len(self.images)} images, {len(self.videos)} videos)"
+        )
 
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
