@@ -123,12 +123,24 @@ def decode(
     seed: int | Several[int] = 0,
 ) -> Output:
     """Continue from a prefill; arguments, errors and warnings as in `generate`."""
-    arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
     rule = make_rule(sampler, seed, prompt.logits.shape[0])
+    output = answer(model, prompt, max_new_tokens, stop_ids, rule)
+    warn_broken(model, output.finite)
+    return output
+
+
+def answer(
+    model: Model,
+    prompt: Prefill,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...] | None = None,
+    rule: Rule = GREEDY,
+) -> Output:
+    """Continue from a prefill and leave it to the caller to look at `Output.finite`."""
+    arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
     config, params = with_rope(model.config, prompt.rope), model.params["decoder"]
     with on_mesh(model.mesh):
         tokens, lengths, finite = run_decode(config, max_new_tokens, params, *arguments, rule)
-    warn_broken(model, finite)
     return Output(tokens, lengths, prompt.kept, prompt.kv_bytes, finite)
 
 

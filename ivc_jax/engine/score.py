@@ -58,7 +58,8 @@ def score(
     """Return the log-likelihood of an answer to each prompt: float64 [B].
 
     It is the sum over the answer's tokens of log p(token | prompt, pruned, and the tokens before).
-    No end token is added: to count it, end the answer with it.
+    No end token is added: to count it, end the answer with it. Where logits are not finite the
+    result is NaN, and a warning names the rows.
 
     Args:
         batch: prompts, as for `prefill`.
@@ -78,7 +79,9 @@ def score(
     count = len(batch) if isinstance(batch, Batch) else batch.tokens.shape[0]
     tokens, lengths = pad_answers(model.config, answers, count)  # complain before any device work
     prompt = prefill(model, batch, method)
-    return rate(model, prompt, tokens, lengths).log_likelihood
+    found = rate(model, prompt, tokens, lengths).log_likelihood
+    warn_broken(model, np.isfinite(found))
+    return found
 
 
 def pad_answers(
@@ -124,7 +127,6 @@ def rate(model: Model, prompt: Prefill, tokens: np.ndarray, lengths: np.ndarray)
     shares, likeliest, finite = fetch(found)  # [A, B] each
     valid = np.arange(tokens.shape[1])[:, None] < lengths  # [A, B]
     finite = (finite | ~valid).all(axis=0)  # [B]
-    warn_broken(model, finite)
     total = np.where(valid, shares, 0.0).sum(axis=0, dtype=np.float64)  # [B]
     return Score(
         log_likelihood=np.where(finite, total, np.nan),

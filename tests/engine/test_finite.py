@@ -60,6 +60,9 @@ def test_a_damaged_prompt_has_no_answer_and_its_mates_theirs(model, inputs, heal
     with pytest.warns(UserWarning, match=words):
         steps = list(ivc_jax.stream(broken, inputs, "dense", STEPS, ()))
     assert [step.valid.tolist() for step in steps] == [[True, False, True, True]] * STEPS
+    with pytest.warns(UserWarning, match=words):
+        scores = ivc_jax.score(broken, inputs, [[5], [6, 7], [8], [9]])
+    assert np.isnan(scores).tolist() == [False, True, False, False]
     sampler = ivc_jax.Sampling(top_p=0.9)
     with pytest.warns(UserWarning, match=words):
         drawn = ivc_jax.generate(broken, inputs, "ivc:layer=1", STEPS, (), sampler=sampler)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ivc_jax.engine.cost import count_prefill_flops
-from ivc_jax.engine.decode import Output, decode
+from ivc_jax.engine.decode import Output, answer
 from ivc_jax.engine.finite import explain_broken
 from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.engine.score import Score, pad_answers, rate
@@ -165,7 +165,7 @@ class ModelAnswerer:
         # JAX returns before the work is done: wait, then read the clock
         jax.block_until_ready((prompt.logits, prompt.cache))
         middle = time.perf_counter()
-        output = decode(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
+        output = answer(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
         jax.block_until_ready(output.tokens)
         return prompt, output, middle - start, time.perf_counter() - middle
 
