@@ -18,7 +18,8 @@ RECORD_KEYS = [
 ]
 META_KEYS = [
     *("model", "device", "dtype", "weights", "jax_version", "commit", "date", "seed"),
-    *("batch_size", "shared_tower", "limit", "compiled_programs", "compiled_decodes"),
+    *("batch_size", "shared_tower", "protocol", "pixel_bounds", "limit"),
+    *("compiled_programs", "compiled_decodes"),
     *("statistics", "mesh", "processes", "tasks", "methods", "unreachable", "studies", "files"),
     *("rope", "image_start"),
 ]
