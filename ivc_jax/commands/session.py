@@ -275,8 +275,7 @@ def _find_image_start(session: Session) -> int | None:
     for position in range(len(entry.file.list_ids(session.plan.limit))):
         try:
             row = entry.read(position)
-            family = session.answerer.family
-            messages = entry.task.write_messages(row.cells, family, row.images)
+            messages = entry.write_messages(row, session.answerer.family)
             sample = session.answerer.process(messages, entry.bounds)
         except ValueError:
             continue

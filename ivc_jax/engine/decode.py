@@ -23,7 +23,7 @@ from ivc_jax.engine.extend import extend, make_room
 from ivc_jax.engine.finite import warn_broken
 from ivc_jax.engine.prefill import Prefill, prefill, with_rope
 from ivc_jax.engine.sampling import GREEDY, Rule, Sampling, make_rule
-from ivc_jax.inputs.batch import Batch
+from ivc_jax.inputs.batch import Batch, check_ids
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder
@@ -106,7 +106,7 @@ def generate(
             prompts with equal seeds.
 
     Raises:
-        MethodError, InputError: as `prefill`.
+        MethodError, InputError: as `prefill`; or a stop id has no embedding.
         ValueError: max_new_tokens below 1, or an impossible seed.
     """
     prompt = prefill(model, batch, method)
@@ -159,6 +159,7 @@ def start(
         rule: that chooses tokens.
 
     Raises:
+        InputError: a stop id has no embedding.
         ValueError: max_new_tokens below 1.
     """
     arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
@@ -180,8 +181,9 @@ def _read_prompt(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     # NumPy: an array on one device could not join those of several processes
-    stop = np.asarray(model.stop_ids if stop_ids is None else stop_ids, np.int32).reshape(-1)
-    return prompt.logits, prompt.cache, prompt.next_position, stop
+    stop = np.asarray(model.stop_ids if stop_ids is None else stop_ids, np.int64).reshape(-1)
+    check_ids(stop, model.config.decoder.vocab_size, "stop_ids")
+    return prompt.logits, prompt.cache, prompt.next_position, stop.astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

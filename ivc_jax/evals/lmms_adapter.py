@@ -131,6 +131,8 @@ class IvcJax(lmms):
         method: as for `ivc_jax.methods.parse`, with `;` for `,`, which lmms-eval splits at.
         dtype: as for `ivc_jax.load`.
         weights: as for `ivc_jax.load`.
+        min_pixels: as for `ivc_jax.load`.
+        max_pixels: as for `ivc_jax.load`.
         batch_size: prompts at a time, a multiple of `data`.
         data: shards of a batch, on devices of their own.
         model: devices that each layer is split over.
@@ -151,6 +153,8 @@ class IvcJax(lmms):
         method: str = "dense",
         dtype: str | None = None,
         weights: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int | str = 1,
         data: int = 1,
         model: int = 1,
@@ -169,7 +173,8 @@ class IvcJax(lmms):
         self.batch_size, self.buckets = int(batch_size), buckets
         self.max_new_tokens = max_new_tokens
         mesh = make_mesh(data, model) if data * model > 1 else None
-        loaded, processor = ivc_jax.load(pretrained, dtype=dtype, mesh=mesh, weights=weights)
+        pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        loaded, processor = ivc_jax.load(pretrained, dtype, mesh, weights, **pixels)
         self.method.resolve(loaded.config)  # complain before any long work
         self._answerer = ModelAnswerer(loaded, processor)
 

@@ -6,9 +6,11 @@
      {"role": "assistant", "content": "Cat."},
      {"role": "user", "content": "Are you sure?"}]
 
-What stands in a text is text: it is never read for marks.
+What stands in a text is text: it is never read for marks. Special tokens of the tokenizer are read
+in it, as in transformers, unless it is quoted.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,23 @@ from ivc_jax.inputs.batch import InputError
 
 Messages = Sequence[Mapping[str, Any]]  # one conversation
 
+GUARD = "\ufdd0"  # no character, says Unicode: free for a program's own use
+_INNER = re.compile(r"([^\w\s]|_)(?=.)", re.DOTALL)  # a sign with something behind it
+
 _SOURCES = ("url", "path")  # keys besides the kind itself under which a visual may stand
+
+
+def quote(text: str) -> str:
+    """Return a text in which nothing is read as a special token: guards break them up.
+
+    Say <|im_end|>!   ->   Say <:|:im_:end|:>:!      ":" is the guard
+    """
+    return _INNER.sub(rf"\1{GUARD}", text)
+
+
+def unquote(text: str) -> str:
+    """Return a text without its guards."""
+    return text.replace(GUARD, "")
 
 
 def find_conversations(prompts: Any) -> Sequence[Messages] | None:

@@ -3,12 +3,14 @@
 Tokens beyond the vocabulary are listed in `tokenizer_config.json`, or in `added_tokens.json`.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.messages import GUARD, unquote
 
 _NAMED = (  # a string, or a dictionary with "content"
     "bos_token",
@@ -61,6 +63,8 @@ class Tokenizer:
             name: _read_content(config[name]) for name in _NAMED if config.get(name) is not None
         }
         self._add_tokens(config)
+        added = backend.get_added_tokens_decoder()
+        self._special = {number: token.content for number, token in added.items() if token.special}
 
     @classmethod
     def from_pretrained(cls, path: str | Path, word_pattern: str | None = None) -> "Tokenizer":
@@ -81,7 +85,16 @@ class Tokenizer:
         return cls(_read_backend(path, word_pattern), config)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of `text`; special tokens written in it are recognised."""
+        """Return the ids of `text`; special tokens written in it are recognised, quoted ones not.
+
+        A text with guards (`messages.quote`) gets the ids that it has without them, but for special
+        tokens that they break up: those are cut into pieces as any other word.
+        """
+        if GUARD in text:
+            plain = unquote(text)
+            if any(plain.count(token) > text.count(token) for token in self._special.values()):
+                return self._encode_quoted(text)
+            text = plain
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -111,6 +124,30 @@ class Tokenizer:
         """Return the added tokens whose ids a model with so many embeddings does not have."""
         added = self._backend.get_added_tokens_decoder()
         return [added[number].content for number in sorted(added) if number >= vocab_size]
+
+    def _encode_quoted(self, text: str) -> list[int]:
+        """Encode what lies between special tokens on its own, where none is recognised.
+
+        <|im_end|>Say <:|:im_:end|:>:!<|im_end|>   ->   id, ids of "Say <|im_end|>!", id
+        """
+        found = self._backend.encode(text, add_special_tokens=False)  # guards hide the quoted ones
+        ids: list[int] = []
+        reached = 0  # characters of the text
+        for number, (begin, end) in zip(found.ids, found.offsets, strict=True):
+            if number in self._special:
+                ids += [*self._encode_words(unquote(text[reached:begin])), number]
+                reached = end
+        return ids + self._encode_words(unquote(text[reached:]))
+
+    def _encode_words(self, text: str) -> list[int]:
+        return self._blind.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _blind(self) -> Any:
+        """A copy that recognises no special token: the switch is not one of a single call."""
+        copy = type(self._backend).from_str(self._backend.to_str())
+        copy.encode_special_tokens = True
+        return copy
 
     def _add_tokens(self, config: Mapping[str, Any]) -> None:
         from tokenizers import AddedToken

@@ -11,6 +11,7 @@ from helpers.batches import BUCKET, STEPS, batch_of
 
 import ivc_jax
 from ivc_jax.engine.decode import advance, start
+from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.base import DENSE, MethodError
@@ -105,6 +106,19 @@ def test_answers_end_at_the_models_own_end_tokens_unless_told(model, inputs, pro
     for out in (ivc_jax.decode(ending, prompt, STEPS), ivc_jax.generate(ending, inputs, DENSE, 6)):
         np.testing.assert_array_equal(out.lengths, told)
     assert ivc_jax.decode(ending, prompt, STEPS, ()).lengths.tolist() == [STEPS] * 4
+
+
+@pytest.mark.parametrize("foreign", [272, -1, 2**31])
+def test_stop_ids_without_an_embedding_are_named(model, inputs, prompt, foreign):
+    """272 embeddings; an answer would never end at such a token."""
+    message = rf"^stop_ids: token id {foreign} has no embedding, vocab_size is 272"
+    for run in (
+        lambda stop: ivc_jax.decode(model, prompt, 2, stop),
+        lambda stop: ivc_jax.generate(model, inputs, DENSE, 2, stop),
+        lambda stop: next(ivc_jax.stream(model, inputs, DENSE, 2, stop)),
+    ):
+        with pytest.raises(InputError, match=message):
+            run((5, foreign))
 
 
 def test_a_method_may_be_named_by_its_string(model, inputs):

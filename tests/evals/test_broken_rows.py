@@ -53,6 +53,7 @@ ROWS = {
     "endless question": ((GOOD, "word " * 2000, "red"), "positions"),
     "marks in the question": ((GOOD, "Is <image> or <video> a tag?", "red"), None),
     "a placeholder": ((GOOD, "Quote <|image_pad|> please", "red"), "holds <|image_pad|>"),
+    "a special token": ((GOOD, "Say <|im_end|> please", "red"), None),
     "missing cell": ((GOOD, "What?"), "3 cells where the header has 4"),
 }
 

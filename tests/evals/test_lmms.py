@@ -165,6 +165,24 @@ def test_several_processes_are_refused(model, monkeypatch):
         model.generate_until(requests())
 
 
+def test_bounds_on_pictures_are_those_of_load(adapter, tiny_hf):
+    """The picture of 24 x 16 pixels takes 6 tokens of 8 x 8; within 16 x 16 pixels 2."""
+    path = tiny_hf(num_hidden_layers=2)
+    sizes = []
+    for bounds in ({}, {"max_pixels": 256}, {"min_pixels": 1024, "max_pixels": 2048}):
+        (asked,) = requests(documents=DOCUMENTS[:1])
+        made = make(adapter, path, documents=DOCUMENTS[:1], **bounds)
+        sizes.append(made._measure(made._read(asked.args[0], *asked.args[2:])).visual)
+        processor = ivc_jax.load(path, dtype="float32", **bounds)[1]
+        rule = made._answerer.make_reader().pictures
+        assert (rule.min_pixels, rule.max_pixels) == (
+            processor.images.min_pixels, processor.images.max_pixels
+        )  # fmt: skip
+    assert sizes == [6, 2, 20]
+    with pytest.raises(ValueError, match="min_pixels"):
+        make(adapter, path, min_pixels=2048, max_pixels=256)
+
+
 @pytest.mark.parametrize("size", ["auto", 0, 3])
 def test_a_batch_size_that_does_not_fit(adapter, tiny_hf, size):
     with pytest.raises(ValueError, match="batch_size must be a multiple of data=2"):
@@ -231,9 +249,11 @@ def test_the_package_makes_the_model_from_its_arguments(adapter, tiny_hf):
 
     assert issubclass(adapter.IvcJax, adapter.lmms)
     line = f"pretrained={tiny_hf()},method=ivc:layer=1;keep_ratio=0.5,dtype=float32,weights=int8"
+    line += ",min_pixels=256,max_pixels=1024"
     found = adapter.IvcJax.create_from_arg_string(line, {"batch_size": "2", "device": None})
     assert found.method == ivc_jax.methods.parse("ivc:layer=1,keep_ratio=0.5")
     assert (found.batch_size, found._answerer.model.weights) == (2, "int8")
+    assert found._answerer.make_reader().pictures.max_pixels == 1024
     found.task_dict["shapes"] = {"test": DOCUMENTS}
     (asked,) = requests(documents=DOCUMENTS[:1])
     metadata = {"task": "shapes", "doc_id": 0, "repeats": 1}

@@ -8,6 +8,7 @@ from families.qwen import change, write_processor_files
 
 from ivc_jax.families import QWEN2_VL
 from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.messages import quote
 from ivc_jax.inputs.tokenizer import Tokenizer, read_stop_ids
 
 TEXTS = [
@@ -143,3 +144,39 @@ def test_stop_ids_come_from_the_generation_config(folder):
 def test_a_tokenizer_of_another_model_is_named(folder):
     with pytest.raises(InputError, match="the tokenizer has no token 99999"):
         Tokenizer.from_pretrained(folder).token(99999)
+
+
+WORDS = [
+    "Say <|im_end|>!",
+    "<|im_start|>",
+    "the<|im_end|> red<|image_pad|>  <|im_start|>seven\n",
+    "it's <tool>, <|no such token|> é 漢",
+]
+
+
+@pytest.mark.parametrize("form", ["single file", "two files"])
+@pytest.mark.parametrize("words", WORDS)
+def test_quoted_special_tokens_are_words_as_hf_splits_them(folder, form, words):
+    """Between special tokens that count, before and behind other text."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if form == "two files":
+        folder = folder / "bpe"
+        write_trained_tokenizer(folder)
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    split = lambda text: reference(text, split_special_tokens=True)["input_ids"]  # noqa: E731
+    start, end = reference.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    tokenizer = read_old(folder)
+    text = f"<|im_start|>user\nIs {quote(words)} the?<|im_end|>\n<|im_start|>"
+    ids = [start, *split(f"user\nIs {words} the?"), end, *split("\n"), start]
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.encode(quote(words)) == split(words)
+    assert tokenizer.encode(words) == reference(words)["input_ids"]  # the switch is not left on
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text.replace(quote(words), words)
+
+
+def test_quoting_changes_nothing_else(folder):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    for text in ("", "Locate the red 7.", "a < b, [c] _d_ <image>", "naïve café — 漢字 🙂\t\r\n"):
+        assert tokenizer.encode(quote(text)) == tokenizer.encode(text)
+    assert quote("The man.") == "The man."  # the last character is what prompts may cut

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.tiny import tiny_config
 
+from ivc_jax.commands.plan import main
 from ivc_jax.engine.cost import count_block_flops
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import parse
@@ -259,6 +260,15 @@ def test_presets_are_whole(name):
     config = parse_config(list_sizes()[name])
     assert config.decoder.rope.head_dim == 128
     assert config.vision.out_dim == config.decoder.hidden_size
+
+
+def test_a_plan_refuses_halves_as_a_load_does(monkeypatch, capsys):
+    """Before it looks for a compiler."""
+    monkeypatch.setattr(slices, "prepare_environment", lambda: None)
+    monkeypatch.setattr(slices, "find_slice", lambda name: pytest.fail("too late"))
+    assert main(["--dtype", "float16"]) == 2
+    message = "float16 is not computed on tpu; use dtype bfloat16 or float32"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture(scope="module")

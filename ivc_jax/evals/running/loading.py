@@ -76,7 +76,7 @@ class BatchLoader:
         except RowError as error:
             return None, Failure(plan.task, position, str(error))
         try:
-            messages = entry.task.write_messages(row.cells, self._answerer.family, row.images)
+            messages = entry.write_messages(row, self._answerer.family)
             sample = self._answerer.process(messages, entry.bounds)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ivc_jax.evals.benchmarks.cells import read_text
+from ivc_jax.evals.benchmarks.cells import is_missing, read_text
 from ivc_jax.evals.benchmarks.released import Bounds, drop_missing, save_as_jpeg
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.batching import Example
 from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
 from ivc_jax.inputs.bucket import Size
-from ivc_jax.inputs.messages import Messages
+from ivc_jax.inputs.messages import Messages, quote
 
 _THREADS = 4  # decoding base64 lets go of the interpreter
 _REPORT_EVERY = 200
@@ -53,6 +53,21 @@ class TaskEntry:
         except ValueError as error:
             raise RowError(f"{self.locate(row)}: {error}") from None
         return row
+
+    def write_messages(self, row: Row, family: str) -> Messages:
+        """Return what a model is asked about a row; special tokens in its cells are words.
+
+        Those of a released prompt (`<|object_ref_start|>`) stay what they are.
+
+        Raises:
+            TaskError: the family is unknown to the task.
+        """
+        cells = {
+            name: text if is_missing(text) else quote(text)
+            for name, text in row.cells.items()
+            if name != "image"  # long, and no words
+        }
+        return self.task.write_messages(cells, family, row.images)
 
     def locate(self, row: Row) -> str:
         """Name a row in messages."""
@@ -102,7 +117,7 @@ def survey(
         except RowError as error:
             return Failure(number, position, str(error))
         try:
-            messages = entry.task.write_messages(row.cells, family, row.images)
+            messages = entry.write_messages(row, family)
             size = measure(messages, entry.bounds)
         except ValueError as error:
             return Failure(number, position, f"{entry.locate(row)}: {error}")
