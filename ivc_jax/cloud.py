@@ -27,12 +27,21 @@ def is_remote(path: str | os.PathLike | None) -> bool:
     return path is not None and "://" in os.fspath(path)
 
 
+def find_home() -> pathlib.Path:
+    """Return the folder of this package in the user's cache directory.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "ivc_jax"
+
+
 def find_cache(path: str, kind: str) -> pathlib.Path:
     """Return the local folder that stands for a remote one."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     # buckets may hold folders of one name
     digest = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:16]
-    return pathlib.Path(home) / "ivc_jax" / kind / digest
+    return find_home() / kind / digest
 
 
 def pull_file(path: str, target: pathlib.Path) -> bool:

@@ -43,9 +43,12 @@ ALLOWED = {
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments"}
 # Only the rooms above the library draw, and only commands know the bundled benchmark.
 DRAWING = {"reports", "studies", "commands"}
-LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "qwix"}
+LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "orbax", "qwix"}
 # What `import ivc_jax` must not wait for.
-UNUSED = {"matplotlib", "jinja2", "tyro", "grain", "optax", "torch", "transformers", "digit_scenes"}
+UNUSED = {
+    *("matplotlib", "jinja2", "tyro", "grain", "optax", "orbax", "torch", "transformers"),
+    "digit_scenes",
+}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

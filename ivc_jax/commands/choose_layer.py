@@ -106,7 +106,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Check, measure both rounds, choose, print and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from ivc_jax.commands import session as sessions
-    from ivc_jax.commands.devices import use_compile_cache
+    from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.studies.calibration import pareto, report
 
     start = time.monotonic()

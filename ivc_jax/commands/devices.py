@@ -1,7 +1,4 @@
-"""Devices of a run: their mesh, their name, and where compiled programs are kept."""
-
-import os
-import pathlib
+"""Devices of a run: their processes, their mesh and their name."""
 
 import jax
 from jax.sharding import Mesh
@@ -10,18 +7,6 @@ from rich.console import Console
 from ivc_jax.commands.settings import RunConfig, SettingsError
 from ivc_jax.parallel.mesh import make_mesh, parse_mesh
 from ivc_jax.parallel.processes import initialize
-
-
-def use_compile_cache(enabled: bool) -> None:
-    """Keep compiled programs in the user's cache folder, small ones too."""
-    if not enabled:
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ivc_jax" / "xla"))
-    # by default only what took a second to compile is kept: small models have many small programs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def join(

@@ -70,6 +70,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     """Check everything that is cheap to check, then load, answer, print and draw."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
     import ivc_jax
+    from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_model
     from ivc_jax.engine.plan import make_plan
     from ivc_jax.evals.running.answerer import ModelAnswerer
@@ -77,6 +78,7 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.reports import kept
 
     load_plugins(arguments.run.plugin)
+    use_compile_cache()
     methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.run.methods)))
     if not methods:
         raise ValueError("methods is empty: name at least one")

@@ -87,7 +87,8 @@ def evaluate(
     """
     # Imported late, so that a wrong option or --help does not wait for it.
     from ivc_jax.commands import session as sessions
-    from ivc_jax.commands.devices import join, use_compile_cache
+    from ivc_jax.commands.compile_cache import use_compile_cache
+    from ivc_jax.commands.devices import join
     from ivc_jax.commands.merge import finish
 
     start = time.monotonic()

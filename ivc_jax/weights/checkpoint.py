@@ -9,11 +9,10 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ivc_jax.config import ModelConfig
@@ -21,6 +20,10 @@ from ivc_jax.nn.decoder import Params
 from ivc_jax.weights import keymap, quantize
 from ivc_jax.weights.load import HEAD, abstract_params
 from ivc_jax.weights.source import CheckpointError
+
+if TYPE_CHECKING:
+    # Imported where it is needed: a quarter of a second, and most folders are not converted.
+    import orbax.checkpoint as ocp
 
 _log = logging.getLogger(__name__)
 _FOLDER = "params"  # beside config.json and the tokenizer's files
@@ -46,6 +49,8 @@ def save_params(folder: Path, params: Params) -> None:
     Raises:
         OSError, ValueError: from Orbax, if the disk is full or the folder cannot be written.
     """
+    import orbax.checkpoint as ocp
+
     # the largest array: one at a time
     limit = _gigabytes(leaf.nbytes for leaf in jax.tree.leaves(params))
     # Without a limit every array is copied to the host at once: a second model in memory.
@@ -72,6 +77,8 @@ def restore_params(
         CheckpointError: damaged files, or parameters that are missing, unused or misshaped; one
             error names them all.
     """
+    import orbax.checkpoint as ocp
+
     start = time.perf_counter()
     path = folder.absolute() / _FOLDER
     abstract = abstract_params(config, dtype, mesh)
@@ -95,8 +102,10 @@ def restore_params(
     return params
 
 
-def _read(checkpointer: ocp.Checkpointer, path: Path, wanted: Any) -> Any:
+def _read(checkpointer: "ocp.Checkpointer", path: Path, wanted: Any) -> Any:
     """Restore the arrays of an abstract tree, which may be part of what was saved."""
+    import orbax.checkpoint as ocp
+
     restore = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -106,7 +115,7 @@ def _read(checkpointer: ocp.Checkpointer, path: Path, wanted: Any) -> Any:
 
 
 def _read_quantized(
-    checkpointer: ocp.Checkpointer, path: Path, abstract: Params, stored: Mapping[str, Any]
+    checkpointer: "ocp.Checkpointer", path: Path, abstract: Params, stored: Mapping[str, Any]
 ) -> Params:
     """Restore and quantise kernels, the largest first, while little else is on the device."""
     leaves = keymap.flatten(abstract)
@@ -146,6 +155,8 @@ def stored_dtype(folder: Path) -> str:
 
 def _stored(path: Path) -> dict[str, Any]:
     """Return shape and dtype of every saved array by slash-separated path."""
+    import orbax.checkpoint as ocp
+
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata

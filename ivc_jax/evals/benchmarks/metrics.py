@@ -8,6 +8,7 @@ import numpy as np
 from ivc_jax.evals.benchmarks.parsers import Box
 
 HIT_IOU = 0.5
+_DRAWN_AT_ONCE = 1 << 16
 _JACKKNIFE_GROUPS = 40  # statistics of large sets take a while: 40 runs of them, not one a unit
 _T_95 = 2.02  # 97.5 % point of Student's t for that many; too small if there are few units
 
@@ -65,11 +66,15 @@ def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> 
         return 0.0, 0.0
     numbers = np.asarray(values, np.float64)  # [n]
     random = np.random.default_rng(seed)
-    # one resample at a time: the index matrix of a large benchmark would not fit in memory
+    # some resamples at a time: all indices of a large benchmark would not fit in memory
+    step = max(1, _DRAWN_AT_ONCE // len(numbers))
     means = [
-        numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(resamples)
+        numbers[random.integers(0, len(numbers), (min(step, resamples - done), len(numbers)))].mean(
+            axis=1
+        )  # [step]
+        for done in range(0, resamples, step)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])  # of [resamples]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])  # of [resamples]
     return float(low), float(high)
 
 
