@@ -19,6 +19,7 @@ a reshape cuts a row into windows. Tokens stay in raster order:
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class Footprint:
     Attributes:
         rows: patch rows.
         patches: slots of each row, whole merged cells and windows.
-        slots: [p] int64, where the patches of a slice lie in their row, in the order in which a
-            processor returns them (merge blocks in raster order).
+        slots: where the patches of a slice lie in their row, in the order in which a processor
+            returns them (merge blocks in raster order): [p] int64, or a slice where they stay in
+            order.
         patch_positions: [rows, patches, 2] int32, (row, column) of the patch in each slot; -1 is
             padding.
         source: [v] int32, the merged cell that becomes each visual token, counted through all
@@ -49,7 +51,7 @@ class Footprint:
 
     rows: int
     patches: int
-    slots: np.ndarray
+    slots: np.ndarray | slice
     patch_positions: np.ndarray
     source: np.ndarray
     grid: np.ndarray
@@ -63,10 +65,12 @@ class Footprint:
         return len(self.source)
 
 
+# A data set has few sizes, and a picture is measured for its prompt and again for its layout.
+@functools.lru_cache(maxsize=128)
 def find_footprint(
     grid: tuple[int, int, int], config: ModelConfig, seconds: float | None = None
 ) -> Footprint:
-    """Work out the footprint of a visual.
+    """Work out the footprint of a visual; equal arguments get the same one.
 
     Args:
         grid: (t, h, w) in patches; h and w are multiples of the merge size.
@@ -78,6 +82,8 @@ def find_footprint(
     rows, height, width = grid[0], grid[1] // merge, grid[2] // merge
     places, cells = _place_cells(height, width, vision)  # [h * w] and a number, in merged cells
     slots = (places[:, None] * area + np.arange(area)).ravel()  # [h * w]
+    if vision.window_cells is None:
+        slots = slice(cells * area)  # copying a row is twice as fast as scattering it
     raster = np.stack(np.indices(grid[1:]), axis=-1)  # [h, w, 2]
     # [h', w', merge, merge, 2]
     blocks = raster.reshape(height, merge, width, merge, 2).swapaxes(1, 2)
@@ -88,7 +94,7 @@ def find_footprint(
     runs = rows if vision.timestamps and seconds is not None else 1
     # Every slice is cut the same way; broadcasting copies nothing.
     tokens = np.indices((rows, height, width), np.int32).reshape(3, -1).T  # [v, 3]
-    return Footprint(
+    found = Footprint(
         rows=rows,
         patches=cells * area,
         slots=slots,
@@ -100,6 +106,9 @@ def find_footprint(
         positions=_number_tokens(tokens, runs, config, seconds),
         span=len(tokens) // runs if config.decoder.rope.line else max(height, width),
     )
+    for array in (found.source, found.grid, found.positions):
+        array.setflags(write=False)  # others will get the same one
+    return found
 
 
 def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndarray, int]:

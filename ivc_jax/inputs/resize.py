@@ -15,6 +15,7 @@ EXIF orientation is the matter of `inputs.picture`; nothing is turned here.
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -101,33 +102,37 @@ class PictureRule(abc.ABC):
             float32 [t * h * w, channels * temporal_patch * patch * patch] and the grid (t, h, w).
         """
         patch, merge, depth = self.patch_size, self.merge_size, self.temporal_patch_size
-        # frames up to whole slices; an image is repeated to fill one
-        missing = -len(frames) % depth
-        if missing:
-            frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        count, height, width, channels = frames.shape  # count is a multiple of depth now
-        t, h, w = count // depth, height // patch, width // patch  # in slices and patches
-        blocks = frames.reshape(
-            t, depth, h // merge, merge, patch, w // merge, merge, patch, channels
-        ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # [t, h', w', merge, merge, channel, depth, y, x]
-        # Pixels have 256 values, so normalising is a table; one channel at a time, because NumPy
-        # widens the pixels to 64 bits to look them up.
-        values = np.empty(blocks.shape, np.float32)  # as `blocks`
-        for channel, table in enumerate(self._value_table(channels)):
-            values[..., channel, :, :, :] = table[blocks[..., channel, :, :, :]]
+        count, height, width, channels = frames.shape
+        t, h, w = -(-count // depth), height // patch, width // patch  # in slices and patches
+        cells = h // merge, w // merge  # h', w'
+        # [t, h', w', merge, merge, channel, depth, y, x]
+        values = np.empty((t, *cells, merge, merge, channels, depth, patch, patch), np.float32)
+        # Pixels have 256 values, so normalising is a table. They are looked up in the order of the
+        # picture, and once: of an image both frames of its slice are the same (0.43 ms for 192 x
+        # 192 pixels, 0.73 looked up patch by patch).
+        for channel, table in enumerate(_tabulate(self, channels)):
+            for frame in range(t * depth):
+                if frame < count:
+                    plane = table.take(frames[frame, :, :, channel])  # [height, width]
+                    # [h', merge, y, w', merge, x] -> [h', w', merge, merge, y, x]
+                    blocks = plane.reshape(cells[0], merge, patch, cells[1], merge, patch)
+                    blocks = blocks.transpose(0, 3, 1, 4, 2, 5)
+                values[frame // depth, ..., channel, frame % depth, :, :] = blocks
         return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
 
-    def _value_table(self, channels: int) -> np.ndarray:
-        """Map (channel, pixel value) to the normalised float32, with HF's order of roundings."""
-        values = np.arange(256, dtype=np.float64)  # in float64 first, as there
-        if self.do_rescale:
-            values = values * self.rescale_factor
-        table = np.tile(values.astype(np.float32), (channels, 1))  # [channels, 256]
-        if self.do_normalize:
-            mean = np.array(self.image_mean, np.float32)[:, None]
-            # [channels, 256]
-            table = (table - mean) / np.array(self.image_std, np.float32)[:, None]
-        return table
+
+@functools.lru_cache(maxsize=16)
+def _tabulate(rule: PictureRule, channels: int) -> np.ndarray:
+    """Map (channel, pixel value) to the normalised float32, with HF's order of roundings."""
+    values = np.arange(256, dtype=np.float64)  # in float64 first, as there
+    if rule.do_rescale:
+        values = values * rule.rescale_factor
+    table = np.tile(values.astype(np.float32), (channels, 1))  # [channels, 256]
+    if rule.do_normalize:
+        mean = np.array(rule.image_mean, np.float32)[:, None]
+        # [channels, 256]
+        table = (table - mean) / np.array(rule.image_std, np.float32)[:, None]
+    return table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
