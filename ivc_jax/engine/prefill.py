@@ -115,7 +115,8 @@ def encode(model: Model, batch: Batch | Inputs) -> Inputs:
     Raises:
         InputError: as `prefill`.
     """
-    inputs = place(model, batch).replace(visual=None)  # what was encoded before is forgotten
+    # What was encoded before is forgotten. Placed at once: many prefills will read it.
+    inputs = place_inputs(place(model, batch), model.mesh).replace(visual=None)
     if inputs.visual_source.shape[1] == 0:
         return inputs
     with on_mesh(model.mesh):
@@ -134,8 +135,14 @@ def count_programs() -> int:
 
 
 def place(model: Model, batch: Batch | Inputs) -> Inputs:
-    """Collate a batch, unless it is, and put it on the devices of the model."""
+    """Collate a batch, unless it is, and put it on the mesh of the model.
+
+    Without a mesh it stays where it is: a compiled function takes NumPy arrays along, the 16 of a
+    batch in 0.1 ms, where `jax.device_put` takes 0.8.
+    """
     inputs = collate(batch, model.config) if isinstance(batch, Batch) else batch
+    if model.mesh is None:
+        return inputs
     aligned = align_rows(inputs, model.mesh, model.config.vision.merge_area)
     return place_inputs(aligned, model.mesh)
 
