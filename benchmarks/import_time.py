@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from shapes import ROOT, write_report
+from record import ROOT, write_report
 
 _JAX = "import jax"
 _PACKAGE = "import ivc_jax"

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from shapes import ROOT, write_report
+from record import ROOT, write_report
 
 import digit_scenes.tsv
 import ivc_jax

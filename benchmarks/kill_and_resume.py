@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from shapes import ROOT, write_report
+from record import ROOT, write_report
 
 from ivc_jax.evals.running.records import read_all
 from ivc_jax.evals.schema import Record

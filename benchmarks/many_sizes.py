@@ -20,7 +20,7 @@ import time
 import jax
 import numpy as np
 import PIL.Image
-from shapes import ROOT, write_report
+from record import ROOT, write_report
 
 import digit_scenes
 import ivc_jax

@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from record import ROOT, write_report
 from rich.console import Console
-from shapes import ROOT, write_report
 
 METHODS = ("dense", "ivc:keep_ratio=0.5")
 UPFRONT = "uniform:layer=0,keep_ratio=0.5"

@@ -1,26 +1,29 @@
-"""What each method's selection adds to a dense prefill, at Qwen2-VL-2B's width on this machine.
+"""What does each method's selection cost, and what does it save?
 
-    python benchmarks/selection_cost.py [--tokens 1024] [--repeats 3] [--methods fastv nuwa]
+    python benchmarks/selection_cost.py [--visual 1024 4096] [--methods fastv nuwa]
 
-Dense prefills of one image are timed, and beside them, in the same process, everything that a
-method does besides running the blocks: what it taps from the tower (the projections of a block
-once more, received attention, mergers), projections of blocks behind a cut, attention rows, scores,
-merging and compaction. Blocks are replaced by random vectors of the right shapes, so that nothing
-of what pruning saves is in the numbers. Weights are random float32 (9 GB); about 16 GB of memory.
-Expected on two CPU cores: most below 2 % of the dense prefill; the exceptions say why in
-docs/methods.md.
+Dense prefills of one image (the decoder of Qwen2-VL-2B, all 28 blocks) are timed, and beside them,
+in turns, everything that a method does besides running the blocks: what it taps from the tower (the
+projections of a block once more, received attention, mergers), projections of blocks behind a cut,
+attention rows, scores, merging and compaction. Blocks are replaced by random vectors of the right
+shapes, so that nothing of what pruning saves is in the numbers. What it saves is the FLOPs that its
+cuts leave out, as seconds of the dense prefill; `of_ideal` is the share of the FLOP-ideal speed-up
+that its own cost leaves.
+Expected on two CPU cores: three minutes; most below 1 % of the dense prefill, the exceptions say
+why in docs/methods.md.
 """
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from shapes import ROOT, draw_params, make_batch, write_report
+import shapes
+from prefill import make_ours
+from record import Row, make_parser, read_options, write_record
+from timing import alternate
 
 import ivc_jax
 from ivc_jax.config import ModelConfig
@@ -29,7 +32,6 @@ from ivc_jax.engine.plan import Span
 from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.families import list_sizes, parse_config
-from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods.base import Method
 from ivc_jax.methods.requests import (
     Carry,
@@ -63,6 +65,8 @@ class _Selections(Walk):
         queries, keys = self.queries[:, :length], self.keys[:, :length]
         for layer in range(span.start, span.stop):
             self._answer(requests, layer, sequence.layout, queries, keys, keys)
+        count = sequence.layout.visual_valid.sum(axis=1)  # [B]
+        self.computed += [count] * (span.stop - span.start)
         return sequence
 
 
@@ -85,7 +89,8 @@ def make_selection(config: ModelConfig, method: Method) -> Callable[..., Any]:
         )  # fmt: skip
         slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
         sequence = walk.run(Sequence(drawn["hidden"], inputs.layout, slots.astype(jnp.int32)))
-        return sequence.hidden, sequence.layout.visual_origin, walk.selection
+        kept = sequence.layout.visual_origin
+        return sequence.hidden, kept, walk.selection, walk.computed
 
     return jax.jit(run)
 
@@ -114,7 +119,7 @@ def _features(config: ModelConfig, params: dict, tap: Features, x: jax.Array) ->
     return PatchMerger(config.vision).apply({"params": params["merger"]}, x)
 
 
-def draw(config: ModelConfig, inputs: Inputs) -> dict[str, jax.Array]:
+def draw(config: ModelConfig, inputs: Inputs, dtype: str) -> dict[str, jax.Array]:
     """Draw vectors of the shapes that blocks leave behind."""
     sizes, vision = config.decoder, config.vision
     B, N = inputs.tokens.shape
@@ -126,64 +131,56 @@ def draw(config: ModelConfig, inputs: Inputs) -> dict[str, jax.Array]:
     }
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {
-        name: jax.random.normal(key, shape)
+        name: jax.random.normal(key, shape, jnp.dtype(dtype))
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
 
-def measure_seconds(function: Callable[[], Any]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
-def measure(tokens: int, repeats: int, specs: list[str]) -> dict[str, Any]:
-    """Time dense prefills and selections in turn; medians after one warm-up each."""
-    config = parse_config(list_sizes()["qwen2-vl-2b"])
-    model = ivc_jax.Model(config, draw_params(config))
-    buckets = Buckets(text=(40,), visual=(tokens,))
-    inputs = collate(make_batch(config, 32, tokens // 32), config, buckets)
-    inputs = jax.device_put(inputs)
-    drawn = draw(config, inputs)
-
-    def prefill() -> Any:
-        prompt = ivc_jax.prefill(model, inputs)
-        return prompt.logits, prompt.cache
-
-    runs = {"dense": prefill}
+def measure(options: argparse.Namespace, specs: list[str], visual: int) -> Iterator[Row]:
+    """Time dense prefills and selections in turns; yield a row for each method."""
+    sizes = _choose_sizes(options)
+    config = parse_config(sizes)
+    model = ivc_jax.Model(config, shapes.draw_params(config, options.dtype))
+    inputs = shapes.place_inputs(shapes.make_inputs(config, visual), options.dtype)
+    drawn = draw(config, inputs, options.dtype)
+    runs: dict[str, Callable[[], Any]] = {"dense": make_ours(model, inputs, "dense")}
+    tokens = {}
     for spec in specs:
         method = ivc_jax.methods.parse(spec).resolve(config)
         compiled = make_selection(config, method)
-        runs[spec] = lambda compiled=compiled: compiled(model.params, inputs, drawn)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            taken = measure_seconds(run)
-            print(f"{name}: {taken:.3f} s{'' if repeat else ' (compiles)'}", flush=True)
-            if repeat:
-                times[name].append(round(taken, 4))
-    dense = statistics.median(times.pop("dense"))
-    rows = {
-        name: {
-            "selection_seconds": taken,
-            "share_of_dense_prefill": round(statistics.median(taken) / dense, 5),
-        }
-        for name, taken in times.items()
-    }
-    return {"visual_tokens": tokens, "dense_prefill_seconds": dense, "methods": rows}
+        runs[spec] = lambda run=compiled: jax.block_until_ready(run(model.params, inputs, drawn))
+        tokens[spec] = [shapes.TEXT + int(seen[0]) for seen in runs[spec]()[-1]]  # a block
+    seconds = alternate(runs, options.repeats, f"{visual} visual tokens")
+    dense = statistics.median(seconds.pop("dense"))
+    blocks = config.decoder.num_layers
+    whole = shapes.count_flops(config.decoder, [shapes.TEXT + visual] * blocks)
+    for spec, taken in seconds.items():
+        left = shapes.count_flops(config.decoder, tokens[spec]) / whole  # of the FLOPs
+        cost = statistics.median(taken)
+        yield Row(f"{spec}, {visual} visual tokens", "s", taken, more={
+            "method": spec, "visual_tokens": visual, "blocks": blocks, "dense_seconds": dense,
+            "share_of_dense": cost / dense, "saved_seconds": (1 - left) * dense,
+            "ideal_speed_up": 1 / left, "of_ideal": left * dense / (left * dense + cost),
+        })  # fmt: skip
+
+
+def _choose_sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a released model, tower included, or a tiny one."""
+    if options.size == "tiny":
+        return shapes.choose_sizes("tiny", 8)
+    return {**list_sizes()[f"qwen2-vl-{options.size}"]}
 
 
 def main() -> None:
-    """Run and write benchmarks/results/selection_cost.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    """Run and write the record."""
+    parser = make_parser(__doc__, repeats=2)
+    parser.add_argument("--visual", type=int, nargs="+", help="visual tokens")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/selection_cost.json")
-    chosen = parser.parse_args()
-    found = measure(chosen.tokens, chosen.repeats, chosen.methods)
-    write_report(chosen.out, "selection_cost", shape="Qwen2-VL-2B, float32, batch 1", **found)
+    options = read_options(parser)
+    rows: list[Row] = []
+    for visual in options.visual or ([64] if options.quick else [1024]):
+        rows += measure(options, options.methods, visual)
+    write_record(options, rows)
 
 
 if __name__ == "__main__":

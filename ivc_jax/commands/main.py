@@ -24,6 +24,7 @@ COMMANDS = {  # module of each
     "choose-layer": "choose_layer",
     "sets": "sets",
     "methods": "methods",
+    "bench": "bench",
 }
 _WIDTH = 100
 

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
     source.mkdir()
     for name in PARTS:
         shutil.copy(ROOT / name, source)
-    for name in (*PACKAGES, "experiments"):
+    for name in (*PACKAGES, "experiments", "benchmarks"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [*PIP, "wheel", *OFFLINE, "--no-build-isolation", "-w", folder, source]
     subprocess.run(command, check=True)
@@ -67,6 +67,8 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
     wanted = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     configs = (ROOT / "experiments" / "configs").glob("*.py")
     wanted |= {f"ivc_jax/configs/{path.name}" for path in configs}
+    scripts = (ROOT / "benchmarks").glob("*.py")
+    wanted |= {f"ivc_jax/benchmarks/{path.name}" for path in scripts}
     # a page for readers of the repository
     assert held == wanted - {"digit_scenes/README.md"}
 
