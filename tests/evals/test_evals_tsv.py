@@ -38,6 +38,21 @@ def test_rows_references_and_lists(tmp_path):
         file.read(5)
 
 
+def test_rows_with_one_picture_share_it(tmp_path, monkeypatch):
+    opened, real = [], tsv._open
+    monkeypatch.setattr(tsv, "_open", lambda *what: opened.append(what) or real(*what))
+    rows = [[str(n), IMAGE if n % 3 == 0 else str(n // 3 * 3), "What?", "red"] for n in range(12)]
+    file = tsv.TsvFile(write_tsv(tmp_path / "a.tsv", HEADER, rows), HEADER[2:])
+    found = [file.read(n).images[0] for n in range(12)]
+    assert len(opened) == 4
+    assert all(found[n] is found[n // 3 * 3] for n in range(12))
+    file.read(0, decode=False)  # is not decoded yet: an image of its own
+    assert len(opened) == 5
+    assert len(file._recent) <= 4  # memory stays bounded
+    assert file.read(1).images[0].getpixel((0, 0)) == found[0].getpixel((0, 0))
+    assert len(opened) == 6
+
+
 def test_image_path_column_windows_lines_and_byte_order_mark(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     path = tmp_path / "a.tsv"

@@ -1,8 +1,7 @@
 """Append-only records of a run, and the settings they belong to.
 
-One JSON line an example and method. A line is flushed as it is written and the file is synced once
-a batch, so a killed run loses at most the line being written; opening the file again cuts such a
-torn line off.
+One JSON line an example and method. A line is flushed as it is written, so a killed run loses at
+most the line being written; opening the file again cuts such a torn line off.
 """
 
 import fcntl
@@ -18,6 +17,7 @@ from ivc_jax.evals.schema import Record, SchemaError, build
 MANIFEST = "manifest.json"
 RECORDS = "records"
 _FORMAT = 4  # raise it when the keys of a record change: old files are then refused
+_SYNC_SECONDS = 1.0
 _ROOM = 1 << 20  # bytes that must be writable before work starts
 
 
@@ -138,6 +138,7 @@ class RecordFile:
         _cut_torn_line(path)  # before reading: half a line is no record
         self.done = {(record.example_id, record.method) for record in read(path)}
         self._file: BinaryIO = path.open("ab")
+        self._synced = time.monotonic()
 
     def append(self, record: Record) -> None:
         """Write one line and hand it to the operating system."""
@@ -147,12 +148,21 @@ class RecordFile:
         self.done.add((record.example_id, record.method))
 
     def sync(self) -> None:
-        """Wait until the lines are on the disk."""
-        os.fsync(self._file.fileno())
+        """Wait until the lines are on the disk, unless that was done within the last second.
+
+        What the operating system has, no killed process loses; a computer that stops loses at most
+        that second. Waiting behind each batch of one took 7 ms, an eighth of its time.
+        """
+        if time.monotonic() - self._synced >= _SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Wait until all lines are on the disk, and close the file."""
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 def read(path: pathlib.Path) -> Iterator[Record]:

@@ -26,6 +26,7 @@ from ivc_jax.evals.benchmarks.cells import CellError, is_missing, read_list, rea
 _LONGEST_CELL = 1 << 28  # characters; a stray quote must not swallow a whole file
 _LONGEST_REFERENCE = 64  # a shorter image cell is the index of another row
 _MOST_REFERENCES = 8
+_RECENT = 4  # rows whose images stay open: questions about one picture follow each other
 _NOT_UTF8 = "not UTF-8, save it as UTF-8"
 
 
@@ -105,6 +106,8 @@ class TsvFile:
         self._offsets: list[int] = []  # byte at which each row starts
         self._ids: list[str] = []  # id of each row
         self._position: dict[str, int] = {}  # id -> position
+        # (position of the row that holds them, decoded?) -> images, the latest ones
+        self._recent: dict[tuple[int, bool], tuple[PIL.Image.Image, ...]] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -123,6 +126,8 @@ class TsvFile:
 
     def read(self, position: int, decode: bool = True) -> Row:
         """Read the row at `position`, counted from 0, and decode its images.
+
+        Rows that share a picture may get the same one: it is not to be changed.
 
         Args:
             position: of the row.
@@ -143,8 +148,12 @@ class TsvFile:
                     if is_missing(cells[name]):
                         found = f" ({cells[name].strip()})" if cells[name].strip() else ""
                         raise RowError(f"the {name} cell is empty{found}")
-                holder = self._follow(cells)  # the row that has the image: this one, or another
-            images = self._open_images(holder, decode)  # outside of the lock: decoding takes time
+                # the row that has the image: this one, or another
+                holder, there = self._follow(position, cells, decode)
+                images = self._recent.get((holder, decode))
+            if images is None:  # outside of the lock: decoding takes time
+                images = self._open_images(there, decode)
+                self._keep((holder, decode), images)
             return Row(position + 1, self._ids[position], cells, images)
         except RowError as error:
             raise RowError(
@@ -210,19 +219,34 @@ class TsvFile:
             raise RowError(f"{len(cells)} cells where the header has {len(self.header)}")
         return dict(zip(self.header, cells, strict=True))
 
-    def _follow(self, cells: dict[str, str]) -> dict[str, str]:
-        """Follow references to the row that holds the images."""
+    def _keep(self, key: tuple[int, bool], images: tuple[PIL.Image.Image, ...]) -> None:
+        with self._lock:
+            self._recent[key] = images
+            while len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]  # the oldest
+
+    def _follow(
+        self, position: int, cells: dict[str, str], decode: bool
+    ) -> tuple[int, dict[str, str]]:
+        """Follow references to the row that holds the images.
+
+        Returns:
+            Its position, and its cells, which are not read if its images are there already.
+        """
         for _ in range(_MOST_REFERENCES):
             cell = read_text(cells, "image").strip()
             if not cell and not read_text(cells, "image_path"):
                 raise RowError("the image cell is empty")
             # a picture, or a list of them
             if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
-                return cells
+                return position, cells
             while cell not in self._position:  # the row may be further down
                 if not self._advance():
                     raise RowError(f"the image cell names the row {cell!r}, which does not exist")
-            cells = self._read_cells(self._position[cell])
+            position = self._position[cell]
+            if (position, decode) in self._recent:
+                return position, {}
+            cells = self._read_cells(position)
         raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
 
     def _open_images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
