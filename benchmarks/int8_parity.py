@@ -29,8 +29,7 @@ from ivc_jax.evals.running.tsv import Row, TsvFile
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.types import Inputs
-from ivc_jax.weights import quantize
-from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.placement import abstract_params
 from ivc_jax.weights.source import DTYPES
 
 METHODS = ("dense", "ivc:keep_ratio=0.5")
@@ -120,10 +119,12 @@ def _average(found: list[dict[str, Any]]) -> dict[str, float]:
 
 def count_bytes(preset: str) -> dict[str, int]:
     """Count the parameters' bytes of a published model in bfloat16 and with int8 weights."""
-    plain = abstract_params(parse_config(list_sizes()[preset]), DTYPES["bfloat16"])
+    config = parse_config(list_sizes()[preset])
     return {
-        "bfloat16": _count_leaf_bytes(plain),
-        "int8": _count_leaf_bytes(quantize.abstract(plain)),
+        weights or "bfloat16": _count_leaf_bytes(
+            abstract_params(config, DTYPES["bfloat16"], weights=weights)
+        )
+        for weights in (None, "int8")
     }
 
 

@@ -81,7 +81,7 @@ def check(model: str, rows: list[dict[str, Any]], devices: int) -> dict[str, Any
     """Say what a plan must show: weights split over `model`, none gathered in a decode."""
     from ivc_jax.studies.planning.sizes import find_config
     from ivc_jax.weights.keymap import flatten
-    from ivc_jax.weights.load import abstract_params
+    from ivc_jax.weights.placement import abstract_params
     from ivc_jax.weights.source import DTYPES
 
     params = flatten(abstract_params(find_config(model), DTYPES["bfloat16"]))

@@ -12,8 +12,9 @@ from pathlib import Path
 import jax
 
 from ivc_jax.model import load_params, read_config
+from ivc_jax.parallel.mesh import make_mesh
 from ivc_jax.weights import checkpoint
-from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.placement import abstract_params
 from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles
 
 # Small files that belong to a model; the weights and their index are what is converted.
@@ -31,7 +32,7 @@ class Converted:
 
 
 def convert(source: Path, target: Path, dtype: str | None = None) -> Converted:
-    """Write a checkpoint as stacked parameters in Orbax's format, with its companion files.
+    """Write a checkpoint's parameters in Orbax's format, with its companion files.
 
     The directory is made under a temporary name beside `target` and renamed when it is whole.
 
@@ -56,7 +57,9 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> Converted:
     num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
     with _make_whole(target) as folder:
         _check_room(folder, num_bytes)
-        params = load_params(source, config, DTYPES[dtype])
+        # On the host, whose memory is larger and where blocks lie apart, as they are written.
+        host = make_mesh(devices=jax.local_devices(backend="cpu"))
+        params = load_params(source, config, DTYPES[dtype], host)
         for file in _list_companions(source):
             shutil.copyfile(file, folder / file.name)
         checkpoint.save_params(folder, params)

@@ -51,13 +51,13 @@ def init_decoder(tokenizer: Tokenizer, params: Params, key: jax.Array) -> Params
     Residual branches start silent, so that words and visual tokens are heard; queries start equal
     to keys, so that a word looks at what resembles it.
     """
-    layers = dict(params["layers"])
-    layers["o_proj"] = jax.tree.map(jnp.zeros_like, layers["o_proj"])
-    layers["mlp"] = {
-        **layers["mlp"],
-        "down_proj": jax.tree.map(jnp.zeros_like, layers["mlp"]["down_proj"]),
-    }
-    layers["k_proj"] = layers["q_proj"]
+
+    def soften(block: Params) -> Params:
+        silent = jax.tree.map(jnp.zeros_like, (block["o_proj"], block["mlp"]["down_proj"]))
+        mlp = {**block["mlp"], "down_proj": silent[1]}
+        return {**block, "o_proj": silent[0], "mlp": mlp, "k_proj": block["q_proj"]}
+
+    layers = tuple(map(soften, params["layers"]))
     width = params["embed_tokens"]["embedding"].shape[1]
     embedding = init_embedding(tokenizer, key, width)
     return {**params, "embed_tokens": {"embedding": embedding}, "layers": layers}

@@ -22,10 +22,10 @@ def schedule(peak: float, steps: int, warmup: int = 30, decay: float = 0.25) -> 
 
 def _find_dimensions(params: optax.Params) -> optax.Params:
     def numbers(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-        names = [str(part.key) for part in path]
-        if names[-1] != "kernel" or any(name in _ADAM_ONLY for name in names):
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if names[-1] != "weight" or any(name in _ADAM_ONLY for name in names):
             return None
-        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)  # leading axis: layers
+        return MuonDimensionNumbers(reduction_axis=1, output_axis=0)  # [out, in]
 
     return jax.tree_util.tree_map_with_path(numbers, params)
 

@@ -43,9 +43,10 @@ def compute_answer_logits(
     angles = rope.angles(config.rope, positions)
     block, attend = decoder.DecoderBlock(config), partial(attend_packed, plan)
     looks = ends = None
-    for layer in range(config.num_layers):
-        weights = {"params": jax.tree.map(lambda p: p[layer], params["layers"])}  # noqa: B023
-        hidden, far = block.apply(weights, hidden, angles, attend)  # far: [B, H, T, picture]
+    for layer, weights in enumerate(params["layers"]):
+        hidden, far = block.apply(
+            {"params": weights}, hidden, angles, attend
+        )  # far: [B, H, T, picture]
         if layer == look_layer:
             # without the mark behind the picture
             looks = far[:, :, plan.look_index - plan.picture, : plan.picture - 1]

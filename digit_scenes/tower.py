@@ -18,15 +18,13 @@ from digit_scenes.loop import Params, Stage
 from digit_scenes.model import list_patch_positions, patchify
 from digit_scenes.setting import Setting
 from ivc_jax.config import VisionConfig
-from ivc_jax.nn.tower import VisionTower
+from ivc_jax.nn import tower
 
 
 def init_params(config: VisionConfig, key: jax.Array) -> Params:
     """Draw the tower ("vision") and its auxiliary readouts ("heads")."""
-    patches = jnp.zeros((1, config.merge_area, config.patch_values))
-    positions = jnp.zeros((1, config.merge_area, 2), jnp.int32)
     return {
-        "vision": VisionTower(config).init(key, patches, positions)["params"],
+        "vision": tower.init_params(config, key),
         "heads": dense.init_heads(jax.random.fold_in(key, 1), config.out_dim),
     }
 
@@ -44,7 +42,7 @@ def encode(
         size //= 2
     positions = list_patch_positions(size, config)  # [P, 2]; a quarter counts from its own corner
     positions = jnp.broadcast_to(positions, (len(patches), *positions.shape))
-    return VisionTower(config).apply({"params": vision}, patches, positions)
+    return tower.encode(config, vision, patches, positions)[0]
 
 
 def quarter(x: Any) -> Any:

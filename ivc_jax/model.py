@@ -17,7 +17,7 @@ from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.processor import Processor, read_rules
 from ivc_jax.inputs.resize import PictureRule
 from ivc_jax.inputs.tokenizer import read_stop_ids
-from ivc_jax.nn.decoder import Params
+from ivc_jax.nn.blocks import Params, is_stacked
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
 from ivc_jax.weights.load import load_safetensors, stores_head
@@ -47,14 +47,16 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype that the model computes in; of all parameters but quantised kernels."""
+        """The dtype that the model computes in; of all parameters but quantised weights."""
         return self.params["decoder"]["embed_tokens"]["embedding"].dtype
 
     @property
     def weights(self) -> str:
-        """What the decoder's kernels are stored as: "int8" or the name of a float dtype."""
-        kernel = self.params["decoder"]["layers"]["q_proj"]["kernel"]
-        return str((kernel.qvalue if is_quantized(kernel) else kernel).dtype)
+        """What the decoder's weights are stored as: "int8" or the name of a float dtype."""
+        layers = self.params["decoder"]["layers"]
+        block = layers if is_stacked(layers) else layers[0]  # all are alike
+        weight = block["q_proj"]["weight"]
+        return str((weight.qvalue if is_quantized(weight) else weight).dtype)
 
     def __repr__(self) -> str:
         sizes, leaves = self.config.decoder, jax.tree.leaves(self.params)
@@ -189,7 +191,7 @@ def load_params(
     """Load the parameters of a Hugging Face or a converted directory, told apart by content.
 
     Args:
-        weights: "int8" for quantised kernels, as in `load`.
+        weights: "int8" for quantised weights, as in `load`.
 
     Raises:
         CheckpointError: unreadable or unfitting files.

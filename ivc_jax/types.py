@@ -99,7 +99,10 @@ class Selection:
 
 @flax.struct.dataclass
 class KVSpan:
-    """Keys (already rotated) and values of consecutive layers that share one cache length."""
+    """Keys (already rotated) and values of consecutive layers that share one cache length.
+
+    While tokens are decoded by blocks that lie apart, there are L arrays [1, B, S, G, C] instead.
+    """
 
     keys: jax.Array  # [L, B, S, G, C]
     values: jax.Array  # [L, B, S, G, C]

@@ -126,7 +126,7 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     from ivc_jax.studies.planning import plan, sizes
     from ivc_jax.studies.planning.compile import Workload
     from ivc_jax.weights import quantize
-    from ivc_jax.weights.load import abstract_params
+    from ivc_jax.weights.placement import abstract_params
     from ivc_jax.weights.source import DTYPES
 
     start = time.monotonic()
@@ -136,9 +136,8 @@ def make_plan(arguments: Arguments, command: str, console: Console) -> dict[str,
     config = sizes.find_config(arguments.model.model)
     place = slices.find_slice(arguments.device.topology)
     mesh = plan.choose_mesh(arguments.device.mesh, config, place)
-    params = abstract_params(config, DTYPES[arguments.model.dtype], mesh)
-    if arguments.model.weights:
-        params = quantize.abstract(params)
+    stored = arguments.model.weights
+    params = abstract_params(config, DTYPES[arguments.model.dtype], mesh, stored)
     workload = Workload(
         batch=arguments.run.batch_size,
         visual=arguments.run.visual_tokens,

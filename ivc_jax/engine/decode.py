@@ -27,6 +27,7 @@ from ivc_jax.inputs.batch import Batch, check_ids
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder
+from ivc_jax.nn.blocks import is_stacked
 from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.types import Inputs, KVSpan
 
@@ -163,15 +164,20 @@ def start(
         ValueError: max_new_tokens below 1.
     """
     arguments = _read_prompt(model, prompt, max_new_tokens, stop_ids)
+    apart = not is_stacked(model.params["decoder"]["layers"])
     with on_mesh(model.mesh):
-        return _run_start(prompt.rope, max_new_tokens, *arguments, rule)
+        return _run_start(prompt.rope, max_new_tokens, apart, *arguments, rule)
 
 
 def advance(model: Model, state: State) -> State:
-    """Run the last token through the model and choose the next; `state` must be unfinished."""
+    """Run the last token through the model and choose the next; `state` must be unfinished.
+
+    The caches of `state` become those of the result: it is used up.
+    """
     config = with_rope(model.config, state.rope)
     with on_mesh(model.mesh):
-        return _run_advance(config, model.params["decoder"], state)
+        rest = state.replace(caches=())
+        return _run_advance(config, model.params["decoder"], state.caches, rest)
 
 
 def _read_prompt(
@@ -198,10 +204,14 @@ def run_decode(
     rule: Rule = GREEDY,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compiled body of `decode`; returns tokens [B, T], lengths [B] and finite [B]."""
+    apart = not is_stacked(params["layers"])
     state = _start(
-        config.decoder.rope, max_new_tokens, logits, cache, next_position, stop_ids, rule
+        config.decoder.rope, max_new_tokens, apart, logits, cache, next_position, stop_ids, rule
     )
-    body = partial(_advance, config, params)
+
+    def body(state: State) -> State:
+        return _advance(config, params, state.caches, state)
+
     state = jax.lax.while_loop(lambda state: state.unfinished, body, state)
     return state.tokens, state.lengths, state.finite
 
@@ -209,6 +219,7 @@ def run_decode(
 def _start(
     turn: RopeConfig,
     max_new_tokens: int,
+    apart: bool,
     logits: jax.Array,
     cache: tuple[KVSpan, ...],
     next_position: jax.Array,
@@ -225,7 +236,7 @@ def _start(
         done=jnp.zeros(B, bool),
         finite=jnp.ones(B, bool),
         # The last generated token is never fed back, so it needs no slot.
-        caches=make_room(cache, max_new_tokens - 1),
+        caches=make_room(cache, max_new_tokens - 1, apart),
         next_position=next_position,
         stop_ids=stop_ids,
         rule=rule,
@@ -234,13 +245,14 @@ def _start(
     return _choose(empty, logits)
 
 
-def _advance(config: ModelConfig, params: dict[str, Any], state: State) -> State:
+def _advance(
+    config: ModelConfig, params: dict[str, Any], caches: tuple[KVSpan, ...], state: State
+) -> State:
     """Traced body of `advance`, and of the loop."""
-    room = state.tokens.shape[1] - 1
+    tokens, room = state.token[:, None], state.tokens.shape[1] - 1
     hidden, caches = extend(
-        config, params, state.caches, state.next_position, state.token[:, None], state.step - 1,
-        room,
-    )  # fmt: skip
+        config, params, caches, state.next_position, tokens, state.step - 1, room
+    )
     logits = decoder.logits(config.decoder, params, hidden[:, 0])  # [B, vocab]
     return _choose(state.replace(caches=caches), logits)
 
@@ -260,5 +272,6 @@ def _choose(state: State, logits: jax.Array) -> State:
     )
 
 
-_run_start = jax.jit(_start, static_argnums=(0, 1))
-_run_advance = jax.jit(_advance, static_argnums=0)
+_run_start = jax.jit(_start, static_argnums=(0, 1, 2))
+# Caches are donated: the step writes into them, where it would copy all of them.
+_run_advance = jax.jit(_advance, static_argnums=0, donate_argnums=2)

@@ -18,22 +18,29 @@ import jax.numpy as jnp
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
+from ivc_jax.nn.blocks import run_blocks
 from ivc_jax.parallel.constraints import constrain_cache
 from ivc_jax.types import KVSpan
 
 Caches = tuple[KVSpan, ...]
 
 
-def make_room(caches: Caches, room: int) -> Caches:
-    """Add slots behind those of the prompt."""
+def make_room(caches: Caches, room: int, apart: bool) -> Caches:
+    """Add slots behind those of the prompt.
+
+    Args:
+        caches: of the prompt.
+        room: slots to add.
+        apart: an array for each block, as its parameters lie (`ivc_jax.nn.blocks`): out of one
+            stack for all, a CPU would copy a block's cache for every token.
+    """
     behind = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-    return tuple(
-        span.replace(
-            keys=constrain_cache(jnp.pad(span.keys, behind)),  # [L, B, S + room, G, C]
-            values=constrain_cache(jnp.pad(span.values, behind)),
-        )
-        for span in caches
-    )
+
+    def widen(vectors: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+        wide = constrain_cache(jnp.pad(vectors, behind))  # [L, B, S + room, G, C]
+        return tuple(wide[layer : layer + 1] for layer in range(len(wide))) if apart else wide
+
+    return tuple(span.replace(keys=widen(span.keys), values=widen(span.values)) for span in caches)
 
 
 def extend(
@@ -61,7 +68,7 @@ def extend(
     hidden = decoder.embed(params, tokens)  # [B, n, D]
     layer, extended = 0, []
     for span in caches:
-        L, B, slots = span.keys.shape[:3]
+        apart, (B, slots) = isinstance(span.keys, tuple), span.keys[0].shape[-4:-2]
         first = slots - room  # S
         slot = first + written  # of the first of these tokens
         start = next_position + written - (0 if span.shift is None else span.shift)  # [B]
@@ -70,20 +77,39 @@ def extend(
         column = jnp.arange(slots)  # [S + room]
         before = (column >= first) & (column <= slot + jnp.arange(n)[:, None])  # [n, S + room]
         mask = (column < span.lengths[:, None])[:, None] | before  # [B, n, S + room]
-        body = partial(_run_cached, sizes, params["layers"], angles, mask[:, None], layer, slot)
-        carry = hidden, span.keys, span.values
-        (hidden, keys, values), _ = jax.lax.scan(body, carry, jnp.arange(L))
+        body = partial(_run_cached, sizes, angles, mask[:, None], slot)
+        run = _run_apart if apart else _run_stacked
+        hidden, keys, values = run(body, hidden, span, params["layers"], layer)
         extended.append(span.replace(keys=keys, values=values))
-        layer += L
+        layer += len(span.keys)
     return hidden, tuple(extended)
 
 
-def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
-    """Run one block of a span on tokens [B, n, D], whose keys and values go to `slot` and on."""
+def _run_apart(body, hidden, span, layers, start):
+    """Run a span's blocks, each with a cache of its own."""
+
+    def run(hidden, params, cache):
+        (hidden, *cache), _ = body((hidden, *cache), params, 0)
+        return hidden, cache
+
+    each = list(zip(span.keys, span.values, strict=True))
+    hidden, made = run_blocks(run, hidden, layers, start, start + len(each), each)
+    return hidden, *zip(*made, strict=True)
+
+
+def _run_stacked(body, hidden, span, layers, start):
+    """Run a span's blocks, whose caches are the loop's own buffer."""
+    L = span.keys.shape[0]
+    carry = hidden, span.keys, span.values
+    return run_blocks(body, carry, layers, start, start + L, jnp.arange(L))[0]
+
+
+def _run_cached(sizes, angles, mask, slot, carry, params, index):
+    """Run one block on tokens [B, n, D]; keys and values go to `slot` and on of cache `index`."""
     hidden, *cache = carry  # keys and values [L, B, S + room, G, C]
 
     def attend_cached(query, key, value):
-        # One small in-place write into the loop's own buffer, never a copy of a layer's cache.
+        # One small in-place write, never a copy of a cache.
         keys, values = (
             jax.lax.dynamic_update_slice(old, new[None], (index, 0, slot, 0, 0))
             for old, new in zip(cache, (key, value), strict=True)
@@ -91,5 +117,5 @@ def _run_cached(sizes, layers, angles, mask, first, slot, carry, index):
         at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
         return attend(query, at_layer(keys), at_layer(values), mask=mask), (keys, values)
 
-    hidden, cache = decoder.run_layer(sizes, layers, hidden, angles, first + index, attend_cached)
+    hidden, cache = decoder.run_layer(sizes, params, hidden, angles, attend_cached)
     return (hidden, *cache), None

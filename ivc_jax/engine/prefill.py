@@ -21,8 +21,7 @@ from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods.base import DENSE, Method, find_method
 from ivc_jax.methods.requests import Carry, Embeddings, Request, RopeSettings, TowerRequest
 from ivc_jax.model import Model
-from ivc_jax.nn import decoder
-from ivc_jax.nn.tower import VisionTower
+from ivc_jax.nn import decoder, tower
 from ivc_jax.parallel.batch import align_rows, fetch, gather_cells, place_inputs
 from ivc_jax.parallel.constraints import constrain_hidden, on_mesh
 from ivc_jax.types import Inputs, KVSpan, Selection
@@ -231,10 +230,9 @@ def _encode(
         with jax.named_scope("vision_tower"):
             # [R, P, patch values]
             patches = inputs.patches.astype(params["decoder"]["embed_tokens"]["embedding"].dtype)
-            merged, tapped = VisionTower(config.vision).apply(
-                {"params": params["vision"]}, patches, inputs.patch_positions, tuple(taps),
-                method="encode",
-            )  # fmt: skip
+            merged, tapped = tower.encode(
+                config.vision, params["vision"], patches, inputs.patch_positions, tuple(taps)
+            )
         if visual is None:
             visual = gather_cells(merged, inputs.visual_source)
     return visual, answer_tower(requests, inputs, tapped, config.vision)

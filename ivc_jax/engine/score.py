@@ -24,6 +24,7 @@ from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import DENSE, Method
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder
+from ivc_jax.nn.blocks import is_stacked
 from ivc_jax.parallel.batch import fetch
 from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.types import Inputs, KVSpan
@@ -151,8 +152,9 @@ def run_score(
         tokens: [B, A], at least two.
     """
     room = tokens.shape[1] - 1  # the last token is not run
+    caches = make_room(cache, room, apart=not is_stacked(params["layers"]))
     hidden, _ = extend(
-        config, params, make_room(cache, room), next_position, tokens[:, :-1], 0, room
+        config, params, caches, next_position, tokens[:, :-1], 0, room
     )  # [B, A - 1, D]
 
     def look_up(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -20,6 +20,7 @@ from ivc_jax.engine.plan import Cut, Span, make_plan
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, Request
 from ivc_jax.nn import decoder, rope
+from ivc_jax.nn.blocks import take_block
 from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
 from ivc_jax.types import Inputs, KVSpan, Layout, Selection
 
@@ -67,7 +68,7 @@ class Walk:
 
         if span.alone:
             hidden, (queries, keys, values) = decoder.run_layer(
-                self.sizes, layers, sequence.hidden, angles, span.start, attend
+                self.sizes, take_block(layers, span.start), sequence.hidden, angles, attend
             )
             keys, values = keys[None], values[None]  # [1, B, N, G, C]
         else:

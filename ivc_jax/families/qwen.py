@@ -28,13 +28,13 @@ _EXCUSED = r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq"
 #     model.layers.3.mlp.up_proj.weight      model.language_model.layers.3.mlp.up_proj.weight
 #     visual.blocks.3.norm1.weight           model.visual.blocks.3.norm1.weight
 _TEXT, _TOWER = "model.[language_model.]", "[model.]visual."
-_LAYER, _OURS = f"{_TEXT}layers.{{layer}}", "decoder/layers"
-_BLOCK, _BLOCKS = f"{_TOWER}blocks.{{layer}}", "vision/blocks"
+_LAYER, _OURS = f"{_TEXT}layers.{{layer}}", "decoder/layers/{layer}"
+_BLOCK, _BLOCKS = f"{_TOWER}blocks.{{layer}}", "vision/blocks/{layer}"
 
 # What one of the two lacks (biases of RMS norms, fc1 or gate_proj) has no parameter there, and its
 # row is not used.
 _RULES: tuple[Rule, ...] = (
-    Rule(f"{_TOWER}patch_embed.proj.weight", "vision/patch_embed/kernel", Transform.CONVOLUTION),
+    Rule(f"{_TOWER}patch_embed.proj.weight", "vision/patch_embed/weight", Transform.CONVOLUTION),
     *map_norm(f"{_BLOCK}.norm1", f"{_BLOCKS}/norm1"),
     *map_norm(f"{_BLOCK}.norm2", f"{_BLOCKS}/norm2"),
     *map_linear(f"{_BLOCK}.attn.qkv", f"{_BLOCKS}/attn/qkv"),

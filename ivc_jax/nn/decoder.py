@@ -1,8 +1,7 @@
-"""The language decoder: one block, and loops over stacked blocks.
+"""The language decoder: one block, and loops over blocks.
 
-Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; every leaf of `layers` has a
-leading L axis. Loops index that stack inside the scan: slicing it into spans beforehand would hold
-a second copy of the weights.
+Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; `layers` are blocks in one of the
+two forms of `ivc_jax.nn.blocks`.
 """
 
 from collections.abc import Callable
@@ -14,15 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ivc_jax.config import DecoderConfig, ModelConfig
-from ivc_jax.nn import rope
+from ivc_jax.nn import rope, tower
 from ivc_jax.nn.attention import attend
-from ivc_jax.nn.layers import GatedMLP, dequantized
-from ivc_jax.nn.tower import VisionTower
+from ivc_jax.nn.blocks import Blocks, Params, is_stacked, run_blocks, stack, take_block
+from ivc_jax.nn.layers import GatedMLP, Linear, dequantized, multiply
 from ivc_jax.parallel.constraints import constrain
 from ivc_jax.types import typed
-
-Params = dict[str, Any]
-
 
 # What happens between the halves of a block: attention to whatever keys the caller knows. From
 # rotated queries [B, N, H, C] and keys, and values [B, N, G, C], it makes the mixed values
@@ -62,13 +58,13 @@ class DecoderBlock(nn.Module):
         config = self.config
         heads, groups = config.num_heads, config.num_kv_heads
         self.input_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
-        self.q_proj = nn.Dense(heads * config.head_dim, use_bias=config.qkv_bias)
-        self.k_proj = nn.Dense(groups * config.head_dim, use_bias=config.qkv_bias)
-        self.v_proj = nn.Dense(groups * config.value_dim, use_bias=config.qkv_bias)
+        self.q_proj = Linear(heads * config.head_dim, use_bias=config.qkv_bias)
+        self.k_proj = Linear(groups * config.head_dim, use_bias=config.qkv_bias)
+        self.v_proj = Linear(groups * config.value_dim, use_bias=config.qkv_bias)
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(epsilon=config.norm_eps)
             self.k_norm = nn.RMSNorm(epsilon=config.norm_eps)
-        self.o_proj = nn.Dense(config.hidden_size, use_bias=False)
+        self.o_proj = Linear(config.hidden_size, use_bias=False)
         self.post_attention_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
         self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
 
@@ -102,61 +98,60 @@ class DecoderBlock(nn.Module):
         return self.mix(x, mixed), handed
 
 
-def take_layer(layers: Params, index: jax.Array | int) -> Params:
-    """Take one block's parameters out of the stack, as floats."""
-    block = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
-    return dequantized(block, block["input_layernorm"]["scale"].dtype)
-
-
 @typed
 def project(
     config: DecoderConfig,
-    layers: Params,
+    layers: Blocks,
     hidden: Float[Array, "B N D"],
     angles: Float[Array, "B N F"],
-    index: Any,
+    index: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return queries, keys and values of block `index` without running it."""
-    params = {"params": take_layer(layers, index)}
+    params = _read(take_block(layers, index))
     return DecoderBlock(config).apply(params, hidden, angles, method="qkv")
 
 
 @typed
 def run_layer(
     config: DecoderConfig,
-    layers: Params,
+    params: Params,
     hidden: Float[Array, "B N D"],
     angles: Float[Array, "B N F"],
-    index: Any,
     attend: Attend = attend_whole,
 ) -> tuple[Float[Array, "B N D"], Any]:
-    """Run block `index`; return hidden states and what `attend` handed on."""
-    params = {"params": take_layer(layers, index)}
+    """Run a block of these parameters; return hidden states and what `attend` handed on."""
     with jax.named_scope("decoder_layer"):
-        return DecoderBlock(config).apply(params, hidden, angles, attend)
+        return DecoderBlock(config).apply(_read(params), hidden, angles, attend)
 
 
 @typed
 def run_span(
     config: DecoderConfig,
-    layers: Params,
+    layers: Blocks,
     hidden: Float[Array, "B N D"],
     angles: Float[Array, "B N F"],
     start: int,
     stop: int,
     attend: Attend = attend_whole,
 ) -> tuple[Float[Array, "B N D"], Any]:
-    """Scan blocks start..stop-1.
+    """Run blocks start..stop-1.
 
     Returns:
         Hidden states, and what `attend` handed on, stacked: for `attend_whole` keys and values
         [L, B, N, G, C].
     """
 
-    def body(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
-        return run_layer(config, layers, hidden, angles, index, attend)
+    def body(hidden: jax.Array, params: Params, _: None) -> tuple[jax.Array, Any]:
+        return run_layer(config, params, hidden, angles, attend)
 
-    return jax.lax.scan(body, hidden, jnp.arange(start, stop))
+    each = None if is_stacked(layers) else [None] * (stop - start)
+    hidden, made = run_blocks(body, hidden, layers, start, stop, each)
+    return hidden, made if is_stacked(layers) else stack(made)
+
+
+def _read(block: Params) -> dict[str, Params]:
+    """Wrap a block's parameters, as floats, for Flax."""
+    return {"params": dequantized(block, block["input_layernorm"]["scale"].dtype)}
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
@@ -167,38 +162,36 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
 def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Map hidden states [..., D] to float32 logits [..., vocab]."""
     hidden = nn.RMSNorm(epsilon=config.norm_eps).apply({"params": params["norm"]}, hidden)
+    # The embedding [vocab, D] serves twice, or there is a head of the same shape.
     if config.tie_embeddings:
-        # The table [vocab, D] serves twice.
-        kernel = params["embed_tokens"]["embedding"].T
+        weight = params["embed_tokens"]["embedding"]
     else:
-        kernel = dequantized(params["lm_head"]["kernel"], hidden.dtype)
-    return (hidden @ kernel).astype(jnp.float32)
+        weight = dequantized(params["lm_head"]["weight"], hidden.dtype)
+    return multiply(hidden, weight).astype(jnp.float32)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Draw random float32 parameters of a whole model: {"vision", "decoder"}.
+    """Draw random float32 parameters of a whole model, blocks apart: {"vision", "decoder"}.
 
     Under `jax.eval_shape` this states the shape of every parameter without making one.
     """
     sizes = config.decoder
     embed_key, layer_key, head_key, vision_key = jax.random.split(key, 4)
     normal = nn.initializers.normal(0.02)
+    table = (sizes.vocab_size, sizes.hidden_size)
     # Parameters do not depend on how many slots a block sees: one will do.
     hidden = jnp.zeros((1, 1, sizes.hidden_size))
     angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
 
+    @jax.jit  # traced once for all blocks
     def init_block(block_key: jax.Array) -> Params:
         return DecoderBlock(sizes).init(block_key, hidden, angles, attend_whole)["params"]
 
-    # One draw a block, stacked: [L, ...].
     decoder: Params = {
-        "embed_tokens": {"embedding": normal(embed_key, (sizes.vocab_size, sizes.hidden_size))},
-        "layers": jax.vmap(init_block)(jax.random.split(layer_key, sizes.num_layers)),
+        "embed_tokens": {"embedding": normal(embed_key, table)},
+        "layers": tuple(map(init_block, jax.random.split(layer_key, sizes.num_layers))),
         "norm": {"scale": jnp.ones(sizes.hidden_size)},
     }
     if not sizes.tie_embeddings:
-        decoder["lm_head"] = {"kernel": normal(head_key, (sizes.hidden_size, sizes.vocab_size))}
-    patches = jnp.zeros((1, config.vision.row_unit, config.vision.patch_values))
-    positions = jnp.zeros((1, config.vision.row_unit, 2), jnp.int32)
-    vision = VisionTower(config.vision).init(vision_key, patches, positions)["params"]
-    return {"vision": vision, "decoder": decoder}
+        decoder["lm_head"] = {"weight": normal(head_key, table)}
+    return {"vision": tower.init_params(config.vision, vision_key), "decoder": decoder}

@@ -1,4 +1,4 @@
-"""The whole vision tower: patch embedding, blocks in a loop over stacked parameters, merger.
+"""The whole vision tower: patch embedding, blocks, merger.
 
 Pruning methods may tap it. Taps split the loop, they never change what it computes:
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
+from ivc_jax.nn.blocks import Blocks, Params, is_stacked, run_blocks, take_block
+from ivc_jax.nn.layers import Linear
 from ivc_jax.nn.vision import PatchMerger, VisionBlock, Windows, attend_rows, find_windows
 from ivc_jax.types import typed
 
@@ -50,76 +51,72 @@ class Projections:
 Tap = Features | Projections
 
 
-class VisionTower(nn.Module):
-    """Patch embedding, transformer blocks (parameters stacked over blocks), merger."""
+@typed
+def encode(
+    config: VisionConfig,
+    params: Params,
+    patches: Float[Array, "R P E"],
+    patch_positions: Int[Array, "R P 2"],
+    taps: Sequence[Tap] = (),
+) -> tuple[Float[Array, "R W D"], dict[Tap, Any]]:
+    """Encode patch rows.
 
-    config: VisionConfig
+    Args:
+        config: of the tower.
+        params: of the tower, blocks in either form of `ivc_jax.nn.blocks`.
+        patches: flattened pixels, merge-block order, window by window if the tower has windows;
+            zeros at padding. P is a multiple of `config.row_unit`.
+        patch_positions: (row, column) of each patch, -1 at padding.
+        taps: what else to return.
 
-    def __call__(self, patches: jax.Array, patch_positions: jax.Array) -> jax.Array:
-        """Encode patch rows; see `encode`."""
-        return self.encode(patches, patch_positions)[0]
-
-    @nn.compact
-    @typed
-    def encode(
-        self,
-        patches: Float[Array, "R P E"],
-        patch_positions: Int[Array, "R P 2"],
-        taps: Sequence[Tap] = (),
-    ) -> tuple[Float[Array, "R W D"], dict[Tap, Any]]:
-        """Encode patch rows.
-
-        Args:
-            patches: flattened pixels, merge-block order, window by window if the tower has
-                windows; zeros at padding. P is a multiple of `config.row_unit`.
-            patch_positions: (row, column) of each patch, -1 at padding.
-            taps: what else to return.
-
-        Returns:
-            Visual tokens [R, P / merge², out_dim] in the order of the row, those of padding are
-            meaningless; and what was tapped.
-        """
-        config = self.config
-        embed = nn.Dense(config.embed_dim, use_bias=config.patch_bias, name="patch_embed")
-        x = embed(patches)  # [R, P, D]
-        angles = rope.vision_angles(
-            config.head_dim, patch_positions, config.rope_theta
-        )  # [R, P, F]
-        if not config.rotary:
-            angles = jnp.zeros_like(angles)  # turns nothing
-        block, merger = VisionBlock(config, parent=None), PatchMerger(config, parent=None)
-        shape = (1, config.row_unit, config.embed_dim)  # the smallest row
-        layers = self.param("blocks", partial(_init_blocks, block, config, shape))
-        last = self.param("merger", lambda key: merger.init(key, jnp.zeros(shape))["params"])
-        merge = partial(merger.apply, {"params": last})
-        valid = patch_positions[..., 0] >= 0  # [R, P]
-        windowed = config.window_size is not None
-        loop = _Loop(
-            block=block,
-            layers=layers,
-            angles=angles,
-            # A row of padding alone still needs one key, or its softmax is 0 / 0.
-            lengths=valid.sum(axis=1).clip(min=1),  # [R]
-            windows=find_windows(valid, config.row_unit) if windowed else None,
-            full=config.full_attention_blocks if windowed else (),
-        )
-        x, tapped = _run_tapped(loop, x, taps, config.depth)
-        for tap in tapped:
-            if isinstance(tap, Features) and tap.merged:
-                tapped[tap] = merge(tapped[tap])  # [R, W, out_dim]
-        return merge(x), tapped
+    Returns:
+        Visual tokens [R, P / merge², out_dim] in the order of the row, those of padding are
+        meaningless; and what was tapped.
+    """
+    x = _embedding(config).apply({"params": params["patch_embed"]}, patches)  # [R, P, D]
+    angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)  # [R, P, F]
+    if not config.rotary:
+        angles = jnp.zeros_like(angles)  # turns nothing
+    merge = partial(PatchMerger(config).apply, {"params": params["merger"]})
+    valid = patch_positions[..., 0] >= 0  # [R, P]
+    windowed = config.window_size is not None
+    loop = _Loop(
+        block=VisionBlock(config),
+        blocks=params["blocks"],
+        angles=angles,
+        # A row of padding alone still needs one key, or its softmax is 0 / 0.
+        lengths=valid.sum(axis=1).clip(min=1),  # [R]
+        windows=find_windows(valid, config.row_unit) if windowed else None,
+        full=config.full_attention_blocks if windowed else (),
+    )
+    x, tapped = _run_tapped(loop, x, taps, config.depth)
+    for tap in tapped:
+        if isinstance(tap, Features) and tap.merged:
+            tapped[tap] = merge(tapped[tap])  # [R, W, out_dim]
+    return merge(x), tapped
 
 
-def _init_blocks(
-    block: VisionBlock, config: VisionConfig, shape: tuple[int, ...], key: jax.Array
-) -> dict[str, Any]:
-    angles = jnp.zeros((*shape[:2], config.head_dim // 2))
+def init_params(config: VisionConfig, key: jax.Array) -> Params:
+    """Draw random float32 parameters of a tower, blocks apart: patch_embed, blocks, merger."""
+    embed_key, block_key, merger_key = jax.random.split(key, 3)
+    patches = jnp.zeros((1, config.row_unit, config.patch_values))  # the smallest row
+    x = jnp.zeros((1, config.row_unit, config.embed_dim))
+    angles = jnp.zeros((1, config.row_unit, config.head_dim // 2))
     attend = partial(attend_rows, lengths=jnp.ones(1, jnp.int32))
 
-    def init(block_key: jax.Array) -> dict[str, Any]:
-        return block.init(block_key, jnp.zeros(shape), angles, attend)["params"]
+    @jax.jit  # traced once for all blocks
+    def init_block(key: jax.Array) -> Params:
+        return VisionBlock(config).init(key, x, angles, attend)["params"]
 
-    return jax.vmap(init)(jax.random.split(key, config.depth))
+    return {
+        "patch_embed": _embedding(config).init(embed_key, patches)["params"],
+        "blocks": tuple(map(init_block, jax.random.split(block_key, config.depth))),
+        "merger": PatchMerger(config).init(merger_key, x)["params"],
+    }
+
+
+def _embedding(config: VisionConfig) -> Linear:
+    return Linear(config.embed_dim, use_bias=config.patch_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,33 +124,34 @@ class _Loop:
     """What stays the same from block to block."""
 
     block: VisionBlock
-    layers: dict[str, Any]  # every leaf [L, ...]
+    blocks: Blocks
     angles: jax.Array  # [R, P, F]
     lengths: jax.Array  # [R], real patches of each row
     windows: Windows | None
     full: tuple[int, ...]  # blocks that see the whole row all the same
 
-    def params(self, index: jax.Array | int) -> dict[str, Any]:
-        """Take one block's parameters out of the stack."""
-        take = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-        return {"params": jax.tree.map(take, self.layers)}
+    def params(self, index: int) -> dict[str, Params]:
+        """Take one block's parameters."""
+        return {"params": take_block(self.blocks, index)}
 
     def run(
         self, x: jax.Array, totals: list[jax.Array], start: int, stop: int
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Run blocks start..stop-1; add each output to the totals, [R, P, D] as x."""
 
-        def step(carry: tuple, index_and_full: tuple) -> tuple:
+        def step(carry: tuple, params: Params, full: jax.Array) -> tuple:
             x, totals = carry
-            index, full = index_and_full
-            # One loop for both kinds of blocks: the choice is data.
+            # One body for both kinds of blocks: the choice is data, and a constant for XLA in
+            # blocks apart, where it takes the other branch away.
             full = full if self.full else None
             see = {"lengths": self.lengths, "windows": self.windows, "full": full}
-            x = self.block.apply(self.params(index), x, self.angles, partial(attend_rows, **see))
+            attend = partial(attend_rows, **see)
+            x = self.block.apply({"params": params}, x, self.angles, attend)
             return (x, [total + x for total in totals]), None
 
-        is_full = np.isin(np.arange(start, stop), self.full)  # [stop - start]
-        return jax.lax.scan(step, (x, totals), (jnp.arange(start, stop), jnp.asarray(is_full)))[0]
+        full = np.isin(np.arange(start, stop), self.full)  # [stop - start]
+        each = jnp.asarray(full) if is_stacked(self.blocks) else list(full)
+        return run_blocks(step, (x, totals), self.blocks, start, stop, each)[0]
 
 
 def _run_tapped(

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
 from ivc_jax.nn.attention import attend
-from ivc_jax.nn.layers import MLP, NORMS, GatedMLP
+from ivc_jax.nn.layers import MLP, NORMS, GatedMLP, Linear
 from ivc_jax.parallel.constraints import axis_size, constrain
 
 
@@ -49,8 +49,8 @@ class VisionAttention(nn.Module):
 
     def setup(self) -> None:
         """Declare the projections under the names that checkpoints use."""
-        self.qkv = nn.Dense(3 * self.config.embed_dim)
-        self.proj = nn.Dense(self.config.embed_dim)
+        self.qkv = Linear(3 * self.config.embed_dim)
+        self.proj = Linear(self.config.embed_dim)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [R, P, D] to queries, keys and values [R, P, H, C], none of them rotated."""
@@ -59,12 +59,12 @@ class VisionAttention(nn.Module):
             qkv = self.qkv(x).reshape(*x.shape[:2], *shape)
         else:
             # A device holds columns that are no whole heads. Its share of whole heads of the
-            # kernel is far smaller than that of what the kernel makes of the patches.
+            # weight is far smaller than that of what the weight makes of the patches.
             params = self.get_variable("params", "qkv")
-            kernel = params["kernel"].reshape(-1, *shape)  # [D, 3, H, C]
-            kernel = constrain(kernel, None, None, "model")
+            weight = params["weight"].reshape(*shape, -1)  # [3, H, C, D]
+            weight = constrain(weight, None, "model")
             bias = constrain(params["bias"].reshape(shape), None, "model")
-            qkv = jnp.einsum("rpd,dthc->rpthc", x, kernel) + bias  # [R, P, 3, H, C]
+            qkv = jnp.einsum("rpd,thcd->rpthc", x, weight) + bias  # [R, P, 3, H, C]
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
     def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:

@@ -17,26 +17,27 @@ _log = logging.getLogger(__name__)
 
 AXES = ("data", "model")
 
-_COLUMNS = PartitionSpec(None, None, "model")  # [L, in, out]
-_ROWS = PartitionSpec(None, "model", None)
-_COLUMN_BIAS = PartitionSpec(None, "model")  # [L, out]
+# Weights lie as [out, in]: columns of the product are rows here.
+_COLUMNS = PartitionSpec("model", None)
+_ROWS = PartitionSpec(None, "model")
+_COLUMN_BIAS = PartitionSpec("model")  # [out]
 
 # The first pattern found in the path wins; what no pattern names is replicated.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"decoder/embed_tokens/embedding$", PartitionSpec("model", None)),  # [vocab, D]
-    (r"decoder/lm_head/kernel$", PartitionSpec(None, "model")),  # [D, vocab]
-    (r"decoder/layers/(q|k|v)_proj/kernel$", _COLUMNS),
-    (r"decoder/layers/(q|k|v)_proj/bias$", _COLUMN_BIAS),
-    (r"decoder/layers/o_proj/kernel$", _ROWS),
-    (r"decoder/layers/mlp/(gate|up)_proj/kernel$", _COLUMNS),
-    (r"decoder/layers/mlp/down_proj/kernel$", _ROWS),
+    (r"decoder/embed_tokens/embedding$", _COLUMNS),  # [vocab, D]
+    (r"decoder/lm_head/weight$", _COLUMNS),  # [vocab, D]
+    (r"decoder/layers/\d+/(q|k|v)_proj/weight$", _COLUMNS),
+    (r"decoder/layers/\d+/(q|k|v)_proj/bias$", _COLUMN_BIAS),
+    (r"decoder/layers/\d+/o_proj/weight$", _ROWS),
+    (r"decoder/layers/\d+/mlp/(gate|up)_proj/weight$", _COLUMNS),
+    (r"decoder/layers/\d+/mlp/down_proj/weight$", _ROWS),
     # Queries, keys and values are fused here, so a shard does not hold whole heads of each.
-    (r"vision/blocks/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/kernel$", _COLUMNS),
-    (r"vision/blocks/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/bias$", _COLUMN_BIAS),
-    (r"vision/blocks/(attn/proj|mlp/fc2|mlp/down_proj)/kernel$", _ROWS),
-    (r"vision/merger/mlp/fc1/kernel$", PartitionSpec(None, "model")),
-    (r"vision/merger/mlp/fc1/bias$", PartitionSpec("model")),
-    (r"vision/merger/mlp/fc2/kernel$", PartitionSpec("model", None)),
+    (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/weight$", _COLUMNS),
+    (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/bias$", _COLUMN_BIAS),
+    (r"vision/blocks/\d+/(attn/proj|mlp/fc2|mlp/down_proj)/weight$", _ROWS),
+    (r"vision/merger/mlp/fc1/weight$", _COLUMNS),
+    (r"vision/merger/mlp/fc1/bias$", _COLUMN_BIAS),
+    (r"vision/merger/mlp/fc2/weight$", _ROWS),
 )
 
 
@@ -97,7 +98,7 @@ def shard_param(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
     Args:
         path: slash-separated path in the parameter tree.
-        shape: the parameter's whole shape, layer axis included.
+        shape: of the whole parameter, of one block.
     """
     spec = find_spec(path)
     for size, axis in zip(shape, spec, strict=False):

@@ -1,4 +1,4 @@
-"""Saving and restoring converted checkpoints: the stacked tree in Orbax's format.
+"""Saving and restoring converted checkpoints: blocks apart, in Orbax's format.
 
 A converted directory holds `params/` (Orbax) next to the files that the Hugging Face directory had:
 
@@ -7,7 +7,7 @@ A converted directory holds `params/` (Orbax) next to the files that the Hugging
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.nn.decoder import Params
-from ivc_jax.weights import keymap, quantize
-from ivc_jax.weights.load import HEAD, abstract_params
+from ivc_jax.nn.blocks import Params
+from ivc_jax.weights import keymap
+from ivc_jax.weights.load import HEAD
+from ivc_jax.weights.placement import Placement
 from ivc_jax.weights.source import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def stores_head(folder: Path) -> bool:
 
 
 def save_params(folder: Path, params: Params) -> None:
-    """Write `folder/params` from a parameter tree on devices.
+    """Write `folder/params` from a parameter tree on devices, blocks apart.
 
     Raises:
         OSError, ValueError: from Orbax, if the disk is full or the folder cannot be written.
@@ -56,7 +57,9 @@ def save_params(folder: Path, params: Params) -> None:
     # Without a limit every array is copied to the host at once: a second model in memory.
     handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=limit)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute() / _FOLDER, args=ocp.args.PyTreeSave(params))
+        checkpointer.save(
+            folder.absolute() / _FOLDER, args=ocp.args.PyTreeSave(_nested(keymap.flatten(params)))
+        )
 
 
 def restore_params(
@@ -71,7 +74,7 @@ def restore_params(
     Args:
         dtype: of every parameter, whatever was saved.
         mesh: devices to shard over, by the table of `ivc_jax.parallel.mesh`.
-        weights: "int8" quantises the kernels of `ivc_jax.weights.quantize`, one at a time.
+        weights: "int8" quantises the matrices of `ivc_jax.weights.quantize`, a block at a time.
 
     Raises:
         CheckpointError: damaged files, or parameters that are missing, unused or misshaped; one
@@ -81,56 +84,67 @@ def restore_params(
 
     start = time.perf_counter()
     path = folder.absolute() / _FOLDER
-    abstract = abstract_params(config, dtype, mesh)
+    placement = Placement(config, dtype, mesh, weights)
     stored = _stored(path)  # shapes and dtypes alone; no array is read yet
-    _check(folder, stored, keymap.flatten(abstract))
+    _check(folder, stored, placement.wanted)
     # Orbax reads arrays side by side until this many bytes are on their way.
     limit = _gigabytes(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored.values())
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
-            if weights is None:
-                params = _read(checkpointer, path, abstract)
-            else:
-                params = _read_quantized(checkpointer, path, abstract, stored)
+            for wanted in _list_reads(placement, stored):
+                for name, array in _read(checkpointer, path, wanted).items():
+                    placement.put(name, array)
     except jax.errors.JaxRuntimeError:
         raise  # the device's trouble (out of memory), not the file's
     except Exception as error:  # TensorStore's errors have no class of their own
         raise _damaged(path, error) from error
+    params = placement.finish()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     _log.info("restored %.2f GB in %.1f s", size / 1e9, time.perf_counter() - start)
     return params
 
 
-def _read(checkpointer: "ocp.Checkpointer", path: Path, wanted: Any) -> Any:
-    """Restore the arrays of an abstract tree, which may be part of what was saved."""
+def _list_reads(placement: Placement, stored: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the arrays of one block after the other, and of no block: what is read at once."""
+    # What is quantised keeps the precision of the file until then.
+    leaves = {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape,
+            stored[name].dtype if placement.quantizes(name) else leaf.dtype,
+            sharding=leaf.sharding,
+        )
+        for name, leaf in placement.wanted.items()
+    }
+    if placement.takes_all:
+        yield leaves
+        return
+    # The largest first, while little else is on the devices: beside the int8 arrays, or the stack,
+    # those of one block (of a tower and of a decoder) are floats there.
+    blocks: dict[Any, dict[str, Any]] = {}
+    for name, leaf in leaves.items():
+        alone = name if placement.quantizes(name) and not keymap.find_block(name) else ""
+        blocks.setdefault((alone, keymap.find_block(name)), {})[name] = leaf
+    yield from sorted(blocks.values(), key=_count_bytes, reverse=True)
+
+
+def _count_bytes(leaves: Mapping[str, Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+
+
+def _read(
+    checkpointer: "ocp.Checkpointer", path: Path, wanted: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Restore some arrays of what was saved."""
     import orbax.checkpoint as ocp
 
+    tree = _nested(wanted)
     restore = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,  # kernels are read one by one: each call wants a part of the tree
+        item=tree,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+        partial_restore=True,
     )
-    return checkpointer.restore(path, args=restore)
-
-
-def _read_quantized(
-    checkpointer: "ocp.Checkpointer", path: Path, abstract: Params, stored: Mapping[str, Any]
-) -> Params:
-    """Restore and quantise kernels, the largest first, while little else is on the device."""
-    leaves = keymap.flatten(abstract)
-    kernels = [name for name in leaves if quantize.is_kernel(name)]
-    rest = {name: leaf for name, leaf in leaves.items() if name not in kernels}
-    for name in sorted(kernels, key=lambda name: -np.prod(leaves[name].shape)):
-        # What is quantised keeps the precision of the file until then.
-        kernel = jax.ShapeDtypeStruct(  # [L, in, out] or [in, out]
-            leaves[name].shape, stored[name].dtype, sharding=leaves[name].sharding
-        )
-        read = keymap.flatten(_read(checkpointer, path, _nested({name: kernel})))
-        # waited for: the float kernel is freed before the next is read
-        leaves[name] = jax.block_until_ready(quantize.quantize(read.pop(name)))
-    leaves |= keymap.flatten(_read(checkpointer, path, _nested(rest)))
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+    return keymap.flatten(checkpointer.restore(path, args=restore))
 
 
 def _nested(leaves: Mapping[str, Any]) -> Params:
@@ -182,6 +196,8 @@ def _check(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -
         raise CheckpointError(
             f"{folder} does not fit its config.json, {len(problems)} problem(s):\n  "
             + "\n  ".join(sorted(problems))
+            # as for one whose blocks were stacked
+            + "\nIf an earlier version of this package has written it, convert it again."
         )
 
 

@@ -2,7 +2,8 @@
 
 A family lists its rules. A rule's `name` is the published name of a tensor, with
 
-    {layer}, {expert}    the first axes of a stacked parameter count these
+    {layer}              stands in the path of the parameter too
+    {expert}             the first axis of a parameter counts these
     [model.]             a part that only other generations of the name have
     (model.)             a part that some generations lack
 
@@ -24,8 +25,9 @@ import numpy as np
 
 from ivc_jax.config import ModelConfig
 
-# axes of a stack, in the order in which the parameter has them
+# what names count, in this order
 _COUNTED = re.compile(r"\{(layer|expert)\}")
+_NUMBER = re.compile(r"(?<=/)\d+(?=/)")  # of a block, in a path
 # group 1: of other generations, group 2: published
 _OPTIONAL = re.compile(r"\[([^]]*)\]|\(([^)]*)\)")
 
@@ -34,31 +36,23 @@ class Transform(enum.Enum):
     """How the values of a tensor are laid out on the two sides."""
 
     SAME = "same"
-    TRANSPOSE = "transpose"  # PyTorch [out, in], here [in, out]
-    CONVOLUTION = "convolution"  # PyTorch [D, channel, time, row, column], here [values, D]
+    CONVOLUTION = "convolution"  # PyTorch [D, channel, time, row, column], here [D, values]
 
     def to_ours(self, tensor: Any) -> Any:
-        """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view where possible."""
-        if self is Transform.SAME:
-            return tensor
-        return tensor.reshape(tensor.shape[0], -1).T  # [out, ...] -> [in or values, out]
+        """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view."""
+        return tensor if self is Transform.SAME else tensor.reshape(tensor.shape[0], -1)
 
     def to_hf(self, array: Any, config: ModelConfig) -> Any:
-        """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor."""
-        if self is Transform.SAME:
-            return array
-        if self is Transform.TRANSPOSE:
-            return array.T
-        # [values, D] -> [D, channel, time, row, column]
-        return array.T.reshape(self.hf_shape(array.shape, config))
+        """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor; a view."""
+        return array.reshape(self.hf_shape(array.shape, config))
 
     def hf_shape(self, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
         """Return the shape of the Hugging Face tensor behind our array of `shape`."""
-        if self is not Transform.CONVOLUTION:
-            return shape if self is Transform.SAME else shape[::-1]
+        if self is Transform.SAME:
+            return shape
         vision = config.vision
         side = vision.patch_size
-        return (shape[-1], vision.in_channels, vision.temporal_patch_size, side, side)
+        return (shape[0], vision.in_channels, vision.temporal_patch_size, side, side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +61,12 @@ class Rule:
 
     Attributes:
         name: template of the tensor's name.
-        path: slash-separated path of the parameter.
+        path: slash-separated path of the parameter, with `{layer}` if it lies in a block.
         transform: between the two layouts.
         rows: the rows of the Hugging Face tensor that this parameter takes, in its own order; the
             rules that share a name share out its tensor. None is all of them.
-        layers: the first layer of the names that lies in this stack, and the one behind its last
-            (None: to the end), for models with one stack after the other.
+        layers: the first layer of the names that lies among these blocks, and the one behind
+            their last (None: to the end), for models whose blocks are not all alike.
     """
 
     name: str
@@ -89,7 +83,7 @@ class Rule:
     @functools.cached_property
     def axes(self) -> int:
         """Leading axes of the parameter that the name counts."""
-        return len(_COUNTED.findall(self.name))
+        return len(_COUNTED.findall(self.name)) - len(_COUNTED.findall(self.path))
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -110,16 +104,26 @@ class Rule:
             first, stop = self.layers
             if index[0] < first or (stop is not None and index[0] >= stop):
                 return None
-            index[0] -= first  # place in this stack
+            index[0] -= first  # place among these blocks
         return Target(self, tuple(index))
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where one tensor goes: a parameter and, in a stack, the place of its layer (and expert)."""
+    """Where one tensor goes: the parameter of a block (and the place of its expert there)."""
 
     rule: Rule
-    index: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()  # (), (layer,) or (layer, expert)
+
+    @property
+    def path(self) -> str:
+        """Slash-separated path of the parameter."""
+        return self.rule.path.format(layer=self.index[0]) if self.index else self.rule.path
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Place in the leading axes of the parameter: () or (expert,)."""
+        return self.index[len(self.index) - self.rule.axes :]
 
     @property
     def name(self) -> str:
@@ -133,8 +137,8 @@ class Target:
 
 def map_linear(name: str, path: str, bias: bool = True) -> list[Rule]:
     """Return the rules of a linear layer."""
-    kernel = Rule(f"{name}.weight", f"{path}/kernel", Transform.TRANSPOSE)
-    return [kernel, Rule(f"{name}.bias", f"{path}/bias")] if bias else [kernel]
+    weight = Rule(f"{name}.weight", f"{path}/weight")
+    return [weight, Rule(f"{name}.bias", f"{path}/bias")] if bias else [weight]
 
 
 def map_norm(name: str, path: str) -> list[Rule]:
@@ -158,10 +162,24 @@ def find_targets(name: str, rules: Iterable[Rule]) -> tuple[Target, ...]:
     return targets
 
 
+def join(path: tuple) -> str:
+    """Write a path of `jax.tree_util` with slashes: "decoder/layers/3/norm/scale"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def flatten(params: Any) -> dict[str, Any]:
     """Return the leaves of a parameter tree by slash-separated path."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def find_block(path: str) -> tuple[int, ...]:
+    """Return the number of the block that a path names: (3,) of "decoder/layers/3/norm", or ()."""
+    return tuple(map(int, _NUMBER.findall(path)))
+
+
+def drop_block(path: str) -> str:
+    """Return the path of a parameter whose blocks are stacked: "decoder/layers/norm"."""
+    return _NUMBER.sub("", path).replace("//", "/")
 
 
 def list_targets(params: Any, rules: Sequence[Rule]) -> dict[str, list[Target]]:
@@ -175,14 +193,17 @@ def list_targets(params: Any, rules: Sequence[Rule]) -> dict[str, list[Target]]:
         ValueError: a parameter has no row in the table.
     """
     leaves = flatten(params)
-    if unknown := sorted(set(leaves) - {rule.path for rule in rules}):
+    blocks: dict[str, list[str]] = {}
+    for path in sorted(leaves, key=find_block):
+        # "decoder/layers/3/norm" is one of "decoder/layers/{layer}/norm"
+        blocks.setdefault(_NUMBER.sub("{layer}", path), []).append(path)
+    if unknown := sorted(set(blocks) - {rule.path for rule in rules}):
         raise ValueError(f"parameters without a row in the key table: {', '.join(unknown)}")
     tensors: dict[str, list[Target]] = {}
     for rule in rules:
-        if rule.path in leaves:
-            # () of a parameter that is not stacked, else (layer,) or (layer, expert)
-            for index in np.ndindex(leaves[rule.path].shape[: rule.axes]):
-                target = Target(rule, index)
+        for path in blocks.get(rule.path, ()):
+            for place in np.ndindex(leaves[path].shape[: rule.axes]):  # () or (expert,)
+                target = Target(rule, (*find_block(path), *place))
                 tensors.setdefault(target.name, []).append(target)
     return tensors
 
@@ -194,11 +215,11 @@ def join_shapes(
 
     Args:
         targets: all of one tensor.
-        leaves: the parameters by path, or their shapes.
+        leaves: the parameters by path, or their shapes; blocks apart.
         config: of the model.
     """
     shapes = [
-        target.rule.transform.hf_shape(leaves[target.rule.path].shape[target.rule.axes :], config)
+        target.rule.transform.hf_shape(leaves[target.path].shape[target.rule.axes :], config)
         for target in targets
     ]
     # Rows add up: three parts [8, 5] [4, 5] [4, 5] are a tensor [16, 5].
@@ -229,9 +250,8 @@ def to_hf_names(
     for name, targets in list_targets(params, rules).items():
         parts = []
         for target in targets:
-            leaf = leaves[target.rule.path]
-            # one layer (of one expert): [in, out], [out], ...
-            array = np.asarray(leaf[target.index] if target.index else leaf)
+            leaf = leaves[target.path]
+            array = np.asarray(leaf[target.place] if target.place else leaf)  # [out, in], [out]
             parts.append(np.ascontiguousarray(target.rule.transform.to_hf(array, config)))
         if targets[0].rule.rows is None:
             yield name, parts[0]

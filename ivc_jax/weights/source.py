@@ -125,12 +125,8 @@ class TensorFiles:
             CheckpointError: the file broke after its header was read.
         """
         header = self.headers[name]
-        # Turn the wanted slice into one of the stored tensor, so that only that much is read.
-        stored = index
-        if transform is not Transform.SAME:
-            rest = slice(None) if transform is Transform.CONVOLUTION else index[0]
-            # ours [in, out] is [out, in] there; a convolution [D, ...] is cut along D alone
-            stored = (index[1], rest)
+        # A convolution [D, ...] is cut along D alone: only that much is read.
+        stored = index[:1] if transform is Transform.CONVOLUTION else index
         picked = slice(None)
         if rows is not None:
             # ours 0 1 2 3 are rows 4 5 12 13 of the tensor: read 4..13, then pick 0 1 8 9
@@ -143,8 +139,8 @@ class TensorFiles:
             values = transform.to_ours(view[stored][picked])  # a view: no second copy on the host
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
-        # [values, D]: now the cut of the first axis
-        return values[index[0]] if transform is Transform.CONVOLUTION else values
+        # [D, values]: now the cut of the second axis
+        return values[:, index[1]] if transform is Transform.CONVOLUTION else values
 
 
 def has_weights(folder: Path) -> bool:

@@ -162,7 +162,7 @@ def recompute(model):
     def run(keys, values, lengths, first, tokens):
         Q, N = tokens.shape[1], keys.shape[2]
         hidden = decoder.embed(params, tokens)
-        for layer in range(config.num_layers):
+        for layer, block in enumerate(params["layers"]):
             position = first[layer][:, None] + jnp.arange(Q)
             angles = rope.angles(config.rope, jnp.broadcast_to(position, (3, *position.shape)))
             old = jnp.arange(N) < lengths[layer][:, None, None, None]  # [B, 1, 1, N]
@@ -171,7 +171,7 @@ def recompute(model):
             attend = functools.partial(
                 attend_to_past, (keys[layer], values[layer]), jnp.concatenate([old, new], axis=3)
             )
-            hidden, _ = decoder.run_layer(config, params["layers"], hidden, angles, layer, attend)
+            hidden, _ = decoder.run_layer(config, block, hidden, angles, attend)
         return decoder.logits(config, params, hidden).argmax(axis=-1)
 
     return run

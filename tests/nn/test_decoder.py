@@ -39,7 +39,7 @@ class Case:
         return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
     def layer(self, index):
-        return jax.tree.map(lambda p: p[index], self.params["layers"])
+        return self.params["layers"][index]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -124,7 +124,7 @@ def test_attention_matches(case):
     params, lengths = {"params": case.layer(0)}, jnp.array(LENGTHS)
     queries, keys, values = block.apply(params, hidden, case.angles, method="qkv")
     mixed = attend(queries, keys, values, lengths=lengths, causal=True)
-    ours = mixed.reshape(*hidden.shape[:2], -1) @ case.layer(0)["o_proj"]["kernel"]
+    ours = mixed.reshape(*hidden.shape[:2], -1) @ case.layer(0)["o_proj"]["weight"].T
     layer = case.reference.model.language_model.layers[0]
     theirs, _ = layer.self_attn(
         layer.input_layernorm(torch.from_numpy(hidden)),
@@ -141,10 +141,9 @@ def test_blocks_match(case):
     for index in range(case.config.num_layers):
         ours, _ = decoder.run_layer(
             case.config,
-            case.params["layers"],
+            case.layer(index),
             jnp.asarray(hidden),
             case.angles,
-            index,
             partial(decoder.attend_whole, lengths=lengths),
         )
         theirs = case.reference.model.language_model.layers[index](

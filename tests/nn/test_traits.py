@@ -11,8 +11,8 @@ from helpers.tiny import tiny_config
 from ivc_jax.config import DecoderConfig, RopeConfig
 from ivc_jax.families import parse_config
 from ivc_jax.nn import rope
+from ivc_jax.nn import tower as towers
 from ivc_jax.nn.decoder import DecoderBlock, attend_whole
-from ivc_jax.nn.tower import VisionTower
 
 CONFIG = parse_config(tiny_config())
 PATCHES = np.random.default_rng(0).standard_normal((1, 16, CONFIG.vision.patch_values), np.float32)
@@ -21,11 +21,12 @@ PLACES = np.stack(np.indices((4, 4)), axis=-1).reshape(1, 16, 2).astype(np.int32
 
 def tower(places=PLACES, change=None, **traits):
     """Run a random tower with these traits; return tokens [4, D] and parameters."""
-    module = VisionTower(dataclasses.replace(CONFIG.vision, **traits))
-    params = jax.jit(module.init)(jax.random.key(0), PATCHES, places)["params"]
+    config = dataclasses.replace(CONFIG.vision, **traits)
+    params = jax.jit(lambda key: towers.init_params(config, key))(jax.random.key(0))
     if change is not None:
         change(params)
-    tokens = jax.jit(module.apply)({"params": params}, jnp.asarray(PATCHES), jnp.asarray(places))
+    encode = jax.jit(lambda *inputs: towers.encode(config, *inputs)[0])
+    tokens = encode(params, jnp.asarray(PATCHES), jnp.asarray(places))
     return np.asarray(tokens[0]), params
 
 
@@ -81,7 +82,7 @@ def test_a_block_with_normed_heads_and_no_biases_is_that_of_transformers(highest
         folder, leaf = name.removeprefix("self_attn.").removesuffix(".weight"), weight.numpy()
         scale = "norm" in folder
         inner = params.setdefault("mlp", {}) if folder.startswith("mlp.") else params
-        inner[folder.removeprefix("mlp.")] = {"scale": leaf} if scale else {"kernel": leaf.T}
+        inner[folder.removeprefix("mlp.")] = {"scale" if scale else "weight": leaf}
     angles = rope.angles(config.rope, jnp.broadcast_to(jnp.asarray(places, jnp.int32), (3, 2, N)))
     block = DecoderBlock(config)
     found, (keys, _) = block.apply({"params": params}, hidden.numpy(), angles, attend_whole)

@@ -11,7 +11,8 @@ import pytest
 
 from ivc_jax.model import load_params, read_config
 from ivc_jax.nn import attention, layers, rope
-from ivc_jax.nn.tower import Features, VisionTower
+from ivc_jax.nn import tower as towers
+from ivc_jax.nn.tower import Features
 from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock, attend_rows
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -79,20 +80,20 @@ def test_features_are_averaged_over_blocks_before_the_merger(tower, monkeypatch)
     embed = tower[1]["patch_embed"]
     params = {
         "patch_embed": embed,
-        "blocks": {"value": jnp.array([1.0, -1.0])},
+        "blocks": ({"value": jnp.float32(1)}, {"value": jnp.float32(-1)}),
         "merger": {"least": 0.0},
     }
     taps = (Features(0, 1, merged=True), Features(0, 0, merged=True), Features(1, 1, merged=True))
     inputs = map(jnp.asarray, padded_rows(config, 64))
-    tapped = VisionTower(config).apply({"params": params}, *inputs, taps, method="encode")[1]
+    tapped = towers.encode(config, params, *inputs, taps)[1]
     # Each block through the merger and then averaged would be (1 + 0) / 2.
     assert [np.unique(tapped[tap]).tolist() for tap in taps] == [[0], [1], [0]]
 
 
 def encode(config, params, patches, positions):
     # One compiled program is much quicker than the many that eager calls would compile.
-    tower = jax.jit(VisionTower(config).apply)
-    return tower({"params": params}, jnp.asarray(patches), jnp.asarray(positions))
+    tower = jax.jit(lambda *inputs: towers.encode(config, *inputs)[0])
+    return tower(params, jnp.asarray(patches), jnp.asarray(positions))
 
 
 def torch_tower(load_torch, path):
@@ -143,11 +144,11 @@ def test_parts_match_transformers(tower, load_torch):
     reference, grid = torch_tower(load_torch, path), GRIDS[0]
     values = pixels(config, grid, 3)
     theirs = reference.patch_embed(torch.from_numpy(values))
-    assert_near(values @ params["patch_embed"]["kernel"], theirs, MODULE)
+    assert_near(values @ params["patch_embed"]["weight"].T, theirs, MODULE)
 
     count = int(np.prod(grid))
     hidden = np.random.default_rng(4).standard_normal((count, config.embed_dim), np.float32)
-    block, first = reference.blocks[1], jax.tree.map(lambda p: p[1], params["blocks"])
+    block, first = reference.blocks[1], params["blocks"][1]
     places = patch_positions(grid)
     angles = rope.vision_angles(config.head_dim, jnp.asarray(places[None]))
     see, given = partial(attend_rows, lengths=jnp.array([count])), torch.from_numpy(hidden)

@@ -12,8 +12,8 @@ from ivc_jax import families, model
 from ivc_jax.config import ConfigError, RopeConfig
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.nn import tower
 from ivc_jax.nn.decoder import init_params
-from ivc_jax.nn.tower import VisionTower
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -55,11 +55,16 @@ def make_batch(grids):
     return Batch(tuple(tokens), tuple(images), tuple(videos))
 
 
+def run_tower(config, params, patches, positions):
+    return tower.encode(config, params, patches, positions)[0]
+
+
 def encode(params, grids, buckets=BUCKETS):
     """Return the visual tokens of each grid, in raster order."""
     inputs = collate(make_batch(grids), CONFIG, buckets)
-    tower = jax.jit(VisionTower(CONFIG.vision).apply)
-    merged = tower({"params": params}, inputs.patches, inputs.patch_positions)
+    merged = jax.jit(run_tower, static_argnums=0)(
+        CONFIG.vision, params, inputs.patches, inputs.patch_positions
+    )
     assert np.isfinite(merged).all()
     merged = np.asarray(merged).reshape(-1, merged.shape[-1])
     valid = inputs.layout.visual_valid
@@ -105,9 +110,9 @@ def test_blocks_see_as_far_as_their_kind(together, params):
     changed = inputs.patches.copy()
     changed[0, 16:32] += 1  # the second window
     for config, reach in ((vision, [1]), (CONFIG.vision, [0, 1, 2, 3])):
-        tower = jax.jit(VisionTower(config).apply)
+        run = jax.jit(run_tower, static_argnums=0)
         before, after = (
-            np.asarray(tower({"params": params}, patches, inputs.patch_positions)[0])
+            np.asarray(run(config, params, patches, inputs.patch_positions)[0])
             for patches in (inputs.patches, changed)
         )
         windows = np.abs(after - before).reshape(-1, 4, before.shape[-1]).max(axis=(1, 2))
@@ -118,7 +123,8 @@ def flops(config, params, windows):
     slots = windows * config.row_unit
     patches = jnp.zeros((1, slots, config.patch_values))
     positions = jnp.zeros((1, slots, 2), jnp.int32)
-    lowered = jax.jit(VisionTower(config).apply).lower({"params": params}, patches, positions)
+    run = jax.jit(run_tower, static_argnums=0)
+    lowered = run.lower(config, params, patches, positions)
     return lowered.compile().cost_analysis()["flops"]
 
 

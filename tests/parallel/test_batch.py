@@ -70,9 +70,9 @@ for params in (sharded, restored):
     assert jax.tree.all(jax.tree.map(np.array_equal, alone, params))
     for path, leaf in keymap.flatten(params).items():
         assert leaf.sharding == shard_param(path, leaf.shape, mesh), path
-kernel = restored["decoder"]["layers"]["q_proj"]["kernel"]
-assert kernel.sharding.spec == P(None, None, "model")
-assert kernel.addressable_shards[0].data.shape[-1] * 2 == kernel.shape[-1]
+weight = restored["decoder"]["layers"][0]["q_proj"]["weight"]
+assert weight.sharding.spec == P("model", None)
+assert weight.addressable_shards[0].data.shape[0] * 2 == weight.shape[0]
 odd = shard_param("decoder/embed_tokens/embedding", (271, 64), mesh)
 assert odd.spec == P()
 

@@ -146,8 +146,8 @@ def test_a_config_that_does_not_fit_is_one_error(converted, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as caught:
         ivc_model.load(folder)
-    assert "missing: decoder/lm_head/kernel" in str(caught.value)
-    assert "misshaped: decoder/layers/k_proj/bias is (3, 32)" in str(caught.value)
+    assert "missing: decoder/lm_head/weight" in str(caught.value)
+    assert "missing: decoder/layers/3/k_proj/bias" in str(caught.value)
 
 
 # TensorStore's reads of other files end after the loop that waited for them.

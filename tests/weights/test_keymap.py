@@ -10,7 +10,7 @@ from helpers.tiny import tiny_config
 from safetensors.numpy import save_file
 
 from ivc_jax.families import parse_config
-from ivc_jax.weights import keymap, load
+from ivc_jax.weights import keymap, load, placement
 from ivc_jax.weights.keymap import Rule, Transform
 from ivc_jax.weights.source import CheckpointError
 
@@ -29,33 +29,37 @@ def head_rows(first, count):
 
 
 FUSED = (
-    Rule("h.{layer}.wqkv.weight", "layers/q/kernel", Transform.TRANSPOSE, head_rows(0, 2)),
-    Rule("h.{layer}.wqkv.weight", "layers/k/kernel", Transform.TRANSPOSE, head_rows(2, 1)),
-    Rule("h.{layer}.wqkv.weight", "layers/v/kernel", Transform.TRANSPOSE, head_rows(3, 1)),
-    Rule("h.{layer}.wqkv.bias", "layers/q/bias", rows=head_rows(0, 2)),
-    Rule("h.{layer}.wqkv.bias", "layers/k/bias", rows=head_rows(2, 1)),
-    Rule("h.{layer}.wqkv.bias", "layers/v/bias", rows=head_rows(3, 1)),
+    Rule("h.{layer}.wqkv.weight", "layers/{layer}/q/weight", rows=head_rows(0, 2)),
+    Rule("h.{layer}.wqkv.weight", "layers/{layer}/k/weight", rows=head_rows(2, 1)),
+    Rule("h.{layer}.wqkv.weight", "layers/{layer}/v/weight", rows=head_rows(3, 1)),
+    Rule("h.{layer}.wqkv.bias", "layers/{layer}/q/bias", rows=head_rows(0, 2)),
+    Rule("h.{layer}.wqkv.bias", "layers/{layer}/k/bias", rows=head_rows(2, 1)),
+    Rule("h.{layer}.wqkv.bias", "layers/{layer}/v/bias", rows=head_rows(3, 1)),
 )
 EXPERTS = (
-    Rule("h.{layer}.norm.weight", "first/norm/scale", layers=(0, 1)),
-    Rule("h.{layer}.mlp.up.weight", "first/up/kernel", Transform.TRANSPOSE, layers=(0, 1)),
-    Rule("h.{layer}.norm.weight", "layers/norm/scale", layers=(1, None)),
+    Rule("h.{layer}.norm.weight", "first/{layer}/norm/scale", layers=(0, 1)),
+    Rule("h.{layer}.mlp.up.weight", "first/{layer}/up/weight", layers=(0, 1)),
+    Rule("h.{layer}.norm.weight", "layers/{layer}/norm/scale", layers=(1, None)),
     Rule(
         "h.{layer}.mlp.experts.{expert}.up.weight",
-        *("layers/up/kernel", Transform.TRANSPOSE),
+        "layers/{layer}/up/weight",
         layers=(1, None),
     ),
 )
 SHAPES = {
     "fused": {
-        **{f"layers/{x}/kernel": (3, HIDDEN, n * WIDTH) for x, n in (("q", 4), ("k", 2), ("v", 2))},
-        **{f"layers/{x}/bias": (3, n * WIDTH) for x, n in (("q", 4), ("k", 2), ("v", 2))},
+        f"layers/{layer}/{x}/{kind}": (n * WIDTH, *rest)
+        for layer in range(3)
+        for x, n in (("q", 4), ("k", 2), ("v", 2))
+        for kind, rest in (("weight", [HIDDEN]), ("bias", []))
     },
     "experts": {
-        "first/norm/scale": (1, HIDDEN),
-        "first/up/kernel": (1, HIDDEN, 7),
-        "layers/norm/scale": (2, HIDDEN),
-        "layers/up/kernel": (2, 4, HIDDEN, 6),
+        "first/0/norm/scale": (HIDDEN,),
+        "first/0/up/weight": (7, HIDDEN),
+        "layers/0/norm/scale": (HIDDEN,),
+        "layers/1/norm/scale": (HIDDEN,),
+        "layers/0/up/weight": (4, 6, HIDDEN),
+        "layers/1/up/weight": (4, 6, HIDDEN),
     },
 }
 RULES = {"fused": FUSED, "experts": EXPERTS}
@@ -81,7 +85,8 @@ def draw(table):
 
 
 def read(table, tensors, folder, monkeypatch):
-    monkeypatch.setattr(load, "abstract_params", lambda *_: abstract(table))
+    for name in ("abstract_params", "_list_apart"):
+        monkeypatch.setattr(placement, name, lambda *_: abstract(table))
     save_file(tensors, folder / "model.safetensors")
     return load.load_safetensors(folder, CONFIG, np.dtype(np.float32), rules=RULES[table])
 
@@ -103,13 +108,13 @@ def test_a_fused_tensor_is_cut_by_key_heads(tmp_path, monkeypatch):
     layers = read("fused", tensors, tmp_path, monkeypatch)["layers"]
     heads = tensors["h.1.wqkv.weight"].reshape(2, 4, WIDTH, HIDDEN)  # q0 q1 k0 v0, q2 q3 k1 v1
     for name, index in (("q", np.s_[:, :2]), ("k", np.s_[:, 2]), ("v", np.s_[:, 3])):
-        expected = heads[index].reshape(-1, HIDDEN).T
-        np.testing.assert_array_equal(layers[name]["kernel"][1], expected)
+        expected = heads[index].reshape(-1, HIDDEN)
+        np.testing.assert_array_equal(layers["1"][name]["weight"], expected)
     bias = tensors["h.2.wqkv.bias"].reshape(2, 4, WIDTH)
-    np.testing.assert_array_equal(layers["k"]["bias"][2], bias[:, 2].ravel())
+    np.testing.assert_array_equal(layers["2"]["k"]["bias"], bias[:, 2].ravel())
 
 
-def test_experts_stack_behind_layers_and_layers_count_from_their_own_first(tmp_path, monkeypatch):
+def test_experts_are_stacked_and_layers_count_from_their_own_first(tmp_path, monkeypatch):
     tensors = draw("experts")
     params = read("experts", tensors, tmp_path, monkeypatch)
     assert set(tensors) == {
@@ -117,10 +122,12 @@ def test_experts_stack_behind_layers_and_layers_count_from_their_own_first(tmp_p
         *(f"h.{layer}.mlp.experts.{expert}.up.weight" for layer in (1, 2) for expert in range(4)),
         "h.0.mlp.up.weight",
     }
-    np.testing.assert_array_equal(params["first"]["norm"]["scale"][0], tensors["h.0.norm.weight"])
-    np.testing.assert_array_equal(params["layers"]["norm"]["scale"][1], tensors["h.2.norm.weight"])
-    kernel, tensor = params["layers"]["up"]["kernel"], tensors["h.2.mlp.experts.3.up.weight"]
-    np.testing.assert_array_equal(kernel[1, 3], tensor.T)
+    np.testing.assert_array_equal(params["first"]["0"]["norm"]["scale"], tensors["h.0.norm.weight"])
+    np.testing.assert_array_equal(
+        params["layers"]["1"]["norm"]["scale"], tensors["h.2.norm.weight"]
+    )
+    weight, tensor = params["layers"]["1"]["up"]["weight"], tensors["h.2.mlp.experts.3.up.weight"]
+    np.testing.assert_array_equal(weight[3], tensor)
 
 
 def test_a_slice_of_a_slice_is_read(tmp_path):
@@ -128,9 +135,9 @@ def test_a_slice_of_a_slice_is_read(tmp_path):
     tensors = draw("fused")
     save_file(tensors, tmp_path / "model.safetensors")
     files, rows = load.TensorFiles(tmp_path), FUSED[0].rows(CONFIG)
-    index = (slice(1, 4), slice(4, 9))
-    found = files.read("h.0.wqkv.weight", Transform.TRANSPOSE, index, rows)
-    np.testing.assert_array_equal(found, tensors["h.0.wqkv.weight"][rows].T[index])
+    index = (slice(4, 9), slice(1, 4))
+    found = files.read("h.0.wqkv.weight", Transform.SAME, index, rows)
+    np.testing.assert_array_equal(found, tensors["h.0.wqkv.weight"][rows][index])
 
 
 @pytest.mark.parametrize(
@@ -153,8 +160,11 @@ def test_a_fused_tensor_is_named_once(tmp_path, monkeypatch, name, shape, messag
 @pytest.mark.parametrize(
     ("rules", "path"),
     [
-        ((FUSED[0], Rule("h.{layer}.wqkv.weight", "layers/o/kernel")), "layers/o"),  # all rows
-        ((FUSED[0], FUSED[0]), "layers/q"),  # twice
+        (
+            (FUSED[0], Rule("h.{layer}.wqkv.weight", "layers/{layer}/o/weight")),
+            "layers/{layer}/o",
+        ),  # all rows
+        ((FUSED[0], FUSED[0]), "layers/{layer}/q"),  # twice
     ],
 )
 def test_rows_are_shared_out_once(rules, path):

@@ -17,9 +17,10 @@ import ivc_jax
 from ivc_jax.families import parse_config
 from ivc_jax.model import read_config
 from ivc_jax.nn import decoder
+from ivc_jax.nn.blocks import stack, take_block
 from ivc_jax.nn.layers import dequantized
-from ivc_jax.weights import checkpoint, keymap, quantize
-from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights import checkpoint, keymap
+from ivc_jax.weights.placement import abstract_params
 from ivc_jax.weights.source import DTYPES
 
 FLOAT32, BFLOAT16 = DTYPES["float32"], DTYPES["bfloat16"]
@@ -65,19 +66,25 @@ def kernels(params):
     return chosen, {path: node for path, node in named.items() if path not in chosen}
 
 
+def stacked(params):
+    """Leaves by path, the decoder's blocks stacked as int8 blocks are."""
+    decoder = {**params["decoder"], "layers": stack(params["decoder"]["layers"])}
+    return keymap.flatten({**params, "decoder": decoder})
+
+
 def test_kernels_of_the_decoder_are_int8_and_nothing_else(models):
     plain, quantized = models
     chosen, rest = kernels(quantized.params)
     projections = {f"{name}_proj" for name in "qkvo"} | {
         f"mlp/{name}_proj" for name in ("gate", "up", "down")
     }
-    layers = {f"decoder/layers/{name}/kernel" for name in projections}
-    assert set(chosen) == layers | {"decoder/lm_head/kernel"}
+    layers = {f"decoder/layers/{name}/weight" for name in projections}
+    assert set(chosen) == layers | {"decoder/lm_head/weight"}
     for path, kernel in chosen.items():
         assert kernel.qvalue.dtype == np.int8, path
         assert kernel.scale.dtype == np.float32, path
-        assert kernel.scale.shape == (*kernel.shape[:-2], 1, kernel.shape[-1]), path
-    floats = keymap.flatten(plain.params)
+        assert kernel.scale.shape == (*kernel.shape[:-1], 1), path
+    floats = stacked(plain.params)
     assert all(np.array_equal(leaf, floats[path]) for path, leaf in rest.items())
     assert (plain.weights, quantized.weights) == ("float32", "int8")
     assert plain.dtype == quantized.dtype == np.float32
@@ -85,38 +92,37 @@ def test_kernels_of_the_decoder_are_int8_and_nothing_else(models):
 
 def test_kernels_equal_those_of_the_library(models):
     plain, quantized = models
-    floats = keymap.flatten(plain.params)
+    floats = stacked(plain.params)
     for path, kernel in kernels(quantized.params)[0].items():
-        stacked = [0] if kernel.ndim == 3 else []
-        axes = [*stacked, kernel.ndim - 1]
-        want = qwix.quantize(floats[path], jnp.int8, channelwise_axes=axes)
+        axes = range(kernel.ndim - 1)
+        want = qwix.quantize(floats[path], jnp.int8, channelwise_axes=list(axes))
         np.testing.assert_allclose(kernel.scale, want.scale, rtol=1e-6)
         # a quotient that ends in a half may fall to either side
         distance = np.abs(np.asarray(kernel.qvalue, int) - np.asarray(want.qvalue, int))
         assert distance.max() <= 1
         assert distance.mean() < 1e-3
         # each output channel uses the whole range
-        assert (np.abs(np.asarray(kernel.qvalue, int)).max(axis=-2) >= 127).all()
+        assert (np.abs(np.asarray(kernel.qvalue, int)).max(axis=-1) >= 127).all()
 
 
 def test_products_stay_within_half_a_step_a_weight(models):
-    plain, quantized = models
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    kernel = plain.params["decoder"]["layers"]["q_proj"]["kernel"][1]
-    stored = quantized.params["decoder"]["layers"]["q_proj"]["kernel"]
-    block = decoder.take_layer(quantized.params["decoder"]["layers"], 1)
-    bound = np.abs(x).sum(axis=1, keepdims=True) * np.asarray(stored.scale[1]) / 2
-    error = np.abs(x @ np.asarray(block["q_proj"]["kernel"]) - x @ np.asarray(kernel))
+    plain, quantized = (model.params["decoder"]["layers"] for model in models)
+    weight = plain[1]["q_proj"]["weight"]
+    stored = take_block(quantized, 1)["q_proj"]["weight"]
+    rounded = np.asarray(dequantized(stored, FLOAT32))
+    bound = np.abs(x).sum(axis=1, keepdims=True) * np.asarray(stored.scale).T / 2
+    error = np.abs(x @ rounded.T - x @ np.asarray(weight).T)
     assert (error <= bound * 1.001 + 1e-6).all()
     assert error.max() > bound.max() / 100  # it is quantised at all
 
 
 def test_half_precision_rounds_once():
     values = np.array([[127, 1], [-3, 127]], np.int8)
-    scale = np.array([[0.1, 1 / 3]], np.float32)
+    scale = np.array([[0.1], [1 / 3]], np.float32)
     kernel = qwix.QArray(jnp.asarray(values), jnp.asarray(scale))
-    got = dequantized({"kernel": kernel, "bias": jnp.ones(2)}, BFLOAT16)
-    assert np.array_equal(got["kernel"], (values * scale).astype(ml_dtypes.bfloat16))
+    got = dequantized({"weight": kernel, "bias": jnp.ones(2)}, BFLOAT16)
+    assert np.array_equal(got["weight"], (values * scale).astype(ml_dtypes.bfloat16))
     assert got["bias"].dtype == np.float32
 
 
@@ -126,7 +132,7 @@ def test_int8_does_not_depend_on_the_dtype_of_the_rest(tiny_hf, models):
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, kernels(models[1].params)[0]))
     assert {leaf.dtype for leaf in floats.values()} == {BFLOAT16}
     hidden = jnp.ones((1, 2, 64), BFLOAT16)
-    block = decoder.take_layer(half.params["decoder"]["layers"], 0)
+    block = dequantized(take_block(half.params["decoder"]["layers"], 0), BFLOAT16)
     assert {leaf.dtype for leaf in jax.tree.leaves(block)} == {BFLOAT16}
     logits = decoder.logits(half.config.decoder, half.params["decoder"], hidden)
     assert logits.dtype == np.float32
@@ -174,7 +180,7 @@ def test_converted_checkpoints_give_the_same(tiny_hf, models, tmp_path):
 
 
 def test_abstract_trees_are_those_that_load(tiny_hf, models):
-    abstract = quantize.abstract(abstract_params(read_config(tiny_hf()), FLOAT32))
+    abstract = abstract_params(read_config(tiny_hf()), FLOAT32, weights="int8")
     shapes = [
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
         for tree in (abstract, models[1].params)
@@ -182,11 +188,11 @@ def test_abstract_trees_are_those_that_load(tiny_hf, models):
     assert shapes[0] == shapes[1]
 
 
-def test_the_stack_is_never_turned_back_as_a_whole():
+def test_blocks_are_never_turned_back_all_at_once():
     """Temporaries of many layers must not hold all of their kernels."""
     sizes = {"num_attention_heads": 8, "intermediate_size": 512, "num_hidden_layers": 32}
     config = parse_config(tiny_config(hidden_size=128, **sizes))
-    params = quantize.abstract(abstract_params(config, FLOAT32))["decoder"]["layers"]
+    params = abstract_params(config, FLOAT32, weights="int8")["decoder"]["layers"]
     hidden = jax.ShapeDtypeStruct((1, 8, 128), FLOAT32)
     angles = jax.ShapeDtypeStruct((1, 8, config.decoder.rope.head_dim // 2), FLOAT32)
     run = jax.jit(lambda *a: decoder.run_span(config.decoder, *a, 0, 32))
@@ -211,12 +217,12 @@ leaves, alone = keymap.flatten(split.params), np.load(sys.argv[2])
 assert set(leaves) == set(alone)
 assert all(np.array_equal(leaf, alone[path]) for path, leaf in leaves.items())
 layers = split.params["decoder"]["layers"]
-columns, rows = layers["q_proj"]["kernel"], layers["o_proj"]["kernel"]
-assert columns.qvalue.sharding.spec == columns.scale.sharding.spec == P(None, None, "model")
-assert rows.qvalue.sharding.spec == P(None, "model", None)
+columns, rows = layers["q_proj"]["weight"], layers["o_proj"]["weight"]
+assert columns.qvalue.sharding.spec == columns.scale.sharding.spec == P(None, "model", None)
+assert rows.qvalue.sharding.spec == P(None, None, "model")
 assert rows.scale.sharding.is_fully_replicated
-head = split.params["decoder"]["lm_head"]["kernel"]
-assert head.qvalue.sharding.spec == head.scale.sharding.spec == P(None, "model")
+head = split.params["decoder"]["lm_head"]["weight"]
+assert head.qvalue.sharding.spec == head.scale.sharding.spec == P("model", None)
 print("done")
 """
 

@@ -20,7 +20,7 @@ from ivc_jax.engine.plan import Span, make_plan
 from ivc_jax.engine.prefill import run_prefill, with_rope
 from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.methods.base import Method
-from ivc_jax.nn.decoder import Params
+from ivc_jax.nn.blocks import Params
 from ivc_jax.parallel.batch import shard_inputs
 from ivc_jax.parallel.constraints import on_mesh
 from ivc_jax.studies.planning import hlo

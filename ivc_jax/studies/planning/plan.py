@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods import parse
-from ivc_jax.nn.decoder import Params
+from ivc_jax.nn.blocks import Params
 from ivc_jax.parallel.mesh import make_mesh, parse_mesh
 from ivc_jax.studies.planning.compile import Compiled, TooLarge, Workload, compile_method
 from ivc_jax.studies.planning.search import find_largest_batch
