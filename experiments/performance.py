@@ -64,6 +64,11 @@ TABLES: dict[str, tuple[str, str | None, list[Column]]] = {
     "tower": ("tower", None, [
         ("seconds", text("case")), *_SIDES, ("of the peak", share("of_limit")),
     ]),
+    "throughput": ("throughput", None, [
+        ("samples/s", text("case")), ("ours", number("ours")), ("torch", number("torch")),
+        ("ours / torch", ratio("ratio")), ("torch's batch", number("torch_batch")),
+        ("of the peak", share("of_limit")), ("same answers", share("same_answers")),
+    ]),
     "memory": ("memory", None, [
         ("GB beside weights and libraries", text("case")), *_SIDES,
         ("ours beside weights alone", number("beside_weights")),

@@ -26,7 +26,10 @@ from rich.table import Table
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.nearest import suggest
 
-BENCHMARKS = ("prefill", "decode", "tower", "memory", "loading", "selection_cost", "scaling")
+BENCHMARKS = (
+    *("prefill", "decode", "tower", "throughput"),
+    *("memory", "loading", "selection_cost", "scaling"),
+)
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _COMPARED = ("torch", "transformers")
 
