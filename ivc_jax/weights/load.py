@@ -15,7 +15,7 @@ from ivc_jax.nn.blocks import Params
 from ivc_jax.weights import keymap
 from ivc_jax.weights.keymap import Rule, Target
 from ivc_jax.weights.placement import Placement
-from ivc_jax.weights.source import CheckpointError, TensorFiles
+from ivc_jax.weights.source import CheckpointError, TensorFiles, copy_aligned
 
 _log = logging.getLogger(__name__)
 HEAD, EMBEDDING = "decoder/lm_head/weight", "decoder/embed_tokens/embedding"
@@ -137,8 +137,7 @@ def _place(
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         # `index` is what one device holds of [out, in]: only that is read
-        values = files.read(name, rule.transform, index, rows)
-        return np.ascontiguousarray(values, dtype=dtype)
+        return copy_aligned(files.read(name, rule.transform, index, rows), dtype)
 
     shape, sharding = placement.part(target.path, rule.axes)  # of one expert: [out, in]
     placement.put(target.path, jax.make_array_from_callback(shape, sharding, read), target.place)

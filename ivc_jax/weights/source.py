@@ -1,6 +1,7 @@
 """Reading a checkpoint directory: its `config.json` and its safetensors files.
 
-Nothing but headers is read until a tensor, or a slice of one, is asked for.
+Nothing but headers is read until a tensor, or a slice of one, is asked for. Files are mapped into
+memory, so that a tensor is a view of its file until it is copied to where it stays.
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ DTYPES: dict[str, np.dtype] = {
 }
 # names in the files -> ours; others are refused
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# what else a head may be stored in, to be compared with an embedding
+_COMPARED = {"F64": np.dtype(np.float64)}
 _ROWS = 4096  # of a matrix at a time
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -37,6 +40,7 @@ class TensorHeader:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    offset: int = 0  # of its first byte in the file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,16 +71,15 @@ class TensorFiles:
                 a name held by two shards.
         """
         self.headers: dict[str, TensorHeader] = {}
-        self._handles: dict[Path, Any] = {}  # open files, mapped into memory
+        self._bytes: dict[Path, np.memmap] = {}  # whole files, mapped into memory
         for file in _find_files(folder):
-            self._handles[file] = handle = _open(file)
-            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+            for name, header in _read_headers(file).items():
                 if name in self.headers:
                     raise CheckpointError(
                         f"tensor {name} is in both {self.headers[name].file.name} and {file.name}"
                     )
-                view = handle.get_slice(name)  # the header alone
-                self.headers[name] = TensorHeader(file, tuple(view.get_shape()), view.get_dtype())
+                self.headers[name] = header
+            self._bytes[file] = np.memmap(file, np.uint8, mode="r")
 
     def dtype_name(self, name: str) -> str | None:
         """Return the name of a tensor's dtype in `DTYPES`, None if it is not among them."""
@@ -119,10 +122,10 @@ class TensorFiles:
             rows: those of the stored tensor (its first axis) that are ours, in our order.
 
         Returns:
-            The values in the stored dtype.
+            The values in the stored dtype: a view of the file unless `rows` picks.
 
         Raises:
-            CheckpointError: the file broke after its header was read.
+            CheckpointError: a dtype that is not read.
         """
         header = self.headers[name]
         # A convolution [D, ...] is cut along D alone: only that much is read.
@@ -134,11 +137,12 @@ class TensorFiles:
             first = int(wanted.min())
             stored = (slice(first, int(wanted.max()) + 1), *stored[1:])
             picked = wanted - first
-        try:
-            view = self._handles[header.file].get_slice(name)
-            values = transform.to_ours(view[stored][picked])  # a view: no second copy on the host
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {name} from {header.file}: {error}") from None
+        dtype = DTYPES.get(_STORED.get(header.dtype), _COMPARED.get(header.dtype))
+        if dtype is None:
+            raise CheckpointError(f"unsupported dtype: {name} is {header.dtype}")
+        stop = header.offset + math.prod(header.shape) * dtype.itemsize
+        tensor = self._bytes[header.file][header.offset : stop].view(dtype).reshape(header.shape)
+        values = transform.to_ours(tensor[stored][picked])
         # [D, values]: now the cut of the second axis
         return values[:, index[1]] if transform is Transform.CONVOLUTION else values
 
@@ -162,8 +166,37 @@ def _find_files(folder: Path) -> list[Path]:
     return files
 
 
-def _open(file: Path) -> Any:
+def _read_headers(file: Path) -> dict[str, TensorHeader]:
+    """Return what a safetensors file holds; the library checks that it is whole."""
     try:
-        return safe_open(file, framework="np")
+        with safe_open(file, framework="np") as handle:
+            views = {name: handle.get_slice(name) for name in handle.offset_keys()}
+            found = {name: (tuple(v.get_shape()), v.get_dtype()) for name, v in views.items()}
+        # The format: length of the header, header, then all tensors without a gap.
+        with file.open("rb") as stream:
+            offset = 8 + int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(offset - 8))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from None
+    return {
+        name: TensorHeader(file, shape, dtype, offset + header[name]["data_offsets"][0])
+        for name, (shape, dtype) in found.items()
+    }
+
+
+def copy_aligned(values: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """Copy values into memory of their own that a CPU device takes as it is.
+
+    XLA wants 64 bytes; an array anywhere else would be copied once more.
+
+    Args:
+        values: of any layout.
+        dtype: of the copy; None is that of the values.
+    """
+    dtype = values.dtype if dtype is None else dtype
+    nbytes = values.size * dtype.itemsize
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    made = raw[start : start + nbytes].view(dtype).reshape(values.shape)
+    made[...] = values
+    return made

@@ -20,7 +20,7 @@ from ivc_jax.model import load_params, read_config
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.weights import keymap
 from ivc_jax.weights.placement import abstract_params
-from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles
+from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles, copy_aligned
 
 FLOAT32 = DTYPES["float32"]
 RULES = families.QWEN2_VL.rules
@@ -243,3 +243,13 @@ def test_the_index_names_a_duplicate(tiny_hf, tmp_path):
     save_file({**load_file(second), name: tensor}, second)
     with pytest.raises(CheckpointError, match="is in both"):
         TensorFiles(folder)
+
+
+def test_copies_are_taken_by_the_device_as_they_are():
+    """In memory that XLA would copy once more a model would be there twice."""
+    values = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3).T  # not contiguous
+    copy = copy_aligned(values, FLOAT32)
+    assert copy.flags.c_contiguous
+    assert copy.dtype == np.float32
+    assert np.array_equal(copy, values)
+    assert jax.device_put(copy).unsafe_buffer_pointer() == copy.ctypes.data
