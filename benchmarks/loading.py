@@ -141,7 +141,7 @@ def main() -> None:
         side, folder, dtype = sys.argv[2:]
         print(json.dumps(run_child(side, Path(folder), dtype)))
         return
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, repeats=2)
     parser.add_argument("--blocks", type=int, default=28, help="of the decoder, in bfloat16")
     options = read_options(parser)
     blocks = 2 if options.quick else options.blocks

@@ -75,7 +75,7 @@ def make_parser(doc: str, repeats: int = 3) -> argparse.ArgumentParser:
 
     Args:
         doc: docstring of the script.
-        repeats: measurements of each side, after one that compiles.
+        repeats: measurements of each side.
     """
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes, seconds in all")

@@ -42,6 +42,7 @@ from ivc_jax.methods.requests import (
     TowerRequest,
 )
 from ivc_jax.nn import rope
+from ivc_jax.nn.blocks import take_block
 from ivc_jax.nn.tower import Features, Projections
 from ivc_jax.nn.vision import PatchMerger, VisionBlock
 from ivc_jax.types import Inputs
@@ -104,7 +105,7 @@ def _tower(
     angles = rope.vision_angles(vision.head_dim, inputs.patch_positions, vision.rope_theta)
     for tap in {choose_tap(request, vision) for request in requests} - {None}:
         if isinstance(tap, Projections):
-            block = jax.tree.map(lambda p, i=tap.block: p[i], params["blocks"])
+            block = take_block(params["blocks"], tap.block)
             projected = VisionBlock(vision).apply({"params": block}, x, method="project")
             tapped[tap] = *projected[:2], angles
         elif isinstance(tap, Features):
@@ -144,6 +145,7 @@ def measure(options: argparse.Namespace, specs: list[str], visual: int) -> Itera
     inputs = shapes.place_inputs(shapes.make_inputs(config, visual), options.dtype)
     drawn = draw(config, inputs, options.dtype)
     runs: dict[str, Callable[[], Any]] = {"dense": make_ours(model, inputs, "dense")}
+    runs["dense"]()  # compiles
     tokens = {}
     for spec in specs:
         method = ivc_jax.methods.parse(spec).resolve(config)

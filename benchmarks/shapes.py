@@ -16,7 +16,7 @@ from ivc_jax.families import find_family, list_sizes, parse_config
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.types import Inputs
 from ivc_jax.weights import keymap
-from ivc_jax.weights.load import abstract_params
+from ivc_jax.weights.placement import abstract_params
 
 TEXT = 64  # text tokens of a prompt
 SMALL_VOCABULARY = {

@@ -19,24 +19,21 @@ def alternate(runs: Runs, repeats: int, label: str = "") -> dict[str, list[float
     """Time functions in turns.
 
     Args:
-        runs: each returns when its work is done. Their first call, which compiles, does not count.
-        repeats: calls of each that do.
+        runs: each returns when its work is done, and was called before: nothing compiles.
+        repeats: calls of each.
         label: what to print before the seconds.
 
     Returns:
         Seconds of each function's calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            taken = time.perf_counter() - start
-            if repeat:
-                seconds[name].append(taken)
-            note = "" if repeat else "   (first call)"
+            seconds[name].append(time.perf_counter() - start)
             if label:
-                print(f"{label}: {name} {taken:.4g} s{note}", flush=True)
+                print(f"{label}: {name} {seconds[name][-1]:.4g} s", flush=True)
     return seconds
 
 
@@ -63,6 +60,8 @@ def measure_machine(dtype: str, with_torch: bool, quick: bool = False) -> dict[s
             for library, kinds in libraries.items()
             for way, run in kinds[number].items()
         }
+        for run in runs.values():
+            run()  # compiles
         seconds = alternate(runs, 5)
         rates = {run: work / min(taken) for run, taken in seconds.items()}
         for library in libraries:
