@@ -101,7 +101,8 @@ class Selection:
 class KVSpan:
     """Keys (already rotated) and values of consecutive layers that share one cache length.
 
-    While tokens are decoded by blocks that lie apart, there are L arrays [1, B, S, G, C] instead.
+    While tokens are decoded, heads lie before slots, [L, B, G, S, C]; of blocks apart there are
+    L arrays instead.
     """
 
     keys: jax.Array  # [L, B, S, G, C]

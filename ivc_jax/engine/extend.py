@@ -1,6 +1,7 @@
 """Tokens behind a prompt: run through the model against the caches, which they join.
 
-A span's cache has S prompt slots, of which the first `lengths[b]` are valid, and `room` slots
+Here heads lie before slots, so that a query reads the keys of its head in one piece. A span's
+cache has S prompt slots, of which the first `lengths[b]` are valid, and `room` slots
 behind them, at which the tokens of every sample are written alike. Two tokens, x, are run where
 three, g, have been before:
 
@@ -17,16 +18,16 @@ import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.nn import decoder, rope
-from ivc_jax.nn.attention import attend
+from ivc_jax.nn.attention import attend_cached
 from ivc_jax.nn.blocks import run_blocks
-from ivc_jax.parallel.constraints import constrain_cache
+from ivc_jax.parallel.constraints import constrain
 from ivc_jax.types import KVSpan
 
 Caches = tuple[KVSpan, ...]
 
 
 def make_room(caches: Caches, room: int, apart: bool) -> Caches:
-    """Add slots behind those of the prompt.
+    """Add slots behind those of the prompt, and put heads before slots.
 
     Args:
         caches: of the prompt.
@@ -34,11 +35,12 @@ def make_room(caches: Caches, room: int, apart: bool) -> Caches:
         apart: an array for each block, as its parameters lie (`ivc_jax.nn.blocks`): out of one
             stack for all, a CPU would copy a block's cache for every token.
     """
-    behind = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+    behind = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
 
     def widen(vectors: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
-        wide = constrain_cache(jnp.pad(vectors, behind))  # [L, B, S + room, G, C]
-        return tuple(wide[layer : layer + 1] for layer in range(len(wide))) if apart else wide
+        wide = jnp.pad(vectors.swapaxes(2, 3), behind)  # [L, B, G, S + room, C]
+        wide = constrain(wide, None, "data", "model")
+        return tuple(wide) if apart else wide
 
     return tuple(span.replace(keys=widen(span.keys), values=widen(span.values)) for span in caches)
 
@@ -68,7 +70,7 @@ def extend(
     hidden = decoder.embed(params, tokens)  # [B, n, D]
     layer, extended = 0, []
     for span in caches:
-        apart, (B, slots) = isinstance(span.keys, tuple), span.keys[0].shape[-4:-2]
+        apart, (B, _, slots, _) = isinstance(span.keys, tuple), span.keys[0].shape[-4:]
         first = slots - room  # S
         slot = first + written  # of the first of these tokens
         start = next_position + written - (0 if span.shift is None else span.shift)  # [B]
@@ -89,7 +91,7 @@ def _run_apart(body, hidden, span, layers, start):
     """Run a span's blocks, each with a cache of its own."""
 
     def run(hidden, params, cache):
-        (hidden, *cache), _ = body((hidden, *cache), params, 0)
+        (hidden, *cache), _ = body((hidden, *cache), params, None)
         return hidden, cache
 
     each = list(zip(span.keys, span.values, strict=True))
@@ -105,17 +107,27 @@ def _run_stacked(body, hidden, span, layers, start):
 
 
 def _run_cached(sizes, angles, mask, slot, carry, params, index):
-    """Run one block on tokens [B, n, D]; keys and values go to `slot` and on of cache `index`."""
-    hidden, *cache = carry  # keys and values [L, B, S + room, G, C]
+    """Run one block on tokens [B, n, D]; keys and values go to `slot` and on of its cache.
 
-    def attend_cached(query, key, value):
+    Caches are [B, G, S + room, C], or stacked [L, B, G, S + room, C] and its own is at `index`.
+    """
+    hidden, *cache = carry
+
+    def write(old, new):
         # One small in-place write, never a copy of a cache.
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, new[None], (index, 0, slot, 0, 0))
-            for old, new in zip(cache, (key, value), strict=True)
-        )
-        at_layer = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-        return attend(query, at_layer(keys), at_layer(values), mask=mask), (keys, values)
+        new = new.swapaxes(1, 2)  # [B, G, n, C]
+        if index is None:
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0))
+        return jax.lax.dynamic_update_slice(old, new[None], (index, 0, 0, slot, 0))
 
-    hidden, cache = decoder.run_layer(sizes, params, hidden, angles, attend_cached)
+    def read(vectors):
+        if index is None:
+            return vectors
+        return jax.lax.dynamic_index_in_dim(vectors, index, keepdims=False)
+
+    def attend(query, *new):
+        keys, values = map(write, cache, new)
+        return attend_cached(query, read(keys), read(values), mask), (keys, values)
+
+    hidden, cache = decoder.run_layer(sizes, params, hidden, angles, attend)
     return (hidden, *cache), None

@@ -99,6 +99,34 @@ def _implementation(queries: jax.Array) -> str | None:
 
 
 @typed
+def attend_cached(
+    queries: Float[Array, "B N H C"],
+    keys: Float[Array, "B G S C"],
+    values: Float[Array, "B G S C"],
+    mask: Bool[Array, "#B 1 N S"],
+) -> Float[Array, "B N H C"]:
+    """Attend from a few queries to a cache whose slots lie behind its heads.
+
+    Args:
+        mask: True where a query may look at a key; every query at one key or more.
+    """
+    B, N, H, C = queries.shape
+    G = keys.shape[1]
+    if N > 1:
+        return attend(queries, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask=mask)
+    # One query: the products read the cache as it lies. The library's function copies it to this
+    # order, 1.9 ms against 0.4 (4,200 slots, 12 heads, 2 key heads of 128, two cores).
+    batch = ((0, 1), (0, 1))
+    grouped = queries.reshape(B, G, H // G, C)
+    logits = jax.lax.dot_general(
+        grouped, keys, (((3,), (3,)), batch), preferred_element_type=jnp.float32
+    )  # [B, G, H / G, S]
+    shares = jax.nn.softmax(jnp.where(mask, logits * C**-0.5, _NEVER), axis=-1)
+    mixed = jax.lax.dot_general(shares.astype(values.dtype), values, (((3,), (2,)), batch))
+    return mixed.reshape(B, 1, H, C)
+
+
+@typed
 def attention_rows(
     queries: Float[Array, "B Q H C"],
     keys: Float[Array, "B S G C"],

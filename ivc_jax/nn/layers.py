@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # LayerNorm variance is taken from the centred values: the fast E[x²]-E[x]² form loses digits.
@@ -38,7 +39,31 @@ class Linear(nn.Module):
 
 def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Multiply [..., in] by the transpose of a weight [out, in]: [..., out]."""
+    rows = x.size // x.shape[-1]
+    if 1 < rows <= _FEW and weight.size >= _LARGE and weight.shape[0] % 2 == 0:
+        return jax.lax.platform_dependent(x, weight, cpu=_multiply_few, default=_multiply)
+    return _multiply(x, weight)
+
+
+def _multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+# As many rows and as few numbers in a weight as halves pay off for.
+_FEW, _LARGE = 32, 2**20
+
+
+def _multiply_few(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Multiply a few rows by both halves of a weight at once.
+
+    XLA's CPU back end gives a core to each: 8 rows and a weight of 8960 x 1536 take 2.7 ms, in one
+    product 4.1 (two cores, float32).
+    """
+    out_dim, in_dim = weight.shape
+    halves = weight.reshape(2, out_dim // 2, in_dim)
+    rows = jnp.broadcast_to(x.reshape(-1, in_dim), (2, x.size // in_dim, in_dim))
+    y = jax.lax.dot_general(halves, rows, (((2,), (2,)), ((0,), (0,))))  # [2, out / 2, rows]
+    return y.reshape(out_dim, -1).T.reshape(*x.shape[:-1], out_dim)
 
 
 class GatedMLP(nn.Module):
