@@ -14,9 +14,7 @@ Expected on two CPU cores: three minutes.
 import argparse
 import gc
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,10 +119,8 @@ def main() -> None:
     rows = []
     for batch in options.batches or ([2] if options.quick else [1, 8]):
         blocks = 2 if options.quick else 4 if batch > 1 else 8
-        with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-            folder = Path(name)
-            sizes = shapes.choose_sizes(options.size, blocks)
-            shapes.write_checkpoint(folder, sizes, options.dtype)
+        sizes = shapes.choose_sizes(options.size, blocks)
+        with shapes.keep_checkpoint(options.scratch, sizes, options.dtype) as folder:
             model = ivc_jax.load(folder, dtype=options.dtype, processor=False)[0]
             other = None if options.alone else torch_side.TorchModel(folder, options.dtype)
             rows += measure(options, batch, machine["read_bytes"], model, other)

@@ -1,6 +1,6 @@
 """How long does loading take over reading the bytes, and how much memory at most?
 
-    python benchmarks/loading.py [--scratch FOLDER] [--blocks 28]
+    python benchmarks/loading.py [--blocks 28]
 
 Random checkpoints of Qwen2-VL-2B's shape, written tensor by tensor: the whole model in bfloat16,
 and eight decoder blocks of it in float32, each loaded in the dtype of its file; the first one also
@@ -125,14 +125,12 @@ def measure(options: argparse.Namespace, case: str, folder: Path, dtype: str, si
     return Row(case, "s", seconds["ours"], seconds.get("torch", []), more=more)
 
 
-def write(folder: Path, options: argparse.Namespace, blocks: int, dtype: str) -> dict[str, int]:
-    """Write a checkpoint; return its bytes and those of its largest tensor."""
+def choose_sizes(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
+    """Return the `config.json` of Qwen2-VL-2B with so many decoder blocks, or of a tiny model."""
+    if options.quick:
+        return shapes.choose_sizes("tiny", blocks)
     sizes = {**list_sizes()["qwen2-vl-2b"], "num_hidden_layers": blocks}
-    sizes["architectures"] = ["Qwen2VLForConditionalGeneration"]
-    sizes = shapes.choose_sizes("tiny", blocks) if options.quick else sizes
-    size = shapes.write_checkpoint(folder, sizes, dtype)
-    table = sizes["vocab_size"] * sizes["hidden_size"] * jax.numpy.dtype(dtype).itemsize
-    return {"model_bytes": size, "largest_tensor_bytes": table}
+    return {**sizes, "architectures": ["Qwen2VLForConditionalGeneration"]}
 
 
 def main() -> None:
@@ -147,14 +145,20 @@ def main() -> None:
     blocks = 2 if options.quick else options.blocks
     rows = []
     for dtype, count in (("bfloat16", blocks), ("float32", min(8, blocks))):
-        with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-            source, target = Path(name) / "source", Path(name) / "converted"
-            sizes = write(source, options, count, dtype)
+        config = choose_sizes(options, count)
+        with shapes.keep_checkpoint(options.scratch, config, dtype) as source:
+            sizes = {
+                "model_bytes": (source / "model.safetensors").stat().st_size,
+                "largest_tensor_bytes": config["vocab_size"] * config["hidden_size"]
+                * jax.numpy.dtype(dtype).itemsize,
+            }  # fmt: skip
             case = f"{count} blocks, {dtype}, {sizes['model_bytes'] / 1e9:.2f} GB"
             rows.append(measure(options, case, source, dtype, sizes))
-            if dtype == "bfloat16" and not options.quick:
+            if dtype == "float32" or options.quick:
+                continue
+            with tempfile.TemporaryDirectory(dir=source.parent) as target:
                 run_python("-m", "checkpoints_convert", source, target)
-                rows.append(measure(options, f"{case}, converted", target, dtype, sizes))
+                rows.append(measure(options, f"{case}, converted", Path(target), dtype, sizes))
     write_record(options, rows)
 
 

@@ -15,7 +15,6 @@ Expected on two CPU cores: four minutes.
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,8 @@ def list_cases(options: argparse.Namespace) -> list[tuple[str, int]]:
     return [*cases, ("dense", 4 * options.visual)]
 
 
-def measure(options: argparse.Namespace, name: str, visual: int, scratch: Path) -> Row:
+def measure(options: argparse.Namespace, name: str, visual: int, folder: Path) -> Row:
     """Measure one case on both sides."""
-    folder = scratch / ("tower" if name == "tower" else "decoder")
-    if not folder.exists():
-        sizes = shapes.choose_sizes(options.size, BLOCKS)
-        if name == "tower":
-            sizes = choose_sizes("qwen2-vl-2b", 1, options.quick)
-        shapes.write_checkpoint(folder, sizes, options.dtype)
     weights = (folder / "model.safetensors").stat().st_size
     found: dict[str, dict[str, int]] = {}
     # The largest prompt is a question about us alone.
@@ -104,8 +97,13 @@ def main() -> None:
     parser.add_argument("--visual", type=int, help="visual tokens; and four times as many")
     options = read_options(parser)
     options.visual = options.visual or (64 if options.quick else 4096)
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        rows = [measure(options, *case, Path(scratch)) for case in list_cases(options)]
+    rows = []
+    decoder = shapes.choose_sizes(options.size, BLOCKS)
+    tower = choose_sizes("qwen2-vl-2b", 1, options.quick)
+    for name, visual in list_cases(options):
+        sizes = tower if name == "tower" else decoder
+        with shapes.keep_checkpoint(options.scratch, sizes, options.dtype) as folder:
+            rows.append(measure(options, name, visual, folder))
     write_record(options, rows)
 
 

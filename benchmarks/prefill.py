@@ -12,7 +12,6 @@ Expected on two CPU cores: six minutes.
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ def measure(
     options: argparse.Namespace, visual: int, blocks: int, peak: float, folder: Path
 ) -> Iterator[Row]:
     """Time a dense prefill and pruned ones, each beside torch's; yield a row for each."""
-    shapes.write_checkpoint(folder, shapes.choose_sizes(options.size, blocks), options.dtype)
     model = ivc_jax.load(folder, dtype=options.dtype, processor=False)[0]
     other = None if options.alone else torch_side.TorchModel(folder, options.dtype)
     inputs = shapes.make_inputs(model.config, visual, options.batch)
@@ -104,18 +102,25 @@ def check(ours: Any, theirs: Any, tolerance: float) -> None:
         raise SystemExit(f"logits differ by {difference:.3g}, more than {tolerance}")
 
 
+def read_case(text: str) -> tuple[int, int]:
+    """Read "1024x8": visual tokens and blocks."""
+    visual, blocks = map(int, text.split("x"))
+    return visual, blocks
+
+
 def main() -> None:
     """Run and write the record."""
     parser = make_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=["ivc"], help="with layer and keep_ratio")
+    parser.add_argument("--cases", nargs="+", type=read_case, help="VISUALxBLOCKS, as 1024x8")
     parser.add_argument("--batch", type=int, default=1)
     options = read_options(parser)
     machine = measure_machine(options.dtype, not options.alone, options.quick)
     rows = []
-    for visual, blocks in _QUICK if options.quick else CASES:
-        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-            peak = machine["matrix_flops"]
-            rows += measure(options, visual, blocks, peak, Path(folder))
+    for visual, blocks in _QUICK if options.quick else options.cases or CASES:
+        sizes = shapes.choose_sizes(options.size, blocks)
+        with shapes.keep_checkpoint(options.scratch, sizes, options.dtype) as folder:
+            rows += measure(options, visual, blocks, machine["matrix_flops"], folder)
     write_record(options, rows, machine=machine)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import torch_side
 
 from ivc_jax.commands.origin import find_commit
 
@@ -84,13 +85,17 @@ def make_parser(doc: str, repeats: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="by default the device's")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--alone", action="store_true", help="do not measure torch beside it")
-    parser.add_argument("--scratch", type=Path, help="folder for temporary checkpoints")
+    parser.add_argument("--scratch", type=Path, help="folder that keeps the random checkpoints")
+    parser.add_argument("--append", action="store_true", help="keep other rows of this record")
     return parser
 
 
 def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line and fill in what depends on the device."""
+    # JAX would take most of a GPU's memory at once, and nothing would be left for torch.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen = parser.parse_args()
+    chosen.alone = chosen.alone or not torch_side.is_comparable()
     chosen.size = chosen.size or ("tiny" if chosen.quick else "2b")
     chosen.repeats = 1 if chosen.quick else chosen.repeats
     default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -111,8 +116,12 @@ def write_record(options: argparse.Namespace, rows: list[Row], **found: Any) -> 
     name = Path(sys.argv[0]).stem
     commit = find_commit()
     path = options.out / f"{name}-{_name_device()}-{commit}.json"
-    settings = {name: getattr(options, name) for name in ("quick", "dtype", "size")}
     listed = [row.to_dict() for row in rows]
+    if options.append and path.exists():
+        cases = {row["case"] for row in listed}
+        before = json.loads(path.read_text())["rows"]
+        listed = [row for row in before if row["case"] not in cases] + listed
+    settings = {name: getattr(options, name) for name in ("quick", "dtype", "size")}
     write_report(path, name, **settings, **found, rows=listed)
     print(f"wrote {path}", flush=True)
     return path

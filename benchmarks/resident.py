@@ -62,9 +62,7 @@ def run_python(*arguments: Any) -> str:
         RuntimeError: it failed; the message ends with what it wrote.
     """
     paths = [str(_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # JAX would take most of a GPU's memory at once, and nothing would be left for torch.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

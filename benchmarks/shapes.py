@@ -1,6 +1,9 @@
 """Models of released widths with random weights, and prompts of any length for them."""
 
+import contextlib
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,27 @@ def write_checkpoint(folder: Path, sizes: Mapping[str, Any], dtype: str = "float
             file.write(values.astype(kind, copy=False).tobytes())
     (folder / "config.json").write_text(json.dumps(sizes))
     return end
+
+
+@contextlib.contextmanager
+def keep_checkpoint(scratch: Path | None, sizes: Mapping[str, Any], dtype: str) -> Iterator[Path]:
+    """Give the folder of a random checkpoint.
+
+    Args:
+        scratch: where it stays, and is found again; None is a temporary folder.
+        sizes: its `config.json`.
+        dtype: of its tensors.
+    """
+    if scratch is None:
+        with tempfile.TemporaryDirectory() as name:
+            write_checkpoint(Path(name), sizes, dtype)
+            yield Path(name)
+        return
+    content = json.dumps(sizes, sort_keys=True) + dtype
+    folder = scratch / hashlib.sha256(content.encode()).hexdigest()[:16]
+    if not (folder / "config.json").exists():  # written last
+        write_checkpoint(folder, sizes, dtype)
+    yield folder
 
 
 def _draw(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[np.ndarray]:

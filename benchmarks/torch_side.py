@@ -1,7 +1,7 @@
 """The other side of a comparison: the same work with torch and transformers.
 
-Nothing imports torch before something is asked of this module, and `is_there` says whether that
-can be. Attention is torch's own (SDPA) everywhere; blocks, norms and towers are those of
+Nothing imports torch before something is asked of this module, and `is_comparable` says whether
+that makes sense. Attention is torch's own (SDPA) everywhere; blocks, norms and towers are those of
 transformers, called in a loop of our own so that a cut can be made between two of them.
 """
 
@@ -11,18 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import resident
 
 
-def is_there() -> bool:
-    """Tell whether torch and transformers are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+def is_comparable() -> bool:
+    """Tell whether torch and transformers are installed and compute on the device of JAX."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return False
+    return jax.default_backend() == "cpu" or choose_device() == "cuda"
 
 
 def choose_device() -> str:
     """Return "cuda" where JAX computes on a GPU that torch sees too, else "cpu"."""
-    import jax
     import torch
 
     return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"

@@ -10,7 +10,6 @@ Expected on two CPU cores: two minutes.
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,8 @@ def main() -> None:
     machine = measure_machine(options.dtype, not options.alone, options.quick)
     rows, peak = [], machine["matrix_flops"]
     for name, preset in _PRESETS.items():
-        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-            folder = Path(scratch)
-            sizes = choose_sizes(preset, options.depth, options.quick)
-            shapes.write_checkpoint(folder, sizes, options.dtype)
+        sizes = choose_sizes(preset, options.depth, options.quick)
+        with shapes.keep_checkpoint(options.scratch, sizes, options.dtype) as folder:
             rows += measure(options, name, folder, 1, 8 if options.quick else 64, peak)
     pictures, side = _SMALL
     pictures = 2 if options.quick else pictures

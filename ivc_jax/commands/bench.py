@@ -98,9 +98,7 @@ def _measure(name: str, options: list[str], console: Console) -> dict[str, Any] 
     """Run one script; return its record, None if it failed."""
     console.print(f"{name}: {list_benchmarks()[name]}", highlight=False)
     paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # JAX would take most of a GPU's memory at once, and nothing would be left for torch.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     command = [sys.executable, "-u", str(_find_scripts() / f"{name}.py"), *options]
     path = ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
