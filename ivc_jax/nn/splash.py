@@ -1,11 +1,8 @@
 """Attention on TPU through JAX's splash attention kernel.
 
 No score leaves the chip's fast memory, and blocks of a causal mask that hide everything are
-skipped. The kernel takes whole blocks, so sequences are padded; the compiler cannot split it, so on
-a mesh every device runs it on its own samples and heads.
+skipped. The kernel takes whole blocks, so sequences are padded.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +10,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel_library,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-from ivc_jax.parallel.constraints import axis_size, partition
 
 _BLOCKS = (512, 384, 256)  # slots; multiples of the 128 lanes of a TPU register
 
@@ -38,35 +33,9 @@ def splash_attend(
         causal: a query sees no key in a later slot.
         interpret: run the kernel's operations one by one, on any device.
     """
-    B, N = queries.shape[:2]
+    B, N, H, C = queries.shape
     if lengths is None:
         lengths = jnp.full(B, N, jnp.int32)
-    run = partial(_attend_locally, causal=causal, interpret=interpret)
-    if jax.sharding.get_abstract_mesh().empty:
-        return run(queries, keys, values, lengths)
-    if keys.shape[2] % axis_size("model"):
-        # Fewer key heads than devices: with a key head to each query head, either split alike.
-        repeats = queries.shape[2] // keys.shape[2]
-        keys, values = (jnp.repeat(x, repeats, axis=2) for x in (keys, values))
-    heads = partition(queries.shape, "data", None, "model", None)
-    samples = partition(lengths.shape, "data")
-    specs = (heads, heads, heads, samples)
-    # The kernel does not say over which axes its results vary, so that cannot be checked.
-    run = jax.shard_map(run, in_specs=specs, out_specs=heads, check_vma=False)
-    return run(queries, keys, values, lengths)
-
-
-def _attend_locally(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    lengths: jax.Array,
-    *,
-    causal: bool,
-    interpret: bool,
-) -> jax.Array:
-    """Run the kernel on the samples and heads of one device."""
-    B, N, H, C = queries.shape
     G = keys.shape[2]
     block = min(_BLOCKS, key=lambda size: (-N % size, -size))  # least padding, then largest
     slots = N + -N % block

@@ -193,14 +193,3 @@ def test_a_row_of_padding_alone_is_finite(tower):
     positions[0] = -1
     tokens = encode(config, params, patches, positions)
     assert np.isfinite(tokens).all()
-
-
-def test_attention_in_chunks_of_queries_equals_attention_at_once(monkeypatch):
-    draw = np.random.default_rng(0)
-    shape = (2, 21, 2, 8)
-    queries, keys, values = (jnp.asarray(draw.standard_normal(shape, np.float32)) for _ in "qkv")
-    lengths = jnp.array([21, 13], jnp.int32)
-    whole = attention.attend(queries, keys, values, lengths=lengths)
-    monkeypatch.setattr(attention, "_SCORE_BYTES", 4 * 2 * 2 * 21 * 5)  # five queries at a time
-    chunked = attention.attend(queries, keys, values, lengths=lengths)
-    np.testing.assert_allclose(chunked, whole, rtol=0, atol=1e-6)
