@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ivc_jax.model import load_params, read_config
-from ivc_jax.nn import attention, layers, rope
+from ivc_jax.nn import layers, rope
 from ivc_jax.nn import tower as towers
 from ivc_jax.nn.tower import Features
 from ivc_jax.nn.vision import PatchMerger, VisionAttention, VisionBlock, attend_rows
