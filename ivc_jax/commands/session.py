@@ -19,7 +19,7 @@ from ivc_jax.engine.prefill import count_programs
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.benchmarks.released import find_bounds
 from ivc_jax.evals.running import runner
-from ivc_jax.evals.running.answerer import ModelAnswerer, fingerprint
+from ivc_jax.evals.running.answerer import ModelAnswerer, can_share_pictures, fingerprint
 from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
@@ -106,7 +106,10 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         folder.close()
         raise
     log(f"{name_devices()}, {model.dtype!s}, jax {jax.__version__}")
-    answerer = ModelAnswerer(model, processor, settings.share_tower)
+    # Where times of a prefill leave the tower out, they do not depend on who shares a picture.
+    resolved = [entry.method.resolve(model.config) for entry in reached]
+    share = settings.share_tower and can_share_pictures(resolved)
+    answerer = ModelAnswerer(model, processor, settings.share_tower, share)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
 
 

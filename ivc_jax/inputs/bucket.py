@@ -120,9 +120,19 @@ def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> 
     return pad(samples, config, choose_shape(samples, config, buckets))
 
 
-def pad(samples: Sequence[Arrangement], config: ModelConfig, shape: Shape) -> Inputs:
-    """Pad samples to a shape that holds them all; see `collate`."""
-    patches, patch_positions, visual_source = _fill_rows(samples, shape, config)
+def pad(
+    samples: Sequence[Arrangement], config: ModelConfig, shape: Shape, share: bool = False
+) -> Inputs:
+    """Pad samples to a shape that holds them all; see `collate`.
+
+    Args:
+        samples: of the batch.
+        config: of the model.
+        shape: to pad to.
+        share: samples with one and the same `Visual` share its patch rows. Not for methods that ask
+            for attention in the tower (`TowerAttention`), which weigh a row for one sample.
+    """
+    patches, patch_positions, visual_source = _fill_rows(samples, shape, config, share)
     return Inputs(
         tokens=_stack([sample.tokens for sample in samples], shape.slots),
         layout=_lay_out(samples, shape),
@@ -263,9 +273,9 @@ def _lay_out(samples: Sequence[Arrangement], shape: Shape) -> Layout:
 
 
 def _fill_rows(
-    samples: Sequence[Arrangement], shape: Shape, config: ModelConfig
+    samples: Sequence[Arrangement], shape: Shape, config: ModelConfig, share: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put the visuals into patch rows, one after the other.
+    """Put the visuals into patch rows, one after the other; shared ones once.
 
     A visual of two rows, each as wide as two merged cells, in rows of four; `source` counts the
     cells of all rows:
@@ -281,20 +291,23 @@ def _fill_rows(
     patches = np.zeros((shape.rows, shape.patches, vision.patch_values), np.float32)  # [R, P, E]
     positions = np.full((shape.rows, shape.patches, 2), -1, np.int32)  # [R, P, 2]
     width = shape.patches // vision.merge_area  # merged cells of a row
-    sources, first = [], 0
+    sources, free = [], 0  # rows from `free` on
+    starts: dict[int, int] = {}  # visual -> its first row
     for sample in samples:
         # a sample without visuals has no cells: np.concatenate wants one array
         pieces = [np.zeros(0, np.int32)]
         for segment in sample.segments:
             taken = segment.footprint
-            rows = slice(first, first + taken.rows)
-            # A processor returns slice after slice, each without padding: [rows, p, E].
-            pixels = segment.visual.patches.reshape(taken.rows, -1, vision.patch_values)
-            patches[rows, taken.slots] = pixels  # a window's padding stays 0 in between
-            positions[rows, : taken.patches] = taken.patch_positions
+            first = starts.get(id(segment.visual)) if share else None
+            if first is None:
+                first, free = free, free + taken.rows
+                starts[id(segment.visual)] = first
+                # A processor returns slice after slice, each without padding: [rows, p, E].
+                pixels = segment.visual.patches.reshape(taken.rows, -1, vision.patch_values)
+                patches[first:free, taken.slots] = pixels  # a window's padding stays 0 in between
+                positions[first:free, : taken.patches] = taken.patch_positions
             row, cell = np.divmod(taken.source, taken.patches // vision.merge_area)  # [v]
             # [v], cells counted through rows of the padded width
             pieces.append((first + row) * width + cell)
-            first += taken.rows
         sources.append(np.concatenate(pieces))  # [v of the sample]
     return patches, positions, _stack(sources, shape.visual)

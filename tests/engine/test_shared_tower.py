@@ -16,7 +16,8 @@ from ivc_jax.commands import session as sessions
 from ivc_jax.commands.settings import RunConfig
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.evals.benchmarks.tasks import TASKS
-from ivc_jax.evals.running.answerer import ModelAnswerer
+from ivc_jax.evals.running.answerer import ModelAnswerer, can_share_pictures
+from ivc_jax.evals.running.batching import cover_sizes
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.requests import TowerRequest
@@ -109,6 +110,36 @@ def test_the_answerer_encodes_when_told_to(loaded):
             assert device.visual.shape == (*host.visual_source.shape, 64)
         else:
             assert device.visual is None
+
+
+def test_samples_with_one_picture_answer_as_with_a_picture_each(loaded):
+    """As a run has them: a broken row among them, the last one a repetition."""
+    pictures = [Image.effect_noise((40, 56), spread).convert("RGB") for spread in (90, 40)]
+    holders, questions = [0, 0, 2, None, 2], ["What?", "Where is it?", "Is it?", "", "Is it?"]
+    found = []
+    for share in (False, True):
+        answerer = ModelAnswerer(*loaded, share_tower=True, share_pictures=share)
+        samples = [
+            None if holder is None else answerer.processor([text], [[pictures[holder // 2]]])
+            for holder, text in zip(holders, questions, strict=True)
+        ]
+        rows = 2 if share else 5
+        sizes = [answerer.processor.measure(text, [(40, 56)]) for text in questions]
+        shape = dataclasses.replace(cover_sizes(sizes, 5), rows=rows)
+        placed = answerer.place({0: answerer.collate(samples, shape, holders)})
+        assert placed.patches.shape[0] == rows
+        method = ivc_jax.methods.parse("ivc:layer=2,keep_ratio=0.5")
+        found.append([(a.text, a.kept) for a in answerer.answer(placed, method, 4)])
+    assert found[0] == found[1]
+
+
+def test_rows_are_not_shared_where_a_method_weighs_them_for_one_sample(loaded):
+    config = loaded[0].config
+    resolved = {
+        name: ivc_jax.methods.parse(name).resolve(config) for name in ("dense", "random", "scope")
+    }
+    assert can_share_pictures([resolved["dense"], resolved["random"]])
+    assert not can_share_pictures([resolved["dense"], resolved["scope"]])
 
 
 def test_a_run_says_whether_it_shared_the_tower(tiny_hf, tmp_path):

@@ -53,6 +53,17 @@ def test_tasks_share_shapes_but_no_batches():
     assert plans[0].shape.rows == 1  # of a shard: one sample each
 
 
+def test_rows_of_a_shard_share_its_pictures():
+    holders = [0, 0, 0, 3, 3, 5, 5, 5, 5, 9]
+    rows = [Example(0, n, size(64), holder) for n, holder in enumerate(holders)]
+    # 0 0 | 0 3 || 3 5 | 5 5 || 5 9 | 9 9      batches of two shards, the last one repeated
+    plans = plan_batches(rows, 4, 2, 6, share=True)
+    assert [plan.positions for plan in plans] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 9, 9)]
+    assert {plan.shape.rows for plan in plans} == {2}
+    assert plan_batches(rows, 5, 1, 6, share=True)[0].shape.rows == 2
+    assert plan_batches(rows, 5, 1, 6)[0].shape.rows == 5
+
+
 @hypothesis.given(
     strategies.lists(strategies.integers(1, 3000), min_size=1, max_size=300),
     strategies.sampled_from([1, 4, 16]),

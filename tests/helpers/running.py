@@ -24,7 +24,7 @@ class FakeAnswerer:
 
     def __init__(self, batch_size, broken=(), shards=1, local=(0,), owners=(0,)):
         self.batch_size, self.broken, self.calls = batch_size, broken, []
-        self.compiles_at_once, self.warm = 1, set()
+        self.compiles_at_once, self.share_pictures, self.warm = 1, False, set()
         self.num_shards, self.local_shards, self.owners = shards, local, owners
 
     def find_owner(self, shard):
@@ -43,7 +43,8 @@ class FakeAnswerer:
             raise ValueError("the prompt is too long")
         return text["text"]
 
-    def collate(self, samples, shape):
+    def collate(self, samples, shape, holders):
+        assert len(holders) == len(samples)
         return list(samples)
 
     def place(self, parts):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, InputError, Visual
-from ivc_jax.inputs.bucket import Buckets, collate, list_steps
+from ivc_jax.inputs.bucket import Buckets, choose_shape, collate, list_steps, pad
+from ivc_jax.inputs.layout import arrange
 
 CONFIG = parse_config(tiny_config())
 WINDOWED = parse_config(tiny_config(family="qwen2_5_vl"))  # windows of 2 x 2 merged cells
@@ -250,6 +251,19 @@ def test_a_sample_alone_equals_itself_in_company():
     np.testing.assert_array_equal(
         alone.layout.positions[:, 0, :length], together.layout.positions[:, 2, :length]
     )
+
+
+def test_samples_share_the_rows_of_a_picture():
+    one, other = visual(1, 4, 4, 100), visual(2, 4, 4, 200)
+    tokens = [[1, *[I] * 4, 2], [3, *[I] * 4], [*[V] * 8, *[I] * 4], [*[V] * 8]]
+    samples = arrange(batch(tokens, [one, one, one], [other, other]), CONFIG)
+    apart = pad(samples, CONFIG, choose_shape(samples, CONFIG, Buckets()))
+    shape = dataclasses.replace(choose_shape(samples, CONFIG, Buckets()), rows=3)
+    shared = pad(samples, CONFIG, shape, share=True)
+    assert apart.patches.shape[0] == 7
+    assert shared.patches[:, 0, 0].tolist() == [100, 200, 216]
+    for sample in range(4):
+        assert gathered(shared, sample) == gathered(apart, sample)
 
 
 def test_inputs_of_one_bucket_share_a_program():

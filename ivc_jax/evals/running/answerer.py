@@ -1,5 +1,6 @@
 """The real model behind the evaluation loop, with honest timing."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -24,6 +25,7 @@ from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.messages import Messages, list_visuals
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import Method
+from ivc_jax.methods.requests import TowerAttention
 from ivc_jax.model import Model
 from ivc_jax.parallel import processes
 from ivc_jax.parallel.batch import assemble, fetch
@@ -42,12 +44,20 @@ class ModelAnswerer:
     Args:
         share_tower: run the vision tower once for each batch, before its methods; the times of a
             prefill leave it out, but for the blocks that a method's own questions need.
+        share_pictures: a picture that several samples of a batch ask about goes through the tower
+            once. Not for methods that ask for attention in the tower (`can_share_pictures`).
     """
 
-    def __init__(self, model: Model, processor: Processor, share_tower: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor,
+        share_tower: bool = False,
+        share_pictures: bool = False,
+    ) -> None:
         self.model = model
         self.processor = processor
-        self.share_tower = share_tower
+        self.share_tower, self.share_pictures = share_tower, share_pictures
         self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
@@ -80,12 +90,29 @@ class ModelAnswerer:
             return self.processor
         return self.processor.bound(bounds.min_pixels, bounds.max_pixels)
 
-    def collate(self, samples: Sequence[Batch | None], shape: Shape) -> Inputs:
-        """Pad the samples of a shard; the first stands in for those that are None."""
+    def collate(
+        self,
+        samples: Sequence[Batch | None],
+        shape: Shape,
+        holders: Sequence[int | None] | None = None,
+    ) -> Inputs:
+        """Pad the samples of a shard; the first stands in for those that are None.
+
+        Args:
+            holders: samples with the same number have the same pictures, which they may share.
+        """
         known = [sample for sample in samples if sample is not None]
         filler = known[0] if known else _NOTHING
+        share = self.share_pictures and holders is not None
+        if share:
+            samples = list(samples)
+            first: dict[int, tuple] = {}  # holder -> images of its first sample
+            for place, (sample, holder) in enumerate(zip(samples, holders, strict=True)):
+                if sample is not None:
+                    images = first.setdefault(holder, sample.images)
+                    samples[place] = dataclasses.replace(sample, images=images)
         batch = Batch.join([filler if sample is None else sample for sample in samples])
-        return pad(arrange(batch, self.model.config), self.model.config, shape)
+        return pad(arrange(batch, self.model.config), self.model.config, shape, share)
 
     def place(self, parts: Mapping[int, Inputs]) -> Inputs:
         """Put the shards of a batch on the devices, and through the tower if it is shared."""
@@ -179,6 +206,12 @@ def _fetch_counts(prompt: Prefill) -> Prefill:
     return prompt.replace(
         cache=tuple(span.replace(lengths=count) for span, count in spans), **fetched
     )
+
+
+def can_share_pictures(methods: Sequence[Method]) -> bool:
+    """Say whether samples may share patch rows under these methods, which are resolved."""
+    asked = [r for method in methods for stage in method.stages for r in method.requests(stage)]
+    return not any(isinstance(request, TowerAttention) for request in asked)
 
 
 def fingerprint(path: str) -> str:

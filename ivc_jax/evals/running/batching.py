@@ -21,11 +21,12 @@ _GOOD_ENOUGH = 1.05  # a bucket must be worth compiling: fewer ones may pad this
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A row of a task and what it takes up."""
+    """A row of a task and what it takes up; rows of a task with one `holder` have one picture."""
 
     task: int
     position: int
     size: Size
+    holder: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,11 @@ class BatchPlan:
 
 
 def plan_batches(
-    examples: Sequence[Example], batch_size: int, shards: int, most_buckets: int
+    examples: Sequence[Example],
+    batch_size: int,
+    shards: int,
+    most_buckets: int,
+    share: bool = False,
 ) -> list[BatchPlan]:
     """Fill batches, task by task, large buckets first, rows in file order within a bucket.
 
@@ -57,6 +62,7 @@ def plan_batches(
         batch_size: a multiple of `shards`.
         shards: equal parts of a batch that are padded on their own.
         most_buckets: bound on the shapes, over all tasks.
+        share: rows of a shard with one picture have its patch rows once, so that fewer are enough.
     """
     rows = batch_size // shards  # samples of a shard
     groups = choose_ranges([example.size for example in examples], batch_size, most_buckets)
@@ -64,16 +70,27 @@ def plan_batches(
     for number, group in enumerate(groups):
         members = [examples[index] for index in group]
         shape = cover_sizes([example.size for example in members], rows)
+        batches = []  # (task, where it starts, its examples)
         for task in {example.task for example in members}:
-            found = sorted(e.position for e in members if e.task == task)
-            for start in range(0, len(found), batch_size):
-                part = found[start : start + batch_size]
-                # every batch is full: one shape, one program
-                padded = part + part[-1:] * (batch_size - len(part))
-                plan = BatchPlan(task, shape, tuple(padded), len(part))
-                # sorted below: by task, largest bucket first, file order
-                plans.append((task, -number, start, plan))
+            found = sorted((e for e in members if e.task == task), key=lambda e: e.position)
+            starts = range(0, len(found), batch_size)
+            batches += [(task, start, found[start : start + batch_size]) for start in starts]
+        if share:
+            parts = [part[i : i + rows] for *_, part in batches for i in range(0, len(part), rows)]
+            shape = dataclasses.replace(shape, rows=max(map(_count_rows, parts)))
+        for task, start, part in batches:
+            # every batch is full: one shape, one program
+            positions = [e.position for e in part]
+            padded = positions + positions[-1:] * (batch_size - len(part))
+            plan = BatchPlan(task, shape, tuple(padded), len(part))
+            # sorted below: by task, largest bucket first, file order
+            plans.append((task, -number, start, plan))
     return [plan for *_, plan in sorted(plans, key=lambda entry: entry[:3])]
+
+
+def _count_rows(shard: Sequence[Example]) -> int:
+    """Count the patch rows of a shard whose samples share their pictures."""
+    return sum({example.holder: example.size.rows for example in shard}.values())
 
 
 def cover_sizes(sizes: Iterable[Size], rows: int) -> Shape:

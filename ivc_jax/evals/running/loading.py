@@ -17,12 +17,13 @@ _AHEAD = min(4, os.cpu_count() or 1)
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRow:
-    """What stays of a row once its images are patches."""
+    """What stays of a row once its images are patches; rows with one `holder` have the same."""
 
     number: int
     example_id: str
     cells: dict[str, str]
     picture: str
+    holder: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +57,18 @@ class BatchLoader:
         size = len(plan.positions) // self._answerer.num_shards
         parts, rows, failures = {}, {}, {}
         for shard in self._answerer.local_shards:
-            samples = []
+            samples, holders = [], []
             for slot in range(shard * size, (shard + 1) * size):
                 sample, row = self._load(plan, slot)
                 samples.append(sample)  # None where the row is broken: something stands in for it
+                holders.append(None if isinstance(row, Failure) else row.holder)
                 if slot >= plan.count:
                     continue
                 if isinstance(row, Failure):
                     failures[slot] = row
                 else:
                     rows[slot] = row
-            parts[shard] = self._answerer.collate(samples, plan.shape)
+            parts[shard] = self._answerer.collate(samples, plan.shape, holders)
         return LoadedBatch(plan, parts, rows, failures)
 
     def _load(self, plan: BatchPlan, slot: int) -> tuple[Any, LoadedRow | Failure]:
@@ -82,7 +84,7 @@ class BatchLoader:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
         # the images' cells are long, and nobody reads them again
         cells = {name: cell for name, cell in row.cells.items() if name != "image"}
-        return sample, LoadedRow(row.number, row.example_id, cells, row.picture)
+        return sample, LoadedRow(row.number, row.example_id, cells, row.picture, row.holder)
 
 
 def load_ahead(loader: BatchLoader, plans: Sequence[BatchPlan]) -> Iterator[LoadedBatch]:

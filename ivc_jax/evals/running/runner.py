@@ -38,13 +38,15 @@ class Answerer(Protocol):
     """A model that answers batches of prompts, cut into `num_shards` equal shards.
 
     All methods up to `collate` work on the host, in any thread. `compiles_at_once` programs are
-    compiled at a time.
+    compiled at a time. With `share_pictures` a picture of several samples goes through the tower
+    once.
     """
 
     family: str
     num_shards: int
     local_shards: Sequence[int]
     compiles_at_once: int
+    share_pictures: bool
 
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
@@ -58,8 +60,12 @@ class Answerer(Protocol):
     def process(self, messages: Messages, bounds: Bounds | None) -> Any:
         """Make a sample of a conversation; ValueError if it cannot be used."""
 
-    def collate(self, samples: Sequence[Any], shape: Shape) -> Any:
-        """Pad the samples of one shard; something stands in for one that is None."""
+    def collate(self, samples: Sequence[Any], shape: Shape, holders: Sequence[int | None]) -> Any:
+        """Pad the samples of one shard; something stands in for one that is None.
+
+        Args:
+            holders: samples with the same number have the same pictures.
+        """
 
     def place(self, parts: Mapping[int, Any]) -> Any:
         """Put the local shards of a batch on the devices."""
@@ -166,7 +172,9 @@ class _Run:
             lambda done: self.progress(READING, done, rows),
         )  # fmt: skip
         shards = self.answerer.num_shards
-        batches = plan_batches(examples, plan.batch_size, shards, plan.buckets)
+        batches = plan_batches(
+            examples, plan.batch_size, shards, plan.buckets, self.answerer.share_pictures
+        )
         # no device is needed for these, so the processes deal them out
         own = [failures[n] for n in range(plan.process_index, len(failures), plan.process_count)]
         self._count(batches, own)

@@ -121,7 +121,7 @@ def survey(
             size = measure(messages, entry.bounds)
         except ValueError as error:
             return Failure(number, position, f"{entry.locate(row)}: {error}")
-        return Example(number, position, size)
+        return Example(number, position, size, row.holder)
 
     found = []
     with ThreadPoolExecutor(_THREADS) as pool:

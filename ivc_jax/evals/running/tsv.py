@@ -40,12 +40,16 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example: its cells by column name and its decoded images."""
+    """One example: its cells by column name and its decoded images.
+
+    `holder` is the position of the row that holds these images, of this one or another.
+    """
 
     number: int
     example_id: str
     cells: dict[str, str]
     images: tuple[PIL.Image.Image, ...]
+    holder: int
 
     @functools.cached_property
     def picture(self) -> str:
@@ -154,7 +158,7 @@ class TsvFile:
             if images is None:  # outside of the lock: decoding takes time
                 images = self._open_images(there, decode)
                 self._keep((holder, decode), images)
-            return Row(position + 1, self._ids[position], cells, images)
+            return Row(position + 1, self._ids[position], cells, images, holder)
         except RowError as error:
             raise RowError(
                 f"{self.path.name} row {position + 1} (index {self._ids[position]}): {error}"
