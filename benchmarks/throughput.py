@@ -4,12 +4,13 @@
 
 The bundled model answers grounding questions of its benchmark, dense: through the API (processor,
 generate, decode) one by one and in batches of 16, and through the runner, which also reads the rows
-of the TSV, decodes their pictures and writes records. The other side is the loop that one writes
-with transformers (processor, generate, batch_decode) in batches of 1, 4, 8 and 16, the same
-messages and bounds; its fastest batch is what ours of 16 are compared with. All take turns. Prompts
-and patches of both processors must be equal first, and so must the answers. `random-2b` is four
-blocks of Qwen2-VL-2B's width with random weights, asked a quarter of the questions; no token ends
-its answers, both sides write eight.
+of the TSV, decodes their pictures and writes records; once as in the default run, where questions
+of a batch about one picture share its way through the tower ("shared"). The other side is the loop
+that one writes with transformers (processor, generate, batch_decode) in batches of 1, 4, 8 and 16,
+the same messages and bounds; its fastest batch is what ours of 16 are compared with. All take
+turns. Prompts and patches of both processors must be equal first, and so must the answers.
+`random-2b` is four blocks of Qwen2-VL-2B's width with random weights, asked a quarter of the
+questions; no token ends its answers, both sides write eight.
 Expected on two CPU cores: three minutes for the bundled model, fifteen for the other.
 """
 
@@ -58,14 +59,18 @@ class Ours:
         self, folder: Path, dtype: str, data: Path, bound: int, questions: int, records: Path
     ) -> None:
         self.model, self.processor = ivc_jax.load(folder, dtype)
-        self.answerer = ModelAnswerer(self.model, self.processor)
+        self.answerers = {
+            share: ModelAnswerer(self.model, self.processor, share, share)
+            for share in (False, True)
+        }
         self.data, self.bound, self.questions, self.records = data, bound, questions, records
 
     def read(self) -> list[Any]:
         """Return the conversations, their pictures decoded."""
         entry = TaskEntry.open(_TASK, self.data)
         rows = [entry.read(position) for position in range(self.questions)]
-        return [_TASK.write_messages(row.cells, self.answerer.family, row.images) for row in rows]
+        family = self.model.config.family
+        return [_TASK.write_messages(row.cells, family, row.images) for row in rows]
 
     def loop(self, messages: Sequence[Any], size: int) -> list[str]:
         """Answer through the API."""
@@ -76,8 +81,13 @@ class Ours:
             texts += self.processor.decode(out.tokens, out.lengths)
         return texts
 
-    def run(self, size: int) -> list[str]:
-        """Answer through the runner, from the file to the records."""
+    def run(self, size: int, share: bool = False) -> list[str]:
+        """Answer through the runner, from the file to the records.
+
+        Args:
+            size: samples of a batch.
+            share: let those about one picture share its way through the tower.
+        """
         shutil.rmtree(self.records, ignore_errors=True)  # nothing to go on with
         plan = runner.RunPlan(
             tasks=[TaskEntry.open(_TASK, self.data)],
@@ -89,7 +99,7 @@ class Ours:
         )
         records = RunFolder(self.records)
         try:
-            runner.run(plan, self.answerer, records, lambda *_: None)
+            runner.run(plan, self.answerers[share], records, lambda *_: None)
         finally:
             records.close()
         found = {record.example_id: record.prediction for record in read_all(self.records)}
@@ -176,6 +186,7 @@ def measure(
     for size in _QUICK if options.quick else _OURS:
         runs[f"API, batch {size}"] = lambda size=size: ours.loop(messages, size)
         runs[f"runner, batch {size}"] = lambda size=size: ours.run(size)
+    runs[f"runner, batch {size}, shared"] = lambda size=size: ours.run(size, share=True)
     named = list(runs)  # ours
     if not options.alone:
         theirs = Theirs(folder, options.dtype, bound)

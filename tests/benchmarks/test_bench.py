@@ -43,7 +43,7 @@ CASES = {  # rows of each, and what stands in them beside the usual
     "prefill": (2, {"flops", "blocks", "visual_tokens"}),
     "decode": (2, {"cache_bytes", "weight_bytes", "read_rate"}),
     "tower": (3, {"flops", "patches", "pictures"}),
-    "throughput": (4, {"flops", "questions", "tokens", "same_answers", "torch_batch"}),
+    "throughput": (5, {"flops", "questions", "tokens", "same_answers", "torch_batch"}),
     "memory": (1, {"weight_bytes", "resident"}),
     "loading": (2, {"over_reading", "bound_bytes", "within_bound"}),
     "selection_cost": (2, {"share_of_dense", "saved_seconds", "of_ideal"}),
@@ -52,7 +52,7 @@ CASES = {  # rows of each, and what stands in them beside the usual
 COMPARED = ("prefill", "decode", "tower")
 OPTIONS = {
     "selection_cost": ("--methods", "ivc", "scope"),
-    "throughput": ("--alone",),  # four runs of the bundled model are enough
+    "throughput": ("--alone",),  # five runs of the bundled model are enough
     # They start processes of their own, and torch in each takes its time.
     "memory": ("--alone",),
     "loading": ("--alone",),
