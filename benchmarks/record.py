@@ -118,11 +118,11 @@ def write_record(options: argparse.Namespace, rows: list[Row], **found: Any) -> 
     path = options.out / f"{name}-{_name_device()}-{commit}.json"
     listed = [row.to_dict() for row in rows]
     if options.append and path.exists():
-        cases = {row["case"] for row in listed}
-        before = json.loads(path.read_text())["rows"]
-        listed = [row for row in before if row["case"] not in cases] + listed
+        before, cases = json.loads(path.read_text()), {row["case"] for row in listed}
+        listed = [row for row in before["rows"] if row["case"] not in cases] + listed
+        found["command"] = f"{before['command']} && {_name_command(name)}"
     settings = {name: getattr(options, name) for name in ("quick", "dtype", "size")}
-    write_report(path, name, **settings, **found, rows=listed)
+    write_report(path, name, **settings, **_round(found), rows=listed)
     print(f"wrote {path}", flush=True)
     return path
 
@@ -132,7 +132,7 @@ def write_report(path: Path, name: str, **found: Any) -> None:
     report = {
         "benchmark": name,
         "commit": find_commit(),
-        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": _name_command(name),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": jax.devices()[0].device_kind,
         "cpu_count": os.cpu_count(),
@@ -141,6 +141,10 @@ def write_report(path: Path, name: str, **found: Any) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _name_command(name: str) -> str:
+    return shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
 
 
 def _find_version(library: str) -> str | None:
@@ -161,4 +165,6 @@ def _round(value: Any) -> Any:
     """Round to four digits: more are noise."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _round(each) for name, each in value.items()}
     return [_round(each) for each in value] if isinstance(value, list) else value
