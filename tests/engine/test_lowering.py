@@ -106,6 +106,7 @@ def test_programs_compile_with_the_tpu_compiler(tiny_hf):
     """Run apart: libtpu wants its environment set before JAX starts."""
     tests = os.path.dirname(os.path.dirname(__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    environment.pop("XLA_FLAGS", None)  # libtpu has flags of its own, and ends at others
     result = subprocess.run(
         [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf(num_hidden_layers=4)), *COMPILED],
         env=environment, capture_output=True, text=True, timeout=300, check=False,

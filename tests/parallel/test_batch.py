@@ -114,7 +114,7 @@ print("done")
 
 def test_sharded_parameters_and_answers_equal_unsharded_ones(tiny_hf, tmp_path):
     """Four CPU devices need a process of their own: the count is fixed when JAX starts."""
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", _SHARDED, str(tiny_hf()), str(tmp_path)],

@@ -43,7 +43,7 @@ def folders(tiny_hf, tmp_path_factory):
     options += ["--tasks", "grounding", "colour", "--limit", "5", "--batch-size", "4"]
     options += ["--max-new-tokens", "4", "--no-compile-cache", "--out"]
     script = str(ROOT / "experiments" / "run.py")
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     joined = ["--mesh", "data=4,model=2", "--coordinator", f"localhost:{port}"]
     joined += ["--num-processes", "2", "--process-id"]

@@ -230,13 +230,10 @@ print("done")
 def test_sharded_kernels_equal_those_of_one_device(tiny_hf, models, tmp_path):
     """Four CPU devices need a process of their own; there, nothing has loaded the library yet."""
     np.savez(tmp_path / "alone.npz", **keymap.flatten(models[1].params))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", _SHARDED, str(tiny_hf()), str(tmp_path / "alone.npz")],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
