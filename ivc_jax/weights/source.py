@@ -1,12 +1,13 @@
 """Reading a checkpoint directory: its `config.json` and its safetensors files.
 
 Nothing but headers is read until a tensor, or a slice of one, is asked for. Files are mapped into
-memory, so that a tensor is a view of its file until it is copied to where it stays.
+memory, so that a slice is a view of its file until it is copied to where it stays.
 """
 
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class TensorFiles:
         """Return the name of a tensor's dtype in `DTYPES`, None if it is not among them."""
         return _STORED.get(self.headers[name].dtype)
 
+    def _dtype(self, header: TensorHeader) -> np.dtype:
+        dtype = DTYPES.get(_STORED.get(header.dtype), _COMPARED.get(header.dtype))
+        if dtype is None:
+            raise CheckpointError(f"{header.file} holds numbers that are not read: {header.dtype}")
+        return dtype
+
     def main_dtype(self) -> str:
         """Return the name of the dtype in `DTYPES` that most of the numbers are stored in."""
         counts = dict.fromkeys(DTYPES, 0)
@@ -105,6 +112,46 @@ class TensorFiles:
             np.array_equal(*(self.read(name, Transform.SAME, part) for name in (first, second)))
             for part in index
         )
+
+    def load(
+        self,
+        name: str,
+        transform: Transform,
+        index: tuple[slice, ...],
+        rows: np.ndarray | None = None,
+        dtype: np.dtype | None = None,
+    ) -> np.ndarray:
+        """Read as `read` does, into memory that a CPU device takes as it is.
+
+        Args:
+            name: of the tensor.
+            transform: from its layout to ours.
+            index: one slice an axis of ours.
+            rows: those of the stored tensor that are ours, in our order.
+            dtype: what to turn values into; None keeps what is stored.
+
+        Raises:
+            CheckpointError: the file broke after its header was read.
+        """
+        header = self.headers[name]
+        sizes = zip(index, header.shape, strict=False)
+        whole = tuple(len(range(*part.indices(size))) for part, size in sizes) == header.shape
+        same = transform is Transform.SAME and dtype in (None, self._dtype(header))
+        if whole and same and rows is None:
+            return self._read_whole(header)
+        return copy_aligned(self.read(name, transform, index, rows), dtype)
+
+    def _read_whole(self, header: TensorHeader) -> np.ndarray:
+        """Read a tensor without its mapping, whose pages would be looked up one by one."""
+        values = allocate(header.shape, self._dtype(header))
+        target, done = memoryview(values.reshape(-1).view(np.uint8)), 0
+        with header.file.open("rb", buffering=0) as stream:
+            while done < len(target):
+                count = os.preadv(stream.fileno(), [target[done:]], header.offset + done)
+                if not count:
+                    raise CheckpointError(f"{header.file} ends before its tensors do")
+                done += count
+        return values
 
     def read(
         self,
@@ -137,9 +184,7 @@ class TensorFiles:
             first = int(wanted.min())
             stored = (slice(first, int(wanted.max()) + 1), *stored[1:])
             picked = wanted - first
-        dtype = DTYPES.get(_STORED.get(header.dtype), _COMPARED.get(header.dtype))
-        if dtype is None:
-            raise CheckpointError(f"unsupported dtype: {name} is {header.dtype}")
+        dtype = self._dtype(header)
         stop = header.offset + math.prod(header.shape) * dtype.itemsize
         tensor = self._bytes[header.file][header.offset : stop].view(dtype).reshape(header.shape)
         values = transform.to_ours(tensor[stored][picked])
@@ -187,16 +232,24 @@ def _read_headers(file: Path) -> dict[str, TensorHeader]:
 def copy_aligned(values: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     """Copy values into memory of their own that a CPU device takes as it is.
 
-    XLA wants 64 bytes; an array anywhere else would be copied once more.
-
     Args:
         values: of any layout.
         dtype: of the copy; None is that of the values.
     """
     dtype = values.dtype if dtype is None else dtype
-    nbytes = values.size * dtype.itemsize
+    made = allocate(values.shape, dtype)
+    if (values.dtype, dtype) == (DTYPES["bfloat16"], DTYPES["float32"]):
+        # A bfloat16 is the upper half of a float32; NumPy's own cast holds up all other threads.
+        bits = made.view(np.uint32)
+        np.left_shift(values.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
+    else:
+        made[...] = values
+    return made
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an empty array that begins where XLA wants it; one elsewhere would be copied again."""
+    nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    made = raw[start : start + nbytes].view(dtype).reshape(values.shape)
-    made[...] = values
-    return made
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
