@@ -22,9 +22,9 @@ _SCORE_BYTES = 2**28
 # take 0.32 s at once and 0.45 s in steps on CPU; 256 windows of 64 patches 0.69 and 0.38 s.
 _SHORT_SLOTS = 32
 
-# Scores of a step on CPU. 2 to 16 MB differ little (4,159 tokens, 12 heads of 128); 16 prompts of
-# 300 tokens and 4 heads of 48 take 60 ms with 4 MB and 100 with 8.
-_CPU_STEP_BYTES = 2**22
+# Scores of a step on CPU. 4,159 tokens and 12 heads of 128 take 1.04 s with 8 MB and 1.14 with 4
+# (torch 0.72 in the same run, on cores that others used too); short sequences do not mind.
+_CPU_STEP_BYTES = 2**23
 
 
 @typed
