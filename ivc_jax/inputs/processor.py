@@ -134,12 +134,9 @@ class Processor:
                     "messages hold their images and videos and go through the chat template; leave"
                     " out images, videos and chat"
                 )
+            prompts = conversations
             visuals = [list_visuals(each, sample) for sample, each in enumerate(conversations)]
-            prompts, images, videos = (
-                conversations,
-                [found["image"] for found in visuals],
-                [found["video"] for found in visuals],
-            )
+            images, videos = ([found[kind] for found in visuals] for kind in ("image", "video"))
         picture_lists = _list_per_sample(images, len(prompts), "image")
         video_lists = _list_per_sample(videos, len(prompts), "video")
         rates = _list_rates(fps, video_lists)
@@ -150,7 +147,7 @@ class Processor:
                 process_image(picture, self.images, f"sample {sample}, image {index}")
                 for index, picture in enumerate(picture_lists[sample])
             ]
-            clips = [  # rates count frames; a slice takes temporal_patch_size of them
+            clips = [
                 dataclasses.replace(
                     process_video(frames, self.videos, f"sample {sample}, video {index}"),
                     # so many frames become one temporal slice

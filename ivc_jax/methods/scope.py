@@ -99,9 +99,6 @@ def cover(
     same = segment[:, :, None] == segment[:, None]  # [B, V, V]
     cosine = jnp.where(same, cosine, 0.0)  # no gain outside the segment
 
-    def unfinished(state: tuple) -> jax.Array:
-        return (state[-1] > 0).any()
-
     def step(state: tuple) -> tuple:
         covered, bound, fresh, picked, left = state  # [B, V] each
         closed = picked | (left <= 0)  # nothing to gain at these
@@ -126,4 +123,4 @@ def cover(
 
     nothing = jnp.zeros((B, V), bool)
     state = jnp.zeros((B, V)), jnp.full((B, V), jnp.inf), nothing, nothing, counts
-    return jax.lax.while_loop(unfinished, step, state)[3]
+    return jax.lax.while_loop(lambda state: (state[-1] > 0).any(), step, state)[3]

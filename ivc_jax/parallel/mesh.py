@@ -103,9 +103,10 @@ def shard_param(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     spec = find_spec(path)
     for size, axis in zip(shape, spec, strict=False):
         if axis is not None and size % mesh.shape[axis]:
-            _log.warning(
-                "%s %s is replicated: %d does not divide over %d devices of axis %r",
-                *(path, shape, size, mesh.shape[axis], axis),
-            )
+            if re.search(r"/[1-9]\d*/", path) is None:  # blocks are alike: the first one tells
+                _log.warning(
+                    "%s %s is replicated: %d does not divide over %d devices of axis %r",
+                    *(path, shape, size, mesh.shape[axis], axis),
+                )
             return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, spec)

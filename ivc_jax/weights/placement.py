@@ -34,7 +34,11 @@ def abstract_params(
         mesh: devices to shard over, by the table of `ivc_jax.parallel.mesh`.
         weights: "int8" for the quantised matrices of `ivc_jax.weights.quantize`.
     """
-    params, platform = _list_apart(config, dtype, mesh), _find_device(mesh).platform
+    return _arrange(_list_apart(config, dtype, mesh), _find_device(mesh).platform, weights)
+
+
+def _arrange(params: Params, platform: str, weights: str | None) -> Params:
+    """Turn the shapes of floats, blocks apart, into the form that devices want."""
     vision, decoder = params["vision"], params["decoder"]
     if stacks(platform):
         vision = {**vision, "blocks": _stack(vision["blocks"])}
@@ -91,9 +95,10 @@ class Placement:
         self, config: ModelConfig, dtype: np.dtype, mesh: Mesh | None, weights: str | None
     ) -> None:
         """Prepare places for all parameters; arguments as for `load_safetensors`."""
-        self.wanted = keymap.flatten(_list_apart(config, dtype, mesh))
+        apart = _list_apart(config, dtype, mesh)
+        self.wanted = keymap.flatten(apart)
         self._weights = weights
-        tree = abstract_params(config, dtype, mesh, weights)
+        tree = _arrange(apart, _find_device(mesh).platform, weights)
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
         # path -> abstract leaf, and from what first arrives on the array
         self._leaves = {keymap.join(path): leaf for path, leaf in paths}

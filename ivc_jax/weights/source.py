@@ -124,10 +124,10 @@ class TensorFiles:
         """Read as `read` does, into memory that a CPU device takes as it is.
 
         Args:
-            name: of the tensor.
-            transform: from its layout to ours.
-            index: one slice an axis of ours.
-            rows: those of the stored tensor that are ours, in our order.
+            name: as for `read`, and so all but the last.
+            transform: as there.
+            index: as there.
+            rows: as there.
             dtype: what to turn values into; None keeps what is stored.
 
         Raises:

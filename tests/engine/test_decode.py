@@ -7,24 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.batches import BUCKET, STEPS, batch_of
+from helpers.batches import STEPS
 
 import ivc_jax
 from ivc_jax.engine.decode import advance, start
 from ivc_jax.inputs.batch import InputError
-from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.base import DENSE, MethodError
-
-
-@pytest.fixture(scope="module")
-def model(tiny_hf):
-    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")[0]
-
-
-@pytest.fixture(scope="module")
-def inputs(model):
-    return collate(batch_of(0, 1, 2, 3), model.config, BUCKET)
 
 
 @pytest.fixture(scope="module")

@@ -41,16 +41,6 @@ TEXT = 1  # the one of the PROMPTS without visuals
 
 
 @pytest.fixture(scope="module")
-def model(tiny_hf):
-    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")[0]
-
-
-@pytest.fixture(scope="module")
-def inputs(model):
-    return collate(batch_of(0, 1, 2, 3), model.config, BUCKET)
-
-
-@pytest.fixture(scope="module")
 def prompts(model, inputs):
     """Give a function that prefills the four PROMPTS together, once for each method."""
     return functools.cache(lambda spec: ivc_jax.prefill(model, inputs, parse(spec)))

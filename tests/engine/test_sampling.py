@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.batches import BUCKET, STEPS, WIDE, batch_of
+from helpers.batches import STEPS, WIDE, batch_of
 from scipy import stats
 
 import ivc_jax
@@ -78,13 +78,8 @@ def test_ties_are_cut_by_id_and_kept_by_count():
 
 
 @pytest.fixture(scope="module")
-def model(tiny_hf):
-    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")[0]
-
-
-@pytest.fixture(scope="module")
-def prompt(model):
-    return ivc_jax.prefill(model, collate(batch_of(0, 1, 2, 3), model.config, BUCKET))
+def prompt(model, inputs):
+    return ivc_jax.prefill(model, inputs)
 
 
 SEEDS = [3, 11, 3, 2**32 - 1]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.batches import BUCKET, WIDE, batch_of
+from helpers.batches import WIDE, batch_of
 from helpers.prompts import CASES, IMAGE, VIDEO, hf_arrays
 
 import ivc_jax
@@ -48,21 +48,6 @@ def test_scores_equal_teacher_forcing_in_transformers(tiny_hf, load_torch, famil
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert expected.max() < -1
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_hf):
-    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def model(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def inputs(model):
-    return collate(batch_of(0, 1, 2, 3), model.config, BUCKET)
 
 
 SEEN = []

@@ -26,21 +26,6 @@ from ivc_jax.parallel.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_hf):
-    return ivc_jax.load(tiny_hf(num_hidden_layers=4), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def model(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def inputs(model):
-    return collate(batch_of(0, 1, 2, 3), model.config, BUCKET)
-
-
-@pytest.fixture(scope="module")
 def encoded(model, inputs):
     return ivc_jax.encode(model, inputs)
 
