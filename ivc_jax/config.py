@@ -7,7 +7,8 @@ import dataclasses
 
 import numpy as np
 
-ACTIVATIONS = ("quick_gelu", "gelu", "silu")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh", "silu")
+MERGE_NORMS = ("patch", "joined", "none")
 
 
 class ConfigError(ValueError):
@@ -87,12 +88,25 @@ class VisionConfig:
         norm_eps: what norms add to the variance.
         patch_bias: the patch embedding has a bias.
         rotary: queries and keys are turned by the place of their patch.
+        table_side: learned positions are added to the patches, one for each of side x side; None
+            has none.
+        class_token: a learned token sees all patches and is seen by them; it is no visual token.
+        stem_norm: patches are normed before the first block.
+        final_norm: and behind the last one.
+        fused_qkv: queries, keys and values are one projection.
+        qkv_bias: it has a bias.
+        qk_norm: queries and keys are normed, all heads together.
+        layer_scale: what a block's parts add is scaled channel by channel.
         gated_mlp: feed-forward parts are down(activation(gate(x)) * up(x)).
         window_size: side of an attention window in pixels; None is attention over the whole image.
         full_attention_blocks: blocks that attend over the whole image all the same.
         tokens_per_second: time positions in a second of video; None numbers the frames.
         timestamps: text in front of each temporal slice of a video says when it is, so that every
             slice has placeholders of its own and is numbered like an image.
+        merge_norm: what the merger norms, each "patch" as blocks do or the "joined" patches of a
+            token by their mean and variance; or "none".
+        merge_eps: what that norm adds to the variance.
+        merge_dim: width between its two layers; None is that of the joined patches.
         pixel_mean: what the image processor subtracts from each channel of values in [0, 1].
         pixel_std: what it divides them by then. Only methods that look at pixels read the two.
     """
@@ -111,23 +125,36 @@ class VisionConfig:
     norm_eps: float = 1e-6
     patch_bias: bool = False
     rotary: bool = True
+    table_side: int | None = None
+    class_token: bool = False
+    stem_norm: bool = False
+    final_norm: bool = False
+    fused_qkv: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
     gated_mlp: bool = False
     rope_theta: float = 10000.0
     window_size: int | None = None
     full_attention_blocks: tuple[int, ...] = ()
     tokens_per_second: float | None = None
     timestamps: bool = False
+    merge_norm: str = "patch"
+    merge_eps: float = 1e-6
+    merge_dim: int | None = None
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"vision hidden_act {self.activation!r} is not one of {ACTIVATIONS}")
-        if self.embed_dim % self.num_heads or self.head_dim % 4:
+        if self.embed_dim % self.num_heads or (self.rotary and self.head_dim % 4):
             raise ConfigError(
-                f"vision embed_dim {self.embed_dim} / num_heads {self.num_heads} must be a multiple"
-                " of 4 for its 2-D rotary embedding"
+                f"vision embed_dim {self.embed_dim} / num_heads {self.num_heads} must be a whole"
+                " number, and a multiple of 4 for a 2-D rotary embedding"
             )
+        if self.merge_norm not in MERGE_NORMS:
+            raise ConfigError(f"vision merge_norm {self.merge_norm!r} is not one of {MERGE_NORMS}")
         if self.window_cells == 0:
             raise ConfigError(
                 f"vision window_size {self.window_size} holds no merged cell of"
@@ -148,6 +175,11 @@ class VisionConfig:
     def patch_values(self) -> int:
         """Numbers in one flattened patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def cuts_cells(self) -> bool:
+        """Whether cells at the right and lower borders lack patches, which are zeros then."""
+        return self.table_side is not None and self.table_side % self.spatial_merge_size > 0
 
     @property
     def window_cells(self) -> int | None:
@@ -203,6 +235,10 @@ class ModelConfig:
     """A vision-language model: both halves and the ids of its marks.
 
     Attributes:
+        video_token_id: placeholder of videos; None takes none.
+        vision_start_id: written before a visual where a prompt has a mark for it; None writes
+            nothing there.
+        vision_end_id: and behind it.
         released_layer: decoder block before which the released IVC-Prune cuts this model, if there
             is a release for it.
     """
@@ -211,20 +247,20 @@ class ModelConfig:
     vision: VisionConfig
     decoder: DecoderConfig
     image_token_id: int
-    video_token_id: int
-    vision_start_id: int
-    vision_end_id: int
+    video_token_id: int | None = None
+    vision_start_id: int | None = None
+    vision_end_id: int | None = None
     released_layer: int | None = None
 
     def __post_init__(self) -> None:
-        marks = {
+        marks: dict[str, int | None] = {
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
             "vision_start_token_id": self.vision_start_id,
             "vision_end_token_id": self.vision_end_id,
         }
         for name, number in marks.items():
-            if not 0 <= number < self.decoder.vocab_size:
+            if number is not None and not 0 <= number < self.decoder.vocab_size:
                 raise ConfigError(
                     f"{name} {number} has no embedding: vocab_size is {self.decoder.vocab_size};"
                     " use the config.json that belongs to the weights"

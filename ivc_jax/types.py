@@ -38,18 +38,20 @@ def typed(function: _Function) -> _Function:
 class Layout:
     """Where the visual tokens of each sample sit in the current sequence.
 
-    `visual_index`, `visual_valid`, `image_id` and `grid` describe visual space; the rest describes
-    the sequence. An image or a whole video is one segment, numbered from 0 within its sample.
-    Padding has index 0, segment -1, grid -1 and count 0. Counts are those of the unpruned prompt
-    and stay as they are when an earlier stage has already dropped tokens; `visual_origin` is the
-    place of a token in the visual space of the unpruned prompt.
+    Arrays [B, V] describe visual space, the rest describes the sequence. An image or a whole video
+    is one segment, numbered from 0 within its sample. Padding has index 0, segment -1, grid -1,
+    tiles 0 and count 0. Counts are those of the unpruned prompt and stay as they are when an
+    earlier stage has already dropped tokens; `visual_origin` is the place of a token in the visual
+    space of the unpruned prompt.
     """
 
     visual_index: jax.Array  # [B, V] int32, slot in the sequence, ascending over the valid ones
     visual_valid: jax.Array  # [B, V] bool
     visual_origin: jax.Array  # [B, V] int32, ascending over the valid ones
     image_id: jax.Array  # [B, V] int32
-    grid: jax.Array  # [B, V, 3] int32, (frame, row, column) of the merged cell
+    grid: jax.Array  # [B, V, 3] int32, (frame, row, column) of the merged cell; a tile is a frame
+    content: jax.Array  # [B, V] bool, shows a part of the picture
+    tiles: jax.Array  # [B, V, 2] int32, (columns, rows) of the tiles of this token's image
     image_count: jax.Array  # [B, V] int32, unpruned token count of this token's image
     visual_count: jax.Array  # [B] int32, unpruned visual tokens of the sample
     text_index: jax.Array  # [B, T] int32, slot in the sequence

@@ -65,8 +65,9 @@ def compact(
     valid = selection.valid  # [B, K]
 
     def take(array: jax.Array) -> jax.Array:
-        """Take what is known of the kept visual tokens: [B, V] to [B, K]."""
-        return jnp.take_along_axis(array, selection.index, axis=1)
+        """Take what is known of the kept visual tokens: [B, V, ...] to [B, K, ...]."""
+        index = selection.index.reshape(*selection.index.shape, *(1,) * (array.ndim - 2))
+        return jnp.take_along_axis(array, index, axis=1)
 
     positions = jnp.take_along_axis(layout.positions, order[None], axis=2)  # [3, B, S]
     if renumber:
@@ -78,11 +79,9 @@ def compact(
         visual_valid=valid,
         visual_origin=jnp.where(valid, take(layout.visual_origin), 0),
         image_id=jnp.where(valid, take(layout.image_id), -1),
-        grid=jnp.where(
-            valid[..., None],
-            jnp.take_along_axis(layout.grid, selection.index[..., None], axis=1),
-            -1,
-        ),
+        grid=jnp.where(valid[..., None], take(layout.grid), -1),
+        content=valid & take(layout.content),
+        tiles=jnp.where(valid[..., None], take(layout.tiles), 0),
         image_count=jnp.where(valid, take(layout.image_count), 0),
         text_index=jnp.where(
             layout.text_valid, jnp.take_along_axis(new_slot, layout.text_index, axis=1), 0

@@ -28,9 +28,8 @@ from ivc_jax.methods.requests import (
     TowerKeys,
     TowerRequest,
 )
-from ivc_jax.nn import rope
-from ivc_jax.nn.attention import attention_received
-from ivc_jax.nn.tower import Features, Projections, Tap
+from ivc_jax.nn.attention import attention_received, attention_rows
+from ivc_jax.nn.tower import Features, Projections, Tap, drop_class
 from ivc_jax.parallel.batch import gather_cells
 from ivc_jax.types import Inputs
 
@@ -84,12 +83,12 @@ def answer_tower(
             gather = cells.gather if request.merged else cells.pool
             signals[request] = gather(tapped[tap])
         elif isinstance(request, TowerKeys):
-            # keys [R, P, H, C], mean over heads: [B, V, C]
-            signals[request] = cells.pool(tapped[tap][1].astype(jnp.float32).mean(axis=2))
+            # keys [R, P, H, C], not turned, mean over heads: [B, V, C]
+            keys = drop_class(vision, tapped[tap][2])
+            signals[request] = cells.pool(keys.astype(jnp.float32).mean(axis=2))
         else:
-            queries, keys, angles = tapped[tap]
-            turned = rope.rotate(queries, angles), rope.rotate(keys, angles)
-            signals[request] = _ReceivedInTower(cells, *turned)
+            queries, keys, _ = tapped[tap]
+            signals[request] = _ReceivedInTower(cells, queries, keys, vision.class_token)
     return signals
 
 
@@ -126,17 +125,28 @@ class _ReceivedInTower(Received):
     """Attention received within each row of patches, formed when it is asked for."""
 
     cells: _Cells = flax.struct.field(pytree_node=False)
-    queries: jax.Array  # [R, P, H, C], rotated
-    keys: jax.Array  # [R, P, H, C], rotated
+    queries: jax.Array  # [R, P, H, C], rotated; with a class token [R, 1 + P, H, C], it first
+    keys: jax.Array  # alike
+    class_token: bool = flax.struct.field(pytree_node=False)
 
     def __call__(self, weights: jax.Array | None = None) -> jax.Array:
         layout = self.cells.inputs.layout
-        weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights  # [B, V]
-        patches = self.cells.spread(weights.astype(jnp.float32))  # [R, P]
         visible = self.cells.inputs.patch_positions[..., 0] >= 0  # [R, P]
-        mass = attention_received(self.queries, self.keys, visible, patches)  # [R, P]
-        total = patches.sum(axis=1, keepdims=True)  # [R, 1], of the queries
-        received = self.cells.pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
+        if self.class_token:
+            visible = jnp.pad(visible, ((0, 0), (1, 0)), constant_values=True)  # [R, 1 + P]
+        if weights is None and self.class_token:
+            # the class token asks alone: [R, H, 1, 1 + P]
+            rows = attention_rows(self.queries[:, :1], self.keys, visible[:, None])
+            received = self.cells.pool(rows[:, :, 0, 1:].mean(axis=1))  # [B, V]
+        else:
+            weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights
+            asking = self.cells.spread(weights.astype(jnp.float32))  # [R, P]
+            if self.class_token:
+                asking = jnp.pad(asking, ((0, 0), (1, 0)))  # [R, 1 + P]: it asks nothing
+            mass = attention_received(self.queries, self.keys, visible, asking)
+            total = asking.sum(axis=1, keepdims=True)  # [R, 1], of the queries
+            mass = mass[:, 1:] if self.class_token else mass  # [R, P]
+            received = self.cells.pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
         return jnp.where(layout.visual_valid, received, 0.0)
 
 

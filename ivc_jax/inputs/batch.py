@@ -34,18 +34,28 @@ def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> None:
 class Visual:
     """One image or one video, cut into patches.
 
-    `patches` [t * h * w, patch values] float32 is in merge-block order within each temporal
-    slice; `grid` is (t, h, w) in patches, t = 1 for an image. `seconds` lie between two temporal
-    slices of a video; models without absolute time do not read them.
+    Attributes:
+        patches: [t * h * w, patch values] float32, in merge-block order within each slice; or
+            pixels [t, channels, height, width] that nobody has cut yet.
+        grid: (t, h, w) in patches, of t temporal slices or tiles; 1 for an image in one piece. Of
+            pixels it is (t, height, width).
+        seconds: between two temporal slices of a video; models without absolute time do not read
+            them.
+        tiles: (columns, rows) of the tiles that an image is cut into, a view of the whole not
+            counted.
+        size: (height, width) of the image in pixels before it was padded to a shape; None if
+            nobody reads it.
     """
 
     patches: np.ndarray
     grid: tuple[int, int, int]
     seconds: float = 1.0
+    tiles: tuple[int, int] = (1, 1)
+    size: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         t, h, w = self.grid
-        return f"Visual({t} x {h} x {w} patches)"
+        return f"Visual({t} x {h} x {w} {'pixels' if self.patches.ndim == 4 else 'patches'})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,19 +114,27 @@ class Batch:
         video_grid_thw: Any = None,
         second_per_grid_ts: Any = None,
         mm_token_type_ids: Any = None,
+        num_patches: Any = None,
+        images_spatial_crop: Any = None,
+        image_sizes: Any = None,
     ) -> "Batch":
         """Read the arrays that a Hugging Face processor returns (NumPy, or what becomes NumPy).
 
         Args:
             input_ids: [B, N], padded on either side.
             attention_mask: [B, N], 0 at padding; without it every id counts.
-            pixel_values: [patches of all images, patch values].
-            image_grid_thw: [images, 3], (t, h, w) in patches.
+            pixel_values: [patches of all images, patch values], or for models whose pictures have
+                one size [images or tiles, channels, height, width].
+            image_grid_thw: [images, 3], (t, h, w) in patches; of the first form only.
             pixel_values_videos: [patches of all videos, patch values].
             video_grid_thw: [videos, 3].
             second_per_grid_ts: [videos], seconds from one temporal slice to the next; 1 if not
                 given. Only models with absolute time (Qwen2.5-VL) read it.
             mm_token_type_ids: ignored; accepted so that a processor's output can be unpacked.
+            num_patches: [images], tiles of each, for models that cut pictures into tiles.
+            images_spatial_crop: [images, 2], (columns, rows) of the tiles of each, a view of the
+                whole not counted; rows of zeros are padding.
+            image_sizes: [images, 2], (height, width) in pixels before they were padded to a shape.
 
         Raises:
             InputError: shapes that contradict each other, or a sample without a token.
@@ -138,10 +156,14 @@ class Batch:
         videos = _split_patches(
             pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
         )
+        if pixel_values is not None and np.ndim(pixel_values) == 4:
+            images = _split_slices(pixel_values, num_patches, images_spatial_crop, image_sizes)
+        else:
+            images = _split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
         return cls(
             # padding on either side goes: [n] each
             tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
-            images=_split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw"),
+            images=tuple(images),
             videos=_with_seconds(videos, second_per_grid_ts),
         )
 
@@ -159,6 +181,41 @@ def _with_seconds(videos: Sequence[Visual], seconds: Any) -> tuple[Visual, ...]:
         dataclasses.replace(video, seconds=float(step))
         for video, step in zip(videos, steps, strict=True)
     )
+
+
+def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Sequence[Visual]:
+    """Cut stacked pictures or tiles [slices, channels, height, width] into visuals, as views.
+
+    Without a word about tiles every slice is a picture.
+    """
+    pixels = np.asarray(pixels, np.float32)
+    total, _, height, width = pixels.shape
+    tiles = [(1, 1)] * total
+    counts = [1] * total
+    if crops is not None:
+        crops = np.asarray(crops, np.int64).reshape(-1, 2)
+        tiles = [(int(columns), int(rows)) for columns, rows in crops if columns and rows]
+        area = [columns * rows for columns, rows in tiles]
+        # Some show the whole once more in any case, some only if there are several tiles.
+        always, cut = [n + 1 for n in area], [n + (n > 1) for n in area]
+        counts = cut if sum(cut) == total else always
+    if num_slices is not None:
+        counts = [int(count) for count in np.asarray(num_slices).reshape(-1)]
+        tiles = tiles if crops is not None else [(1, 1)] * len(counts)
+    shapes: list[tuple[int, int] | None] = [None] * len(counts)
+    if sizes is not None:
+        shapes = [(int(h), int(w)) for h, w in np.asarray(sizes, np.int64).reshape(-1, 2)]
+    if sum(counts) != total or len(tiles) != len(counts) or len(shapes) != len(counts):
+        raise InputError(
+            f"pixel_values holds {total} pictures or tiles; num_patches, images_spatial_crop and"
+            f" image_sizes speak of {sum(counts)} in {len(counts)}, {len(tiles)} and {len(shapes)}"
+            " images"
+        )
+    ends = np.cumsum(counts)
+    return [
+        Visual(pixels[end - count : end], (count, height, width), tiles=tile, size=size)
+        for end, count, tile, size in zip(ends, counts, tiles, shapes, strict=True)
+    ]
 
 
 def _split_patches(

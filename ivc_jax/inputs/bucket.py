@@ -251,6 +251,12 @@ def _lay_out(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         np.array([each.footprint.count for each in sample.segments], np.int32)[sample.segment_id]
         for sample in samples
     ]
+    tiles = [  # [v, 2] each
+        np.array([each.footprint.tiles for each in sample.segments], np.int32).reshape(-1, 2)[
+            sample.segment_id
+        ]
+        for sample in samples
+    ]
     positions = _stack([sample.positions.T for sample in samples], shape.slots)  # [B, N, 3]
     assert positions.max(initial=0) < shape.positions  # tables of IVC scores are that long
     return Layout(
@@ -260,6 +266,8 @@ def _lay_out(samples: Sequence[Arrangement], shape: Shape) -> Layout:
         visual_origin=_stack([np.arange(count) for count in visual_counts], shape.visual),
         image_id=_stack([sample.segment_id for sample in samples], shape.visual, fill=-1),
         grid=_stack([sample.grid for sample in samples], shape.visual, fill=-1),
+        content=_stack([sample.content for sample in samples], shape.visual).astype(bool),
+        tiles=_stack(tiles, shape.visual),
         image_count=_stack(image_count, shape.visual),
         visual_count=np.array(visual_counts, np.int32),
         text_index=_stack(text_index, shape.text),

@@ -42,7 +42,9 @@ class Footprint:
             padding.
         source: [v] int32, the merged cell that becomes each visual token, counted through all
             rows: patches / merge² cells a row.
-        grid: [v, 3] int32, (frame, row, column) of each token in merged cells.
+        grid: [v, 3] int32, (frame, row, column) of each token in merged cells; a tile is a frame.
+        content: [v] bool, whether a token shows a part of the picture.
+        tiles: (columns, rows) of its tiles.
         runs: its tokens come in so many equal runs, with text between them.
         positions: [v, 3] int32, position ids (time, height, width) of each token, counted from
             where its run starts.
@@ -55,6 +57,8 @@ class Footprint:
     patch_positions: np.ndarray
     source: np.ndarray
     grid: np.ndarray
+    content: np.ndarray
+    tiles: tuple[int, int]
     runs: int
     positions: np.ndarray
     span: int
@@ -68,7 +72,11 @@ class Footprint:
 # A data set has few sizes, and a picture is measured for its prompt and again for its layout.
 @functools.lru_cache(maxsize=128)
 def find_footprint(
-    grid: tuple[int, int, int], config: ModelConfig, seconds: float | None = None
+    grid: tuple[int, int, int],
+    config: ModelConfig,
+    seconds: float | None = None,
+    tiles: tuple[int, int] = (1, 1),
+    size: tuple[int, int] | None = None,
 ) -> Footprint:
     """Work out the footprint of a visual; equal arguments get the same one.
 
@@ -76,20 +84,23 @@ def find_footprint(
         grid: (t, h, w) in patches; h and w are multiples of the merge size.
         config: of the model.
         seconds: from one temporal slice of a video to the next; None for an image.
+        tiles: as in `Visual`.
+        size: as in `Visual`.
     """
+    del size  # no family pads pictures yet
     vision = config.vision
     merge, area = vision.spatial_merge_size, vision.merge_area
-    rows, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    places, cells = _place_cells(height, width, vision)  # [h * w] and a number, in merged cells
-    slots = (places[:, None] * area + np.arange(area)).ravel()  # [h * w]
-    if vision.window_cells is None:
-        slots = slice(cells * area)  # copying a row is twice as fast as scattering it
-    raster = np.stack(np.indices(grid[1:]), axis=-1)  # [h, w, 2]
-    # [h', w', merge, merge, 2]
-    blocks = raster.reshape(height, merge, width, merge, 2).swapaxes(1, 2)
-    # [patches of a row, 2]; what no cell takes is padding
+    # in merged cells; those at the right and lower borders may lack patches (`cuts_cells`)
+    rows, height, width = grid[0], -(-grid[1] // merge), -(-grid[2] // merge)
+    places, cells = _place_cells(height, width, vision)  # [h' * w'] and a number
+    raster = np.stack(np.indices(grid[1:]), axis=-1).reshape(-1, 2)[sort_patches(*grid[1:], merge)]
+    cell, inside = np.divmod(raster, merge)  # [h * w, 2] both
+    slots = places[cell[:, 0] * width + cell[:, 1]] * area + inside[:, 0] * merge + inside[:, 1]
+    # [patches of a row, 2]; what no patch takes is padding
     patch_positions = np.full((cells * area, 2), -1, np.int32)
-    patch_positions[slots] = blocks.reshape(-1, 2)
+    patch_positions[slots] = raster
+    if len(slots) == cells * area and vision.window_cells is None:
+        slots = slice(cells * area)  # copying a row is twice as fast as scattering it
     frames = np.arange(rows, dtype=np.int32)[:, None]  # [t, 1]
     runs = rows if vision.timestamps and seconds is not None else 1
     # Every slice is cut the same way; broadcasting copies nothing.
@@ -102,13 +113,23 @@ def find_footprint(
         # [t, h * w] before it is flat: every slice is a row of `cells` cells
         source=(frames * cells + places).ravel().astype(np.int32),
         grid=tokens,
+        content=np.ones(len(tokens), bool),
+        tiles=tiles,
         runs=runs,
         positions=_number_tokens(tokens, runs, config, seconds),
         span=len(tokens) // runs if config.decoder.rope.line else max(height, width),
     )
-    for array in (found.source, found.grid, found.positions):
+    for array in (found.source, found.grid, found.content, found.positions):
         array.setflags(write=False)  # others will get the same one
     return found
+
+
+def sort_patches(height: int, width: int, merge: int) -> np.ndarray:
+    """List patches [h * w], numbered in raster order, cell by cell (merge-block order)."""
+    row, column = np.indices((height, width))  # [h, w] each
+    cell = row // merge * -(-width // merge) + column // merge
+    inside = row % merge * merge + column % merge
+    return np.lexsort((inside.ravel(), cell.ravel()))
 
 
 def _place_cells(height: int, width: int, vision: VisionConfig) -> tuple[np.ndarray, int]:

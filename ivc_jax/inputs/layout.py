@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, VisionConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual, check_ids
-from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.footprint import Footprint, find_footprint, sort_patches
 from ivc_jax.types import typed
 
 _KINDS = ("image", "video")
@@ -54,6 +54,7 @@ class Arrangement:
         visual_slot: [v] int32, slots of the placeholders, ascending.
         segment_id: [v] int32.
         grid: [v, 3] int32, (frame, row, column) of the merged cell.
+        content: [v] bool, whether a token shows a part of its picture.
     """
 
     tokens: np.ndarray
@@ -63,6 +64,7 @@ class Arrangement:
     visual_slot: np.ndarray
     segment_id: np.ndarray
     grid: np.ndarray
+    content: np.ndarray
 
 
 def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
@@ -152,8 +154,10 @@ def _measure(
     merge = config.vision.spatial_merge_size
     pairs = []
     for index, visual in enumerate(visuals):
+        if visual.patches.ndim == 4:
+            visual = cut_pixels(visual, config.vision)
         t, h, w = visual.grid  # slices, and patches of each
-        if h % merge or w % merge:
+        if (h % merge or w % merge) and not config.vision.cuts_cells:
             raise InputError(
                 f"{kind} {index}: grid {visual.grid} must be multiples of the merge size {merge};"
                 " use the checkpoint's own preprocessor"
@@ -164,13 +168,28 @@ def _measure(
                 f" {(t * h * w, config.vision.patch_values)}; use the checkpoint's own preprocessor"
             )
         seconds = visual.seconds if kind == "video" else None  # an image has no time
-        pairs.append((visual, find_footprint(visual.grid, config, seconds)))
+        footprint = find_footprint(visual.grid, config, seconds, visual.tiles, visual.size)
+        pairs.append((visual, footprint))
     return pairs
+
+
+def cut_pixels(visual: Visual, vision: VisionConfig) -> Visual:
+    """Cut pixels [t, channels, height, width] into patches; what is no whole patch is left out."""
+    patch, merge = vision.patch_size, vision.spatial_merge_size
+    t, channels, height, width = visual.patches.shape
+    h, w = height // patch, width // patch
+    pixels = visual.patches[:, :, : h * patch, : w * patch]
+    blocks = pixels.reshape(t, channels, h, patch, w, patch).transpose(0, 2, 4, 1, 3, 5)
+    # one slice of time is the same frame as often as a patch has frames
+    blocks = np.repeat(blocks[:, :, :, :, None], vision.temporal_patch_size, axis=4)
+    order = sort_patches(h, w, merge)
+    patches = blocks.reshape(t, h * w, -1)[:, order].reshape(t * h * w, -1)
+    return dataclasses.replace(visual, patches=patches, grid=(t, h, w))
 
 
 def _find_runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]:
     """List the runs of equal placeholders: (kind, first slot, length)."""
-    ids = {config.image_token_id: "image", config.video_token_id: "video"}
+    ids = {config.image_token_id: "image", config.video_token_id: "video"}  # None is no token
     # tokens 7 9 9 9 5: runs start at 0 1 4 and end before 1 4 5
     starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1))
     ends = np.append(starts[1:], len(tokens))
@@ -219,4 +238,5 @@ def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
         visual_slot=np.concatenate([np.zeros(0, np.int32), *slots]).astype(np.int32),
         segment_id=np.repeat(np.arange(len(segments)), counts).astype(np.int32),
         grid=np.concatenate([empty, *grids]),
+        content=np.concatenate([empty[:, 0] > 0, *(each.footprint.content for each in segments)]),
     )

@@ -156,7 +156,10 @@ class Processor:
                 for index, frames in enumerate(video_lists[sample])
             ]
             footprints = {
-                "image": [find_footprint(each.grid, self.config) for each in pictures],
+                "image": [
+                    find_footprint(each.grid, self.config, None, each.tiles, each.size)
+                    for each in pictures
+                ],
                 "video": [find_footprint(each.grid, self.config, each.seconds) for each in clips],
             }
             tokens.append(self.writer.write(prompt, footprints, sample, chat))
@@ -180,7 +183,9 @@ class Processor:
                 grid = self.images.find_grid(width, height)
             except InputError as error:
                 raise InputError(f"image {index}: {error}") from None
-            footprints.append(find_footprint(grid, self.config))
+            tiles = self.images.find_tiles(width, height)
+            size = (height, width) if self.images.pads else None
+            footprints.append(find_footprint(grid, self.config, None, tiles, size))
         length = len(self.writer.write(prompt, {"image": footprints, "video": []}, 0, chat))
         # Text advances positions by one a token, an image by its span.
         reached = length + sum(each.span - each.count for each in footprints)

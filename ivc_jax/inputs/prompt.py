@@ -145,6 +145,9 @@ class PromptWriter:
             InputError: marks and visuals differ in number, the text of a message holds a
                 placeholder, a token has no embedding, or there is no chat template.
         """
+        for kind, each in footprints.items():
+            if each and kind not in self._placeholder_ids():
+                raise InputError(f"sample {sample}: this model takes no {kind}s; leave them out")
         if not isinstance(prompt, str):
             text = self._render_messages(prompt, sample)
         else:
@@ -183,16 +186,19 @@ class PromptWriter:
         return np.repeat(tokens, repeats)  # [n]
 
     def _placeholder_ids(self) -> dict[str, int]:
-        return {"image": self.config.image_token_id, "video": self.config.video_token_id}
+        """The placeholder of each kind of visual that the model takes."""
+        ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
+        return {kind: number for kind, number in ids.items() if number is not None}
 
     def _place(
         self, prompt: str, footprints: Mapping[str, Sequence[Footprint]], sample: int
     ) -> list[tuple[str, str]]:
         """Cut the prompt into ("text" | "image" | "video", text), unmarked kinds first."""
-        first = []
+        first, placeholders = [], self._placeholder_ids()
         for kind, mark in MARKS.items():
-            placeholder = self.tokenizer.token(self._placeholder_ids()[kind])
-            found, expected = prompt.count(mark) + prompt.count(placeholder), len(footprints[kind])
+            found, expected = prompt.count(mark), len(footprints[kind])
+            if kind in placeholders:
+                found += prompt.count(self.tokenizer.token(placeholders[kind]))
             if not found:
                 first += [(kind, "")] * expected
             elif found != expected:
@@ -238,7 +244,7 @@ class PromptWriter:
             return text
         config = self.config
         marks = (config.vision_start_id, self._placeholder_ids()[kind], config.vision_end_id)
-        return "".join(self.tokenizer.token(number) for number in marks)
+        return "".join(self.tokenizer.token(number) for number in marks if number is not None)
 
 
 def _to_json(

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -35,8 +35,11 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class PictureRule(abc.ABC):
     """What of a `preprocessor_config.json` every rule reads; the defaults are those of CLIP.
 
-    Sizes are in pixels. `resample` is PIL's number of the filter (3 is bicubic).
+    Sizes are in pixels. `resample` is PIL's number of the filter (3 is bicubic). A rule that `pads`
+    pictures to a shape notes their sizes (`Visual.size`).
     """
+
+    pads: ClassVar[bool] = False
 
     patch_size: int = 14
     merge_size: int = 2
@@ -81,6 +84,11 @@ class PictureRule(abc.ABC):
         Raises:
             InputError: a size that the rule cannot use.
         """
+
+    def find_tiles(self, width: int, height: int) -> tuple[int, int]:
+        """Say how many tiles (columns, rows) a picture of this size in pixels is cut into."""
+        del width, height
+        return 1, 1
 
     @abc.abstractmethod
     def cut(self, pictures: Sequence[Image.Image]) -> Visual:

@@ -48,12 +48,15 @@ def make_layout(
             target[: len(row[name])] = np.array(row[name], np.int32).reshape(-1, *cell)
         return jnp.asarray(table)
 
+    valid = stack("image", V, -1) >= 0  # [B, V]
     return Layout(
         visual_index=stack("visual", V, 0),
-        visual_valid=stack("image", V, -1) >= 0,
+        visual_valid=valid,
         visual_origin=stack("origin", V, 0),
         image_id=stack("image", V, -1),
         grid=stack("grid", V, -1),
+        content=valid,
+        tiles=jnp.repeat(valid[..., None], 2, axis=-1).astype(jnp.int32),
         image_count=stack("count", V, 0),
         visual_count=jnp.array([len(row["image"]) for row in rows], jnp.int32),
         text_index=stack("text", T, 0),

@@ -146,7 +146,8 @@ class Received:
         """Return the attention that tokens receive, averaged over queries: float32 [B, V].
 
         Args:
-            weights: [B, V] float32, how much each query token of an image counts; None is all
-                alike. An image without weight gives zeros.
+            weights: [B, V] float32, how much each query token of an image counts; an image without
+                weight gives zeros. None asks what speaks for the whole image: the class token of a
+                tower that has one, or all patches alike.
         """
         raise NotImplementedError

@@ -14,6 +14,7 @@ NORMS = {"layernorm": partial(nn.LayerNorm, use_fast_variance=False), "rmsnorm":
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
 

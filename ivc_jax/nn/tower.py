@@ -1,4 +1,6 @@
-"""The whole vision tower: patch embedding, blocks, merger.
+"""The whole vision tower: patch embedding, what is learned of places, blocks, merger.
+
+A class token, if there is one, is slot 0 of every row from the first block to the last.
 
 Pruning methods may tap it. Taps split the loop, they never change what it computes:
 
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +24,15 @@ from jaxtyping import Array, Float, Int
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
 from ivc_jax.nn.blocks import Blocks, Params, is_stacked, run_blocks, take_block
-from ivc_jax.nn.layers import Linear
-from ivc_jax.nn.vision import PatchMerger, VisionBlock, Windows, attend_rows, find_windows
+from ivc_jax.nn.layers import NORMS, Linear
+from ivc_jax.nn.vision import (
+    PatchMerger,
+    VisionBlock,
+    Windows,
+    attend_rows,
+    find_windows,
+    order_slots,
+)
 from ivc_jax.types import typed
 
 
@@ -40,9 +50,9 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Projections:
-    """Tap: queries and keys of a block's attention, not rotated, and the rotary angles.
+    """Tap: queries and keys of a block's attention, rotated, and the keys as they were before.
 
-    [R, P, H, C] twice and [R, P, F].
+    [R, P, H, C] each; with a class token [R, 1 + P, H, C].
     """
 
     block: int
@@ -73,50 +83,105 @@ def encode(
         Visual tokens [R, P / merge², out_dim] in the order of the row, those of padding are
         meaningless; and what was tapped.
     """
-    x = _embedding(config).apply({"params": params["patch_embed"]}, patches)  # [R, P, D]
-    angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)  # [R, P, F]
-    if not config.rotary:
-        angles = jnp.zeros_like(angles)  # turns nothing
-    merge = partial(PatchMerger(config).apply, {"params": params["merger"]})
     valid = patch_positions[..., 0] >= 0  # [R, P]
+    x = _embedding(config).apply({"params": params["patch_embed"]}, patches)  # [R, P, D]
+    x = _place(config, params, x, patch_positions)  # [R, P, D], with a class token [R, 1 + P, D]
+    angles = None  # nothing turns
+    if config.rotary:
+        angles = rope.vision_angles(config.head_dim, patch_positions, config.rope_theta)
     windowed = config.window_size is not None
+    # [R, P], with a class token [R, 1 + P]
+    seen = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True) if config.class_token else valid
     loop = _Loop(
         block=VisionBlock(config),
         blocks=params["blocks"],
         angles=angles,
         # A row of padding alone still needs one key, or its softmax is 0 / 0.
-        lengths=valid.sum(axis=1).clip(min=1),  # [R]
+        lengths=seen.sum(axis=1).clip(min=1),  # [R]
+        order=order_slots(seen) if windowed or config.cuts_cells else None,
         windows=find_windows(valid, config.row_unit) if windowed else None,
         full=config.full_attention_blocks if windowed else (),
     )
+
+    def merge(x: jax.Array) -> jax.Array:
+        """Turn outputs of a block into visual tokens: [R, W, out_dim]."""
+        if config.final_norm:
+            x = _norm(config).apply({"params": params["final_norm"]}, x)
+        x = drop_class(config, x)
+        if config.cuts_cells:
+            x = jnp.where(valid[..., None], x, 0)
+        return PatchMerger(config).apply({"params": params["merger"]}, x)
+
     x, tapped = _run_tapped(loop, x, taps, config.depth)
     for tap in tapped:
-        if isinstance(tap, Features) and tap.merged:
-            tapped[tap] = merge(tapped[tap])  # [R, W, out_dim]
+        if isinstance(tap, Features):
+            tapped[tap] = (merge if tap.merged else partial(drop_class, config))(tapped[tap])
     return merge(x), tapped
 
 
+def drop_class(config: VisionConfig, x: jax.Array) -> jax.Array:
+    """Take the class token, if there is one, away from [R, 1 + P, ...]: [R, P, ...]."""
+    return x[:, 1:] if config.class_token else x
+
+
+def _place(
+    config: VisionConfig, params: Params, x: jax.Array, patch_positions: jax.Array
+) -> jax.Array:
+    """Tell embedded patches [R, P, D] where they are; put the class token in front of them."""
+    first = int(config.class_token)  # row of the table that is the first patch's
+    if config.table_side is not None:
+        place = patch_positions[..., 0] * config.table_side + patch_positions[..., 1]  # [R, P]
+        x = x + params["positions"][first + place.clip(min=0)]
+    if config.class_token:
+        token = params["class_token"]  # [D]
+        if config.table_side is not None:
+            token = token + params["positions"][0]
+        token = jnp.broadcast_to(token, (len(x), 1, config.embed_dim))
+        x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
+    if config.stem_norm:
+        x = _norm(config).apply({"params": params["stem_norm"]}, x)
+    return x
+
+
 def init_params(config: VisionConfig, key: jax.Array) -> Params:
-    """Draw random float32 parameters of a tower, blocks apart: patch_embed, blocks, merger."""
-    embed_key, block_key, merger_key = jax.random.split(key, 3)
+    """Draw random float32 parameters of a tower, blocks apart: patch_embed, blocks, merger.
+
+    Beside them, where the config says so: positions [side², D] and class_token [D], which is the
+    first of 1 + side² positions then, and stem_norm and final_norm.
+    """
+    embed_key, block_key, merger_key, place_key = jax.random.split(key, 4)
     patches = jnp.zeros((1, config.row_unit, config.patch_values))  # the smallest row
     x = jnp.zeros((1, config.row_unit, config.embed_dim))
-    angles = jnp.zeros((1, config.row_unit, config.head_dim // 2))
+    angles = jnp.zeros((1, config.row_unit, config.head_dim // 2)) if config.rotary else None
     attend = partial(attend_rows, lengths=jnp.ones(1, jnp.int32))
 
     @jax.jit  # traced once for all blocks
     def init_block(key: jax.Array) -> Params:
         return VisionBlock(config).init(key, x, angles, attend)["params"]
 
-    return {
+    params = {
         "patch_embed": _embedding(config).init(embed_key, patches)["params"],
         "blocks": tuple(map(init_block, jax.random.split(block_key, config.depth))),
         "merger": PatchMerger(config).init(merger_key, x)["params"],
     }
+    token_key, table_key = jax.random.split(place_key)
+    if config.class_token:
+        params["class_token"] = 0.02 * jax.random.normal(token_key, (config.embed_dim,))
+    if config.table_side is not None:
+        shape = config.class_token + config.table_side**2, config.embed_dim
+        params["positions"] = 0.02 * jax.random.normal(table_key, shape)
+    for name, wanted in (("stem_norm", config.stem_norm), ("final_norm", config.final_norm)):
+        if wanted:
+            params[name] = _norm(config).init(place_key, x)["params"]
+    return params
 
 
 def _embedding(config: VisionConfig) -> Linear:
     return Linear(config.embed_dim, use_bias=config.patch_bias)
+
+
+def _norm(config: VisionConfig) -> nn.Module:
+    return NORMS[config.norm](epsilon=config.norm_eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +190,21 @@ class _Loop:
 
     block: VisionBlock
     blocks: Blocks
-    angles: jax.Array  # [R, P, F]
-    lengths: jax.Array  # [R], real patches of each row
+    angles: jax.Array | None  # [R, P, F]
+    lengths: jax.Array  # [R], real slots of each row
+    order: jax.Array | None  # [R, P], see `attend_rows`
     windows: Windows | None
     full: tuple[int, ...]  # blocks that see the whole row all the same
 
     def params(self, index: int) -> dict[str, Params]:
         """Take one block's parameters."""
         return {"params": take_block(self.blocks, index)}
+
+    def turn(self, *vectors: jax.Array) -> tuple[jax.Array, ...]:
+        """Turn queries and keys by the places of their patches."""
+        if self.angles is None:
+            return vectors
+        return tuple(rope.rotate(each, self.angles) for each in vectors)
 
     def run(
         self, x: jax.Array, totals: list[jax.Array], start: int, stop: int
@@ -144,8 +216,8 @@ class _Loop:
             # One body for both kinds of blocks: the choice is data, and a constant for XLA in
             # blocks apart, where it takes the other branch away.
             full = full if self.full else None
-            see = {"lengths": self.lengths, "windows": self.windows, "full": full}
-            attend = partial(attend_rows, **see)
+            see = {"lengths": self.lengths, "order": self.order, "windows": self.windows}
+            attend = partial(attend_rows, **see, full=full)
             x = self.block.apply({"params": params}, x, self.angles, attend)
             return (x, [total + x for total in totals]), None
 
@@ -166,7 +238,7 @@ def _run_tapped(
     for start, stop in itertools.pairwise(sorted(borders)):
         if (tap := Projections(start)) in taps:
             queries, keys, _ = loop.block.apply(loop.params(start), x, method="project")
-            tapped[tap] = queries, keys, loop.angles
+            tapped[tap] = *loop.turn(queries, keys), keys
         here = [tap for tap in means if tap.first <= start <= tap.last]
         # What earlier loops have added up, [R, P, D] each.
         totals = [tapped.get(tap, jnp.zeros_like(x)) for tap in here]

@@ -1,7 +1,8 @@
-"""Parts of a vision tower over padded patch rows, after Qwen2-VL's and Qwen2.5-VL's.
+"""Parts of a vision tower over padded patch rows.
 
-One row holds the patches of one image (or of one temporal slice of a video); rows never see each
-other. Without windows attention is full inside a row, and rows are padded on the right:
+One row holds the patches of one image, or of one tile of it, or of one temporal slice of a video;
+rows never see each other. A class token goes in front of its row. Without windows attention is full
+inside a row, and rows are padded on the right:
 
     patch_positions[row]   (0,0) (0,1) (1,0) (1,1) (0,2) ... (-1,-1) (-1,-1)
                            `---- one merged token ---'       `-- padding --'
@@ -20,7 +21,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import rope
@@ -34,7 +35,6 @@ class Windows:
     """Attention windows of patch rows: W windows of P / W slots each, real patches first."""
 
     lengths: jax.Array  # [R, W] int32, real patches of each window
-    order: jax.Array  # [R, P] int32, slots of a row, those of real patches first
 
 
 # What happens between projection and output: attention within what a patch may see. From rotated
@@ -43,17 +43,40 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention inside a patch row, with 2-D rotary positions."""
+    """Multi-head attention inside a patch row."""
 
     config: VisionConfig
 
     def setup(self) -> None:
         """Declare the projections under the names that checkpoints use."""
-        self.qkv = Linear(3 * self.config.embed_dim)
-        self.proj = Linear(self.config.embed_dim)
+        width, bias = self.config.embed_dim, self.config.qkv_bias
+        if self.config.fused_qkv:
+            self.qkv = Linear(3 * width, use_bias=bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (Linear(width, use_bias=bias) for _ in "qkv")
+        if self.config.qk_norm:
+            self.q_norm = nn.RMSNorm(epsilon=self.config.norm_eps)
+            self.k_norm = nn.RMSNorm(epsilon=self.config.norm_eps)
+        self.proj = Linear(width)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [R, P, D] to queries, keys and values [R, P, H, C], none of them rotated."""
+        if self.config.fused_qkv:
+            queries, keys, values = self._project_fused(x)
+        else:
+            shape = (*x.shape[:2], self.config.num_heads, self.config.head_dim)
+            queries, keys, values = (
+                constrain(projection(x).reshape(shape), None, None, "model")
+                for projection in (self.q_proj, self.k_proj, self.v_proj)
+            )
+        if self.config.qk_norm:  # over all heads together, as InternViT-6B has it
+            queries, keys = (
+                norm(heads.reshape(x.shape)).reshape(heads.shape)
+                for norm, heads in ((self.q_norm, queries), (self.k_norm, keys))
+            )
+        return queries, keys, values
+
+    def _project_fused(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         shape = (3, self.config.num_heads, self.config.head_dim)
         if axis_size("model") == 1 or self.is_initializing():
             qkv = self.qkv(x).reshape(*x.shape[:2], *shape)
@@ -63,15 +86,17 @@ class VisionAttention(nn.Module):
             params = self.get_variable("params", "qkv")
             weight = params["weight"].reshape(*shape, -1)  # [3, H, C, D]
             weight = constrain(weight, None, "model")
-            bias = constrain(params["bias"].reshape(shape), None, "model")
-            qkv = jnp.einsum("rpd,thcd->rpthc", x, weight) + bias  # [R, P, 3, H, C]
+            qkv = jnp.einsum("rpd,thcd->rpthc", x, weight)  # [R, P, 3, H, C]
+            if self.config.qkv_bias:
+                qkv = qkv + constrain(params["bias"].reshape(shape), None, "model")
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
-    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:
-        """Map [R, P, D] to [R, P, D], with angles [R, P, F]."""
+    def __call__(self, x: jax.Array, angles: jax.Array | None, attend: Attend) -> jax.Array:
+        """Map [R, P, D] to [R, P, D], with angles [R, P, F] if patches turn by their place."""
         queries, keys, values = self.project(x)  # [R, P, H, C] each
-        mixed = attend(rope.rotate(queries, angles), rope.rotate(keys, angles), values)
-        return self.proj(mixed.reshape(x.shape))
+        if angles is not None:
+            queries, keys = rope.rotate(queries, angles), rope.rotate(keys, angles)
+        return self.proj(attend(queries, keys, values).reshape(x.shape))
 
 
 def attend_rows(
@@ -80,6 +105,7 @@ def attend_rows(
     values: jax.Array,
     *,
     lengths: jax.Array,
+    order: jax.Array | None = None,
     windows: Windows | None = None,
     full: jax.Array | None = None,
 ) -> jax.Array:
@@ -87,18 +113,20 @@ def attend_rows(
 
     Args:
         lengths: [R], real patches of each row.
-        windows: without them attention is over the row, whose real patches come first.
+        order: [R, P], slots of each row, those of real patches first; None if they lie so.
+        windows: without them attention is over the row.
         full: scalar bool, attend over the row despite the windows; None is False.
     """
+    vectors = queries, keys, values
     if windows is None:
-        return attend(queries, keys, values, lengths=lengths)
+        return _attend_across(lengths, order, *vectors)
     if full is None:
-        return _attend_within(windows, queries, keys, values)
+        return _attend_within(windows, *vectors)
     return jax.lax.cond(
         full,
-        lambda *qkv: _attend_across(windows, lengths, *qkv),
+        lambda *qkv: _attend_across(lengths, order, *qkv),
         lambda *qkv: _attend_within(windows, *qkv),
-        *(queries, keys, values),
+        *vectors,
     )
 
 
@@ -114,14 +142,19 @@ def _attend_within(
 
 
 def _attend_across(
-    windows: Windows, lengths: jax.Array, queries: jax.Array, keys: jax.Array, values: jax.Array
+    lengths: jax.Array,
+    order: jax.Array | None,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
 ) -> jax.Array:
-    """Attend over the whole row, around the padding between windows."""
+    """Attend over the whole row, around padding that lies between its patches."""
     # Attention does not mind the order of its keys. With the real ones first their number says it
     # all, where a mask would cost P x P numbers in cuDNN.
-    keys, values = (
-        jnp.take_along_axis(x, windows.order[:, :, None, None], axis=1) for x in (keys, values)
-    )
+    if order is not None:
+        keys, values = (
+            jnp.take_along_axis(x, order[:, :, None, None], axis=1) for x in (keys, values)
+        )
     return attend(queries, keys, values, lengths=lengths)
 
 
@@ -136,6 +169,11 @@ class VisionBlock(nn.Module):
         norm = partial(NORMS[config.norm], epsilon=config.norm_eps)
         self.norm1, self.norm2 = norm(), norm()
         self.attn = VisionAttention(config)
+        if config.layer_scale:
+            self.ls1, self.ls2 = (
+                self.param(name, nn.initializers.ones, (config.embed_dim,))
+                for name in ("ls1", "ls2")
+            )
         sizes = (config.mlp_dim, config.embed_dim, config.activation)
         self.mlp = GatedMLP(*sizes, use_bias=True) if config.gated_mlp else MLP(*sizes)
 
@@ -143,10 +181,12 @@ class VisionBlock(nn.Module):
         """Return the unrotated queries, keys and values [R, P, H, C] of the block's attention."""
         return self.attn.project(self.norm1(x))
 
-    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> jax.Array:
-        """Map [R, P, D] to [R, P, D], with angles [R, P, F]."""
-        x = x + self.attn(self.norm1(x), angles, attend)
-        return x + self.mlp(self.norm2(x))
+    def __call__(self, x: jax.Array, angles: jax.Array | None, attend: Attend) -> jax.Array:
+        """Map [R, P, D] to [R, P, D], with angles [R, P, F] if patches turn by their place."""
+        mixed = self.attn(self.norm1(x), angles, attend)
+        x = x + (self.ls1 * mixed if self.config.layer_scale else mixed)
+        made = self.mlp(self.norm2(x))
+        return x + (self.ls2 * made if self.config.layer_scale else made)
 
 
 class PatchMerger(nn.Module):
@@ -158,15 +198,21 @@ class PatchMerger(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [R, P, D] to [R, P / merge², out_dim]."""
         R, P, D = x.shape
-        joined = D * self.config.merge_area
-        # Patch by patch, before they are joined.
-        x = NORMS[self.config.norm](epsilon=self.config.norm_eps, name="ln_q")(x)
-        x = x.reshape(R, P // self.config.merge_area, joined)  # [R, W, merge² D]
-        return MLP(joined, self.config.out_dim, "gelu", name="mlp")(x)
+        config, joined = self.config, D * self.config.merge_area
+        if config.merge_norm == "patch":
+            x = NORMS[config.norm](epsilon=config.merge_eps, name="ln_q")(x)
+        x = x.reshape(R, P // config.merge_area, joined)  # [R, W, merge² D]
+        if config.merge_norm == "joined":
+            x = NORMS["layernorm"](epsilon=config.merge_eps, name="ln_q")(x)
+        return MLP(config.merge_dim or joined, config.out_dim, "gelu", name="mlp")(x)
 
 
 def find_windows(valid: Bool[Array, "R P"], window_patches: int) -> Windows:
-    """Count the real patches of each window; list the slots of a row, real patches first."""
+    """Count the real patches of each window."""
     R, P = valid.shape
-    lengths = valid.reshape(R, P // window_patches, window_patches).sum(axis=2)  # [R, W]
-    return Windows(lengths=lengths, order=jnp.argsort(~valid, axis=1, stable=True))
+    return Windows(valid.reshape(R, P // window_patches, window_patches).sum(axis=2))
+
+
+def order_slots(valid: Bool[Array, "R P"]) -> Int[Array, "R P"]:
+    """List the slots of each row, those of real patches first."""
+    return jnp.argsort(~valid, axis=1, stable=True)

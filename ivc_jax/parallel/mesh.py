@@ -31,6 +31,8 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"decoder/layers/\d+/o_proj/weight$", _ROWS),
     (r"decoder/layers/\d+/mlp/(gate|up)_proj/weight$", _COLUMNS),
     (r"decoder/layers/\d+/mlp/down_proj/weight$", _ROWS),
+    (r"vision/blocks/\d+/attn/(q|k|v)_proj/weight$", _COLUMNS),
+    (r"vision/blocks/\d+/attn/(q|k|v)_proj/bias$", _COLUMN_BIAS),
     # Queries, keys and values are fused here, so a shard does not hold whole heads of each.
     (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/weight$", _COLUMNS),
     (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/bias$", _COLUMN_BIAS),

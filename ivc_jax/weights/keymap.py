@@ -36,11 +36,20 @@ class Transform(enum.Enum):
     """How the values of a tensor are laid out on the two sides."""
 
     SAME = "same"
-    CONVOLUTION = "convolution"  # PyTorch [D, channel, time, row, column], here [D, values]
+    CONVOLUTION = "convolution"  # PyTorch [D, channel, (time,) row, column], here [D, values]
+    ROW = "row"  # [1, ...], here [...]
+    TOKEN = "token"  # [1, 1, ...], here [...]
+
+    @property
+    def leading(self) -> int:
+        """Axes of size one that the Hugging Face tensor has in front."""
+        return {Transform.ROW: 1, Transform.TOKEN: 2}.get(self, 0)
 
     def to_ours(self, tensor: Any) -> Any:
         """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view."""
-        return tensor if self is Transform.SAME else tensor.reshape(tensor.shape[0], -1)
+        if self is Transform.CONVOLUTION:
+            return tensor.reshape(tensor.shape[0], -1)
+        return tensor.reshape(tensor.shape[self.leading :])
 
     def to_hf(self, array: Any, config: ModelConfig) -> Any:
         """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor; a view."""
@@ -48,11 +57,13 @@ class Transform(enum.Enum):
 
     def hf_shape(self, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
         """Return the shape of the Hugging Face tensor behind our array of `shape`."""
-        if self is Transform.SAME:
-            return shape
+        if self is not Transform.CONVOLUTION:
+            return (*(1,) * self.leading, *shape)
         vision = config.vision
+        # a tower without time has no axis for it
+        time = (vision.temporal_patch_size,) if vision.temporal_patch_size > 1 else ()
         side = vision.patch_size
-        return (shape[0], vision.in_channels, vision.temporal_patch_size, side, side)
+        return (shape[0], vision.in_channels, *time, side, side)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,6 +177,7 @@ class TensorFiles:
         header = self.headers[name]
         # A convolution [D, ...] is cut along D alone: only that much is read.
         stored = index[:1] if transform is Transform.CONVOLUTION else index
+        stored = (*(slice(None),) * transform.leading, *stored)
         picked = slice(None)
         if rows is not None:
             # ours 0 1 2 3 are rows 4 5 12 13 of the tensor: read 4..13, then pick 0 1 8 9

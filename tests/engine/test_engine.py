@@ -281,6 +281,8 @@ def test_compaction_by_hand():
         visual_origin=int32([0, 1, 2, 3], [0, 1, 0, 0]),
         image_id=int32([0, 0, 0, 0], [0, 0, -1, -1]),
         grid=jnp.stack([int32([0, 0, 1, 1], [0, 0, -1, -1])] * 3, axis=-1),
+        content=jnp.asarray([[1, 1, 1, 0], [1, 1, 0, 0]], bool),
+        tiles=jnp.stack([int32([1, 1, 2, 2], [1, 1, 0, 0])] * 2, axis=-1),
         image_count=int32([4, 4, 4, 4], [2, 2, 0, 0]),
         visual_count=jnp.asarray([4, 2], jnp.int32),
         text_index=int32([0, 5, 6, 0], [0, 3, 0, 0]),

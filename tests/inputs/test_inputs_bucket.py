@@ -51,6 +51,8 @@ def test_two_samples_are_padded_as_drawn():
         "visual_origin": [[0, 1, 2, 3, 0, 0], [0] * 6],
         "image_id": [[0, 0, 0, 0, -1, -1], [-1] * 6],
         "grid": [[[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], *unseen * 2], unseen * 6],
+        "content": [[True] * 4 + [False] * 2, [False] * 6],
+        "tiles": [[[1, 1]] * 4 + [[0, 0]] * 2, [[0, 0]] * 6],
         "image_count": [[4, 4, 4, 4, 0, 0], [0] * 6],
         "visual_count": [4, 0],
         "text_index": [[0, 5, 0, 0], [0, 1, 0, 0]],
@@ -84,7 +86,8 @@ def test_two_samples_are_padded_as_drawn():
 
 def test_dtypes_are_those_of_the_contract():
     found = leaves(collate(batch([[1, I, I, I, I, 2]], [visual(1, 4, 4)]), CONFIG))
-    kinds = {"patches": np.float32, "visual_valid": np.bool_, "text_valid": np.bool_}
+    kinds = {"patches": np.float32, "content": np.bool_}
+    kinds |= {"visual_valid": np.bool_, "text_valid": np.bool_}
     assert found.pop("visual") is None  # the tower has not run
     for name, value in found.items():
         if name not in ("num_images", "num_positions", "visual_slots"):

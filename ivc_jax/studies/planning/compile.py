@@ -171,6 +171,8 @@ def make_abstract_inputs(
             visual_origin=array(B, V),
             image_id=array(B, V),
             grid=array(B, V, 3),
+            content=array(B, V, kind=np.bool_),
+            tiles=array(B, V, 2),
             image_count=array(B, V),
             visual_count=array(B),
             text_index=array(B, T),
