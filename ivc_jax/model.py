@@ -17,7 +17,7 @@ from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.processor import Processor, read_rules
 from ivc_jax.inputs.resize import PictureRule
 from ivc_jax.inputs.tokenizer import read_stop_ids
-from ivc_jax.nn.blocks import Params, is_stacked
+from ivc_jax.nn.blocks import Params, peek
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
 from ivc_jax.weights.load import load_safetensors, stores_head
@@ -53,9 +53,7 @@ class Model:
     @property
     def weights(self) -> str:
         """What the decoder's weights are stored as: "int8" or the name of a float dtype."""
-        layers = self.params["decoder"]["layers"]
-        block = layers if is_stacked(layers) else layers[0]  # all are alike
-        weight = block["q_proj"]["weight"]
+        weight = peek(self.params["decoder"]["layers"])["o_proj"]["weight"]  # every block has one
         return str((weight.qvalue if is_quantized(weight) else weight).dtype)
 
     def __repr__(self) -> str:

@@ -103,6 +103,8 @@ class Selection:
 class KVSpan:
     """Keys (already rotated) and values of consecutive layers that share one cache length.
 
+    Values of no width are made of the keys, of which there is one for all heads (`nn.latent`).
+
     While tokens are decoded, heads lie before slots, [L, B, G, S, C]; of blocks apart there are
     L arrays instead.
     """

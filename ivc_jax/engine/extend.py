@@ -129,5 +129,5 @@ def _run_cached(sizes, angles, mask, slot, carry, params, index):
         keys, values = map(write, cache, new)
         return attend_cached(query, read(keys), read(values), mask), (keys, values)
 
-    hidden, cache = decoder.run_layer(sizes, params, hidden, angles, attend)
+    hidden, cache = decoder.run_layer(sizes, params, hidden, angles, attend, cached=True)
     return (hidden, *cache), None

@@ -60,25 +60,26 @@ class Walk:
         """Run the blocks of a span and answer what the next cut asks about them."""
         layers, layout = self.params["layers"], sequence.layout
         angles = rope.angles(self.sizes.rope, layout.positions)  # [B, N, F]
-        queries = None  # [B, N, H, C], of a block that runs alone
+        vectors = None  # queries, keys and values [B, N, H or G, C] of a block that runs alone
 
-        def attend(*vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def attend(*vectors: jax.Array) -> tuple[jax.Array, Any]:
             mixed, cached = decoder.attend_whole(*vectors, lengths=layout.lengths)
-            return mixed, vectors if span.alone else cached
+            return mixed, (vectors[:3], cached) if span.alone else cached
 
         if span.alone:
-            hidden, (queries, keys, values) = decoder.run_layer(
+            hidden, (vectors, cached) = decoder.run_layer(
                 self.sizes, take_block(layers, span.start), sequence.hidden, angles, attend
             )
-            keys, values = keys[None], values[None]  # [1, B, N, G, C]
+            keys, values = (each[None] for each in cached)  # [1, B, N, G, C]
         else:
             hidden, (keys, values) = decoder.run_span(
                 self.sizes, layers, sequence.hidden, angles, span.start, span.stop, attend
             )  # [B, N, D], [L, B, N, G, C]
         asked = {request.layer for request in requests if isinstance(request, LayerRequest)}
         for layer in sorted(asked.intersection(range(span.start, span.stop))):
-            offset = layer - span.start
-            self._answer(requests, layer, layout, queries, keys[offset], values[offset])
+            cached = keys[layer - span.start], values[layer - span.start]
+            found = vectors or (None, *decoder.expand(self.sizes, layers, layer, *cached))
+            self._answer(requests, layer, layout, *found)
         keys, values = constrain_cache(keys), constrain_cache(values)
         self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
         count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)  # [B]

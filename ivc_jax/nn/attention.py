@@ -31,16 +31,16 @@ _CPU_STEP_BYTES = 2**23
 def attend(
     queries: Float[Array, "B N H C"],
     keys: Float[Array, "B S G C"],
-    values: Float[Array, "B S G C"],
+    values: Float[Array, "B S G E"],
     *,
     mask: Bool[Array, "#B 1 N S"] | None = None,
     lengths: Int[Array, "B"] | None = None,
     causal: bool = False,
-) -> Float[Array, "B N H C"]:
+) -> Float[Array, "B N H E"]:
     """Run grouped-query attention: a library's kernel where there is one, else in steps.
 
     Outputs of queries that may look at nothing, and of causal ones in slots of padding, are finite
-    and mean nothing.
+    and mean nothing. Heads of values may be narrower than those of keys.
 
     Args:
         mask: True where a query may look at a key.
@@ -48,7 +48,7 @@ def attend(
         causal: a query sees no key in a later slot.
     """
     if not queries.size:
-        return queries
+        return jnp.zeros((*queries.shape[:3], values.shape[3]), queries.dtype)
     on_tpu = library = partial(_attend_by_library, causal=causal)
     if mask is None and keys.shape[1] == queries.shape[1] >= _SPLASH_SLOTS:
         on_tpu = partial(_run_locally, partial(_attend_by_splash, causal=causal))
@@ -79,22 +79,34 @@ def _attend_by_library(
     if implementation is None and 4 * B * H * N * S > _SCORE_BYTES:
         in_steps = partial(attend_stepwise, causal=causal, step_bytes=_SCORE_BYTES)
         return _run_locally(in_steps, queries, keys, values, lengths, mask)
-    return jax.nn.dot_product_attention(
+    width = values.shape[3]
+    # The library wants values as wide as keys.
+    wide = jnp.pad(values, ((0, 0), (0, 0), (0, 0), (0, queries.shape[3] - width)))
+    mixed = jax.nn.dot_product_attention(
         queries,
         keys,
-        values,
+        wide,
         mask=mask,
         key_value_seq_lengths=lengths,
         is_causal=causal,
         implementation=implementation,
     )
+    return mixed[..., :width]
 
 
 def _implementation(queries: jax.Array) -> str | None:
     # cuDNN's kernel takes half precision only and pays off from two queries on (prefill, tower).
     half = queries.dtype in (jnp.bfloat16, jnp.float16)
     on_gpu = jax.default_backend() == "gpu"
-    return "cudnn" if half and on_gpu and queries.shape[1] > 1 else None
+    return "cudnn" if half and on_gpu and queries.shape[1] > 1 and _fits(queries) else None
+
+
+def _fits(queries: jax.Array) -> bool:
+    """Tell whether cuDNN's kernel takes heads so wide: up to 128, from Hopper on up to 256."""
+    width = queries.shape[3]
+    return width <= 128 or (
+        width <= 256 and float(jax.local_devices()[0].compute_capability) >= 9.0
+    )
 
 
 def _attend_by_splash(*vectors: jax.Array | None, causal: bool) -> jax.Array:
@@ -138,16 +150,18 @@ def _run_locally(
 def attend_cached(
     queries: Float[Array, "B N H C"],
     keys: Float[Array, "B G S C"],
-    values: Float[Array, "B G S C"],
+    values: Float[Array, "B G S E"],
     mask: Bool[Array, "#B 1 N S"],
-) -> Float[Array, "B N H C"]:
+) -> Float[Array, "B N H _"]:
     """Attend from a few queries to a cache whose slots lie behind its heads.
 
     Args:
+        values: of no width where keys are the values, too (`nn.latent`): [B, N, H, C] comes out.
         mask: True where a query may look at a key; every query at one key or more.
     """
     B, N, H, C = queries.shape
     G = keys.shape[1]
+    values = values if values.shape[3] else keys
     if N > 1:
         return attend(queries, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask=mask)
     # One query: the products read the cache as it lies. The library's function copies it to this
@@ -159,8 +173,8 @@ def attend_cached(
     )  # [B, G, H / G, S]
     raised = raise_logits(logits * C**-0.5, mask)  # [B, G, H / G, S]
     mixed = jax.lax.dot_general(raised.astype(values.dtype), values, (((3,), (2,)), batch))
-    mixed = (mixed / raised.sum(axis=-1, keepdims=True)).astype(values.dtype)  # [B, G, H / G, C]
-    return mixed.reshape(B, 1, H, C)
+    mixed = (mixed / raised.sum(axis=-1, keepdims=True)).astype(values.dtype)  # [B, G, H / G, E]
+    return mixed.reshape(B, 1, H, -1)
 
 
 @typed

@@ -4,6 +4,7 @@ Parameters are `{"embed_tokens", "layers", "norm"[, "lm_head"]}`; `layers` are b
 two forms of `ivc_jax.nn.blocks`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,32 +17,36 @@ from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope, tower
 from ivc_jax.nn.attention import attend
 from ivc_jax.nn.blocks import Blocks, Params, is_stacked, run_blocks, stack, take_block
+from ivc_jax.nn.experts import Experts
+from ivc_jax.nn.latent import LatentHeads
 from ivc_jax.nn.layers import GatedMLP, Linear, dequantized, multiply
 from ivc_jax.parallel.constraints import constrain
 from ivc_jax.types import typed
 
 # What happens between the halves of a block: attention to whatever keys the caller knows. From
-# rotated queries [B, N, H, C] and keys, and values [B, N, G, C], it makes the mixed values
-# [B, N, H, C]; the second result is handed on to the caller.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# rotated queries [B, N, H, C] and keys, and values [B, N, G, E], it makes the mixed values
+# [B, N, H, E]; the second result is handed on to the caller. Where a cache holds something else
+# than these keys and values, that pair comes as a fourth argument.
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 def attend_whole(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
+    stored: tuple[jax.Array, jax.Array] | None = None,
     *,
     lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Attend within a whole sequence (an `Attend`); hand on keys and values.
+    """Attend within a whole sequence (an `Attend`); hand on what a cache holds.
 
     Args:
         lengths: [B], valid slots.
         mask: [#B, 1, N, N], which slots see which; without it attention is causal.
     """
     mixed = attend(queries, keys, values, mask=mask, lengths=lengths, causal=mask is None)
-    return mixed, (keys, values)
+    return mixed, (keys, values) if stored is None else stored
 
 
 class DecoderBlock(nn.Module):
@@ -49,27 +54,40 @@ class DecoderBlock(nn.Module):
 
     x -> norm -> q, k, v -> rotate -> attend -> o_proj -> + x -> norm -> feed forward -> +
          `---------- qkv ---------'  caller's   `------------------ mix ----------------'
+
+    Attributes:
+        routed: the feed-forward part is one of experts.
     """
 
     config: DecoderConfig
+    routed: bool = False
 
     def setup(self) -> None:
         """Declare the projections under the names that checkpoints use."""
         config = self.config
         heads, groups = config.num_heads, config.num_kv_heads
         self.input_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
-        self.q_proj = Linear(heads * config.head_dim, use_bias=config.qkv_bias)
-        self.k_proj = Linear(groups * config.head_dim, use_bias=config.qkv_bias)
-        self.v_proj = Linear(groups * config.value_dim, use_bias=config.qkv_bias)
+        if config.latent is not None:
+            self.latent = LatentHeads(config)
+        else:
+            self.q_proj = Linear(heads * config.head_dim, use_bias=config.qkv_bias)
+            self.k_proj = Linear(groups * config.head_dim, use_bias=config.qkv_bias)
+            self.v_proj = Linear(groups * config.value_dim, use_bias=config.qkv_bias)
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(epsilon=config.norm_eps)
             self.k_norm = nn.RMSNorm(epsilon=config.norm_eps)
         self.o_proj = Linear(config.hidden_size, use_bias=False)
         self.post_attention_layernorm = nn.RMSNorm(epsilon=config.norm_eps)
-        self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
+        if self.routed:
+            self.mlp = Experts(config.experts)
+        else:
+            self.mlp = GatedMLP(config.intermediate_size, config.hidden_size)
 
     def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, C]."""
+        """Project [B, N, D] to rotated queries [B, N, H, C] and keys, and values [B, N, G, E]."""
+        if self.config.latent is not None:
+            queries, latents = self.latent.project(self.input_layernorm(x), angles)
+            return queries, *self.latent.expand(latents)
         B, N, _ = x.shape
         config, x = self.config, self.input_layernorm(x)  # [B, N, D]
         # Split by whole heads: with fewer key heads than devices, columns would split within one.
@@ -87,14 +105,32 @@ class DecoderBlock(nn.Module):
         return rope.rotate(queries, angles), rope.rotate(keys, angles), values
 
     def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """Add the projected attention output [B, N, H, C] and the feed-forward part to x."""
+        """Add the projected attention output [B, N, H, E] and the feed-forward part to x."""
         B, N, _ = x.shape
-        x = x + self.o_proj(mixed.reshape(B, N, -1))  # heads side by side: [B, N, H * C]
+        x = x + self.o_proj(mixed.reshape(B, N, -1))  # heads side by side: [B, N, H * E]
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
-        """Run the block on [B, N, D]; return the same shape, and what `attend` handed on."""
-        mixed, handed = attend(*self.qkv(x, angles))
+    def expand(self, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the keys [B, N, G, C] and values [B, N, G, E] that a cache stands for."""
+        return (keys, values) if self.config.latent is None else self.latent.expand(keys)
+
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, attend: Attend, cached: bool = False
+    ) -> tuple[jax.Array, Any]:
+        """Run the block on [B, N, D]; return the same shape, and what `attend` handed on.
+
+        Args:
+            cached: what `attend` asks is a cache: keys and values come as those lie there.
+        """
+        if self.config.latent is None:
+            mixed, handed = attend(*self.qkv(x, angles))
+            return self.mix(x, mixed), handed
+        queries, latents = self.latent.project(self.input_layernorm(x), angles)
+        stored = latents, latents[..., :0]  # the values are the latents, too
+        if cached:
+            mixed, handed = attend(self.latent.absorb(queries), *stored)
+            return self.mix(x, self.latent.release(mixed)), handed
+        mixed, handed = attend(queries, *self.latent.expand(latents), stored)
         return self.mix(x, mixed), handed
 
 
@@ -107,8 +143,18 @@ def project(
     index: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return queries, keys and values of block `index` without running it."""
-    params = _read(take_block(layers, index))
-    return DecoderBlock(config).apply(params, hidden, angles, method="qkv")
+    block, params = _read(config, take_block(layers, index))
+    return block.apply(params, hidden, angles, method="qkv")
+
+
+def expand(
+    config: DecoderConfig, layers: Blocks, index: int, keys: jax.Array, values: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the keys and values [B, N, G, C] of block `index` that its cache stands for."""
+    if config.latent is None:
+        return keys, values
+    block, params = _read(config, take_block(layers, index))
+    return block.apply(params, keys, values, method="expand")
 
 
 @typed
@@ -118,10 +164,16 @@ def run_layer(
     hidden: Float[Array, "B N D"],
     angles: Float[Array, "B N F"],
     attend: Attend = attend_whole,
+    cached: bool = False,
 ) -> tuple[Float[Array, "B N D"], Any]:
-    """Run a block of these parameters; return hidden states and what `attend` handed on."""
+    """Run a block of these parameters; return hidden states and what `attend` handed on.
+
+    Args:
+        cached: as in `DecoderBlock`.
+    """
+    block, read = _read(config, params)
     with jax.named_scope("decoder_layer"):
-        return DecoderBlock(config).apply(_read(params), hidden, angles, attend)
+        return block.apply(read, hidden, angles, attend, cached)
 
 
 @typed
@@ -137,8 +189,8 @@ def run_span(
     """Run blocks start..stop-1.
 
     Returns:
-        Hidden states, and what `attend` handed on, stacked: for `attend_whole` keys and values
-        [L, B, N, G, C].
+        Hidden states, and what `attend` handed on, stacked: for `attend_whole` what a cache holds,
+        keys and values [L, B, N, G, C].
     """
 
     def body(hidden: jax.Array, params: Params, _: None) -> tuple[jax.Array, Any]:
@@ -149,9 +201,14 @@ def run_span(
     return hidden, made if is_stacked(layers) else stack(made)
 
 
-def _read(block: Params) -> dict[str, Params]:
-    """Wrap a block's parameters, as floats, for Flax."""
-    return {"params": dequantized(block, block["input_layernorm"]["scale"].dtype)}
+def _read(config: DecoderConfig, params: Params) -> tuple[DecoderBlock, dict[str, Params]]:
+    """Return the kind of block that these are parameters of, and wrap them for Flax.
+
+    They are floats then, but those of experts, few of which will be used.
+    """
+    block = DecoderBlock(config, routed="experts" in params["mlp"])
+    floats = dequantized(params, params["input_layernorm"]["scale"].dtype, but="experts")
+    return block, {"params": floats}
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
@@ -183,13 +240,15 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     hidden = jnp.zeros((1, 1, sizes.hidden_size))
     angles = jnp.zeros((1, 1, sizes.rope.head_dim // 2))
 
-    @jax.jit  # traced once for all blocks
-    def init_block(block_key: jax.Array) -> Params:
-        return DecoderBlock(sizes).init(block_key, hidden, angles, attend_whole)["params"]
+    @functools.partial(jax.jit, static_argnums=1)  # traced once for all blocks of a kind
+    def init_block(block_key: jax.Array, routed: bool) -> Params:
+        block = DecoderBlock(sizes, routed)
+        return block.init(block_key, hidden, angles, attend_whole)["params"]
 
+    layer_keys = jax.random.split(layer_key, sizes.num_layers)
     decoder: Params = {
         "embed_tokens": {"embedding": normal(embed_key, table)},
-        "layers": tuple(map(init_block, jax.random.split(layer_key, sizes.num_layers))),
+        "layers": tuple(init_block(key, sizes.routes(i)) for i, key in enumerate(layer_keys)),
         "norm": {"scale": jnp.ones(sizes.hidden_size)},
     }
     if not sizes.tie_embeddings:

@@ -103,15 +103,21 @@ def is_quantized(node: Any) -> bool:
     return hasattr(node, "qvalue")
 
 
-def dequantized(params: Any, dtype: np.dtype) -> Any:
-    """Turn the quantised weights of a parameter tree into floats; leave everything else alone."""
+def dequantized(params: Any, dtype: np.dtype, but: str = "") -> Any:
+    """Turn the quantised weights of a parameter tree into floats; leave everything else alone.
 
-    def turn(node: Any) -> Any:
-        if not is_quantized(node):
+    Args:
+        params: the tree.
+        dtype: of the floats.
+        but: name of a part of the tree that is left alone, too.
+    """
+
+    def turn(path: tuple, node: Any) -> Any:
+        if not is_quantized(node) or jax.tree_util.DictKey(but) in path:
             return node
         import qwix  # an optional dependency, installed where there are such weights
 
         # Scales are float32, so half precision rounds once, behind the product.
         return qwix.dequantize(node).astype(dtype)
 
-    return jax.tree.map(turn, params, is_leaf=is_quantized)
+    return jax.tree_util.tree_map_with_path(turn, params, is_leaf=is_quantized)

@@ -25,6 +25,8 @@ def splash_attend(
 ) -> jax.Array:
     """Attend over a whole sequence: [B, N, H, C] from keys and values [B, N, G, C].
 
+    Heads of values may have a width of their own, which that of the result is then.
+
     Causal attention does not look at `lengths`: a valid query sees nothing behind itself, and
     padding follows the valid slots. Outputs in slots of padding are finite and otherwise arbitrary.
 
@@ -60,4 +62,4 @@ def splash_attend(
         arguments.append(kernel_library.SegmentIds(jnp.ones_like(visible), visible))
         axes.append(None)
     mixed = jax.vmap(jax.vmap(kernel, in_axes=tuple(axes)))(*arguments)  # [B, G, H / G, slots, C]
-    return mixed.reshape(B, H, slots, C).swapaxes(1, 2)[:, :N]
+    return mixed.reshape(B, H, slots, -1).swapaxes(1, 2)[:, :N]

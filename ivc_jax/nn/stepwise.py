@@ -42,6 +42,8 @@ def attend_stepwise(
 ) -> jax.Array:
     """Attend from queries [B, N, H, C] over keys and values [B, S, G, C]: [B, N, H, C].
 
+    Heads of values may have a width of their own, which that of the result is then.
+
     A query that may look at nothing looks at everything: its output is finite and means nothing.
 
     Args:
@@ -80,11 +82,11 @@ def attend_stepwise(
     queries = jnp.pad(queries, ((0, 0), (0, total * n - N), (0, 0), (0, 0)))
     queries = queries.reshape(B, total, n, G, r, C).transpose(0, 3, 1, 4, 2, 5)
     queries = queries.reshape(P // p, p, total, r, n, C).swapaxes(1, 2)
-    keys, values = (x.swapaxes(1, 2).reshape(P // p, p, S, C) for x in (keys, values))
+    keys, values = (x.swapaxes(1, 2).reshape(P // p, p, S, -1) for x in (keys, values))
     # [P / p, total, p, r, n, C]
     mixed = _map(attend_pairs, (p * jnp.arange(P // p), queries, keys, values))
-    mixed = mixed.swapaxes(1, 2).reshape(B, G, total, r, n, C).transpose(0, 2, 4, 1, 3, 5)
-    return mixed.reshape(B, total * n, H, C)[:, :N]
+    mixed = mixed.swapaxes(1, 2).reshape(B, G, total, r, n, -1).transpose(0, 2, 4, 1, 3, 5)
+    return mixed.reshape(B, total * n, H, -1)[:, :N]
 
 
 def _attend_step(
@@ -102,7 +104,7 @@ def _attend_step(
     raised = raise_logits(logits, None if seen is None else seen[:, None])
     shares = raised.reshape(p, r * n, -1).astype(values.dtype)  # [p, r n, S]
     # Divided behind the product: C numbers a query, not S.
-    mixed = wide("pqs,psc->pqc", shares, values).reshape(p, r, n, C)
+    mixed = wide("pqs,psc->pqc", shares, values).reshape(p, r, n, -1)
     return (mixed / raised.sum(axis=-1, keepdims=True)).astype(values.dtype)
 
 

@@ -21,6 +21,7 @@ AXES = ("data", "model")
 _COLUMNS = PartitionSpec("model", None)
 _ROWS = PartitionSpec(None, "model")
 _COLUMN_BIAS = PartitionSpec("model")  # [out]
+_EXPERTS = PartitionSpec("model", None, None)  # [E, out, in]: whole experts
 
 # The first pattern found in the path wins; what no pattern names is replicated.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
@@ -28,9 +29,11 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"decoder/lm_head/weight$", _COLUMNS),  # [vocab, D]
     (r"decoder/layers/\d+/(q|k|v)_proj/weight$", _COLUMNS),
     (r"decoder/layers/\d+/(q|k|v)_proj/bias$", _COLUMN_BIAS),
+    (r"decoder/layers/\d+/latent/(q|q_b|k_b|v_b)_proj/weight$", _COLUMNS),  # whole heads
     (r"decoder/layers/\d+/o_proj/weight$", _ROWS),
-    (r"decoder/layers/\d+/mlp/(gate|up)_proj/weight$", _COLUMNS),
-    (r"decoder/layers/\d+/mlp/down_proj/weight$", _ROWS),
+    (r"decoder/layers/\d+/mlp/(shared_experts/)?(gate|up)_proj/weight$", _COLUMNS),
+    (r"decoder/layers/\d+/mlp/(shared_experts/)?down_proj/weight$", _ROWS),
+    (r"decoder/layers/\d+/mlp/experts/\w+/weight$", _EXPERTS),
     (r"vision/blocks/\d+/attn/(q|k|v)_proj/weight$", _COLUMNS),
     (r"vision/blocks/\d+/attn/(q|k|v)_proj/bias$", _COLUMN_BIAS),
     # Queries, keys and values are fused here, so a shard does not hold whole heads of each.

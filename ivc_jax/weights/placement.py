@@ -5,6 +5,7 @@ stacked    stack [L, out, in]   0 0 0 0                 a stack is allocated onc
                                 0 1 0 0                 in place: no second one anywhere
 """
 
+import bisect
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.nn.blocks import Params, stacks
+from ivc_jax.nn.blocks import Params, find_sections, stack_sections, stacks
 from ivc_jax.nn.decoder import init_params
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.parallel.mesh import shard_param
@@ -41,9 +42,9 @@ def _arrange(params: Params, platform: str, weights: str | None) -> Params:
     """Turn the shapes of floats, blocks apart, into the form that devices want."""
     vision, decoder = params["vision"], params["decoder"]
     if stacks(platform):
-        vision = {**vision, "blocks": _stack(vision["blocks"])}
+        vision = {**vision, "blocks": stack_sections(vision["blocks"], _stack)}
     if stacks(platform, quantized=weights is not None):
-        decoder = {**decoder, "layers": _stack(decoder["layers"])}
+        decoder = {**decoder, "layers": stack_sections(decoder["layers"], _stack)}
 
     def turn(path: tuple, leaf: Any) -> Any:
         matrix = quantize.is_matrix(keymap.join(path))
@@ -98,6 +99,8 @@ class Placement:
         apart = _list_apart(config, dtype, mesh)
         self.wanted = keymap.flatten(apart)
         self._weights = weights
+        # first blocks of the decoder's sections
+        self._starts = [run.start for run in find_sections(apart["decoder"]["layers"])]
         tree = _arrange(apart, _find_device(mesh).platform, weights)
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
         # path -> abstract leaf, and from what first arrives on the array
@@ -124,12 +127,21 @@ class Placement:
         """Take a parameter of one block, or what lies at a place in its first axes."""
         array = quantize.quantize(array) if self.quantizes(path) else array
         if path not in self._leaves:  # stacked: the number of the block is one more axis
-            place = (*keymap.find_block(path), *place)
-            path = keymap.drop_block(path)
+            path, number = self._find_stack(path)
+            place = (number, *place)
         if place:
             array = jax.tree.map(functools.partial(_write, place), self._leaves[path], array)
         # One array in flight: transfers that queue up would each hold a host copy.
         self._leaves[path] = jax.block_until_ready(array)
+
+    def _find_stack(self, path: str) -> tuple[str, int]:
+        """Return the path of the stack that a block's parameter lies in, and its place there."""
+        (number,) = keymap.find_block(path)
+        if (stack := keymap.drop_block(path)) in self._leaves:
+            return stack, number
+        section = bisect.bisect(self._starts, number) - 1
+        stack = path.replace(f"/{number}/", f"/parts/{section}/", 1)
+        return stack, number - self._starts[section]
 
     def finish(self) -> Params:
         """Return the parameters; all have come."""

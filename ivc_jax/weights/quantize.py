@@ -6,8 +6,9 @@
     scale = largest magnitude of the row / 127.5, values = round(weight / scale), clipped
 
 Only weights are stored this way: those of a block are turned back into the model's dtype when it
-runs (`ivc_jax.nn.layers.dequantized`). Norms, biases, the embedding table (also as the head
-of a model that ties the two) and the vision tower stay floats.
+runs (`ivc_jax.nn.layers.dequantized`), those of an expert when it is used. Norms, biases, routers,
+the embedding table (also as the head of a model that ties the two) and the vision tower stay
+floats.
 """
 
 import functools
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 WEIGHTS = ("int8",)
-_MATRICES = re.compile(r"decoder/(layers/.+|lm_head)/weight")
+_MATRICES = re.compile(r"decoder/(layers/(?!.*\bmlp/gate/).+|lm_head)/weight")
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
 
 
@@ -48,10 +49,10 @@ def is_matrix(path: str) -> bool:
 
 
 def quantize(weight: jax.Array) -> Any:
-    """Quantise a weight [out, in] or a stack [L, out, in], sharded as it is; any float dtype.
+    """Quantise a weight [out, in] or a stack [..., out, in], sharded as it is; any float dtype.
 
     Returns:
-        A `qwix.QArray`: `qvalue` int8 of the same shape, `scale` float32 [out, 1] or [L, out, 1].
+        A `qwix.QArray`: `qvalue` int8 of the same shape, `scale` float32 [..., out, 1].
     """
     return _quantizer(*_shardings(weight.sharding, weight.ndim))(weight)
 
@@ -59,7 +60,7 @@ def quantize(weight: jax.Array) -> Any:
 def abstract_weight(weight: Any) -> Any:
     """Return what `quantize` makes of a weight given as `jax.ShapeDtypeStruct`."""
     values, scale = _shardings(weight.sharding, len(weight.shape))
-    shape = (*weight.shape[:-1], 1)  # [out, 1] or [L, out, 1]
+    shape = (*weight.shape[:-1], 1)  # [..., out, 1]
     return _qwix().QArray(
         qvalue=jax.ShapeDtypeStruct(weight.shape, _INT8, sharding=values),
         scale=jax.ShapeDtypeStruct(shape, _FLOAT32, sharding=scale),
