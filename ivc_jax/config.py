@@ -307,6 +307,34 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Released:
+    """What the released IVC-Prune does on one model; its code differs from family to family.
+
+    A field bears the name of the setting of `IVCPrune`, or of a part of it, that is this where it
+    is not given. Defaults are those of the code for Qwen2.5-VL.
+
+    Attributes:
+        layer: decoder block before which it cuts; None if there is no release for the model.
+        combine: how IVC tokens and foreground make up what is kept.
+        foreground_fraction: share of foreground under "union"; None is the paper's.
+        keep_seeds: whether seeds stay whatever their rank; None hangs on `combine`.
+        cos_fraction: share of an image's tokens taken by V.
+        sin_fraction: share of an image's tokens taken by U.
+        key_scope: what the softmax of the foreground runs over.
+        query_offset: text slots behind an image that do not ask.
+    """
+
+    layer: int | None = None
+    combine: str = "fill"
+    foreground_fraction: float | None = None
+    keep_seeds: bool | None = None
+    cos_fraction: float = 0.1
+    sin_fraction: float = 0.1
+    key_scope: str = "image"
+    query_offset: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A vision-language model: both halves and the ids of its marks.
 
@@ -315,8 +343,7 @@ class ModelConfig:
         vision_start_id: written before a visual where a prompt has a mark for it; None writes
             nothing there.
         vision_end_id: and behind it.
-        released_layer: decoder block before which the released IVC-Prune cuts this model, if there
-            is a release for it.
+        released: what the released IVC-Prune does on this model.
     """
 
     family: str
@@ -326,7 +353,7 @@ class ModelConfig:
     video_token_id: int | None = None
     vision_start_id: int | None = None
     vision_end_id: int | None = None
-    released_layer: int | None = None
+    released: Released = Released()
 
     def __post_init__(self) -> None:
         marks: dict[str, int | None] = {

@@ -14,13 +14,19 @@ from ivc_jax.studies.study import Study, Variant
 _FRACTIONS = {0.5: (0.0, 0.1, 0.3), 0.25: (0.0, 0.05, 0.1, 0.2, 0.3)}
 _OFFSETS = (8, 16, 32, 128, 512)
 _KEPT = (0.5, 0.25)
+_PUBLISHED = 0.1
+
+
+def _write(**fractions: float) -> str:
+    """Write the fractions that differ from the published ones, which a record does not name."""
+    return "".join(f",{name}={share}" for name, share in fractions.items() if share != _PUBLISHED)
 
 
 def _grid(keep_ratio: float) -> Study:
     chosen = _FRACTIONS[keep_ratio]
     full = f"ivc:keep_ratio={keep_ratio}"
     variants = tuple(
-        Variant(f"{full},cos_fraction={cosine},sin_fraction={sine}", "fractions", "",
+        Variant(full + _write(cos_fraction=cosine, sin_fraction=sine), "fractions", "",
                 x=cosine, y=sine)
         for cosine in chosen
         for sine in chosen
@@ -33,7 +39,7 @@ def _grid(keep_ratio: float) -> Study:
             "Foreground fills up what the IVC tokens leave; where these are more than the keep"
             " ratio, all of them stay. Compared with the published 10 % by V and 10 % by U."
         ),
-        reference=f"{full},cos_fraction=0.1,sin_fraction=0.1",
+        reference=full,
         variants=variants,
         figure="heat",
         x_label="cos fraction",

@@ -186,7 +186,8 @@ def _make_grid(arguments: Arguments) -> Grid:
     from ivc_jax.model import find_folder, read_config
 
     path = find_model(arguments.model.model)
-    depth = read_config(find_folder(path)).decoder.num_layers  # blocks of the decoder
+    config = read_config(find_folder(path))
+    usual, depth = config.released, config.decoder.num_layers  # blocks of the decoder
     if depth < 2:
         raise SettingsError(f"{path} has a single block: there is no layer to choose")
     # from 1: the method asks the block before the cut for values
@@ -201,8 +202,9 @@ def _make_grid(arguments: Arguments) -> Grid:
         for fraction in sorted(set(arguments.choice.fractions)):
             method = ivc_jax.methods.IVCPrune(
                 layer=layer,
-                cos_fraction=fraction,
-                sin_fraction=fraction,
+                # a key in records: it says what is not usual
+                cos_fraction=None if fraction == usual.cos_fraction else fraction,
+                sin_fraction=None if fraction == usual.sin_fraction else fraction,
                 budget=arguments.choice.budget,
             )
             grid[ivc_jax.methods.describe(method)] = (layer, fraction)

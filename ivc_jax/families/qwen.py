@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, RopeConfig, VisionConfig
+from ivc_jax.config import (
+    ConfigError,
+    DecoderConfig,
+    ModelConfig,
+    Released,
+    RopeConfig,
+    VisionConfig,
+)
 from ivc_jax.families.base import Family
 from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.footprint import Footprint
@@ -93,7 +100,7 @@ def _read_config(
         video_token_id=int(text["video_token_id"]),
         vision_start_id=int(text["vision_start_token_id"]),
         vision_end_id=int(text["vision_end_token_id"]),
-        released_layer=_RELEASED_LAYERS.get((name, decoder.num_layers)),
+        released=Released(layer=_RELEASED_LAYERS.get((name, decoder.num_layers))),
     )
 
 

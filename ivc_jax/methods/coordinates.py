@@ -10,6 +10,7 @@ import numpy as np
 from ivc_jax import ivc
 from ivc_jax.config import RopeConfig
 from ivc_jax.methods.base import MethodError
+from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import check_choice, check_fractions, check_not_negative, sort_planes
 from ivc_jax.methods.select import Segments, gather_positions, round_counts
 from ivc_jax.types import Layout
@@ -30,8 +31,8 @@ class Coordinates:
 
     Attributes:
         cos_fraction: share of an image's tokens nearest to the identity rotation, by V; rounded
-            half to even.
-        sin_fraction: share of an image's tokens nearest to a quarter turn, by U.
+            half to even. None is the released code's for the model: 0.1 for Qwen2.5-VL.
+        sin_fraction: share of an image's tokens nearest to a quarter turn, by U; likewise.
         frequencies: planes in the sums: "all", "section", "low", "middle", "high" or indices (see
             `ivc.select`).
         positions: "absolute" ids of the prompt (released code); "relative" counts the ids of each
@@ -44,8 +45,8 @@ class Coordinates:
             the difference of their positions. V and U can.
     """
 
-    cos_fraction: float = 0.1
-    sin_fraction: float = 0.1
+    cos_fraction: float | None = None
+    sin_fraction: float | None = None
     frequencies: Frequencies = "all"
     positions: str = "absolute"
     axes: str = "thw"
@@ -74,16 +75,22 @@ class Coordinates:
         except ValueError as error:
             raise MethodError(str(error)) from None
 
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Shares of the tokens taken by V and by U."""
+        settings = fill_in(self)
+        return settings.cos_fraction, settings.sin_fraction
+
     def shrink(self, budget: float | None) -> "Coordinates":
         """Return the settings for a budget: below a half, IVC tokens keep their part of it."""
         scale = choose_scale(budget)
-        cosine, sine = scale * self.cos_fraction, scale * self.sin_fraction
+        cosine, sine = (scale * fraction for fraction in self.fractions)
         return dataclasses.replace(self, cos_fraction=cosine, sin_fraction=sine)
 
     def count(self, max_count: int) -> tuple[np.ndarray, np.ndarray]:
         """Tabulate the tokens taken by V, and by U, of every count 0 .. max_count."""
-        cosine = round_counts(self.cos_fraction, max_count)
-        return cosine, round_counts(self.sin_fraction, max_count)
+        cosine, sine = self.fractions
+        return round_counts(cosine, max_count), round_counts(sine, max_count)
 
     def mark(
         self,

@@ -1,16 +1,32 @@
 """What depends on the model if a method does not name it: the block to cut at, position ids."""
 
+import dataclasses
 import functools
 import logging
+from typing import TypeVar
 
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, Released
 
 _log = logging.getLogger(__name__)
+_S = TypeVar("_S")
+_USUAL = Released()
+
+
+def fill_in(settings: _S, released: Released = _USUAL) -> _S:
+    """Return settings, a dataclass, whose fields that are not given (None) are those released.
+
+    Args:
+        released: for which model; by default the code for Qwen2.5-VL, which is what settings mean
+            that no model has resolved.
+    """
+    known = vars(released)
+    open_fields = [n for n, value in vars(settings).items() if value is None and n in known]
+    return dataclasses.replace(settings, **{name: known[name] for name in open_fields})
 
 
 def choose_layer(config: ModelConfig) -> int:
     """Return the released layer of a known model, else two thirds of the depth, with a log note."""
-    return config.released_layer or _take_two_thirds(config.family, config.decoder.num_layers)
+    return config.released.layer or _take_two_thirds(config.family, config.decoder.num_layers)
 
 
 def choose_positions(positions: str | None, config: ModelConfig) -> str:

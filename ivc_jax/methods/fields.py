@@ -26,10 +26,10 @@ def check_keep_ratio(keep_ratio: float, name: str = "keep_ratio") -> None:
         raise MethodError(f"{name} must be in (0, 1], got {keep_ratio}")
 
 
-def check_fractions(**fractions: float) -> None:
-    """Raise MethodError unless every named fraction is in [0, 1]."""
+def check_fractions(**fractions: float | None) -> None:
+    """Raise MethodError unless every named fraction is in [0, 1]; None is not set yet."""
     try:
-        ivc.check_fractions(**fractions)
+        ivc.check_fractions(**{name: x for name, x in fractions.items() if x is not None})
     except ValueError as error:
         raise MethodError(str(error)) from None
 
@@ -41,9 +41,9 @@ def check_not_negative(**values: float | None) -> None:
             raise MethodError(f"{name} must not be negative, got {value}")
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise MethodError unless `value` is one of `known`."""
-    if value not in known:
+def check_choice(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Raise MethodError unless `value` is one of `known`; None is not set yet."""
+    if value is not None and value not in known:
         raise MethodError(f"{name} must be one of {known}, got {value!r}")
 
 

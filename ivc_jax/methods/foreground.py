@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ivc_jax.config import Released
 from ivc_jax.ivc import round_scores
 from ivc_jax.methods.base import Stage
+from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import check_choice, check_fractions, check_not_negative
 from ivc_jax.methods.requests import AttentionRows, Request, TokenVectors, Values
 from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
@@ -27,11 +29,12 @@ class Foreground:
     Attributes:
         seed_fraction: share of the tokens that act as queries beside the text, at least one.
         seed_rounding: "round" half to even (released code) or "ceil" (paper) of the seed count.
-        query_offset: text slots skipped after a segment before its queries begin (released code:
-            the end mark and one more).
+        query_offset: slots skipped after a segment before its queries begin; None is the released
+            code's for the model (Qwen2.5-VL: 2, the end mark and one more).
         queries: "after" the segment only (released code), or "all" text of the prompt.
         key_scope: the softmax runs over the tokens of the segment ("image") or over every valid
-            token of the prompt, text included and without a causal mask ("all").
+            token of the prompt, text included and without a causal mask ("all"); None is the
+            released code's for the model (Qwen2.5-VL: "image").
         foreground: similarity of "values" (as published), or the model's own "attention" of the
             same queries in the same block, whose seeds are kept but not asked in turn (see
             `score_attention`).
@@ -39,9 +42,9 @@ class Foreground:
 
     seed_fraction: float = 0.01
     seed_rounding: str = "round"
-    query_offset: int = 2
+    query_offset: int | None = None
     queries: str = "after"
-    key_scope: str = "image"
+    key_scope: str | None = None
     foreground: str = "values"
 
     def __post_init__(self) -> None:
@@ -51,6 +54,12 @@ class Foreground:
         check_choice("queries", self.queries, ("after", "all"))
         check_choice("key_scope", self.key_scope, ("image", "all"))
         check_choice("foreground", self.foreground, ("values", "attention"))
+
+    def resolve(self, released: Released) -> "Foreground":
+        """Fill in what is not given."""
+        if self.foreground == "attention":  # its rows are as they are
+            released = dataclasses.replace(released, key_scope="image")
+        return fill_in(self, released)
 
     def request(self, stage: Stage) -> Request:
         """Return the signal that the scores are made of: of the block before the cut."""
@@ -132,6 +141,7 @@ def score_values(
     Returns:
         f, and the mask of the seeds. A segment that nothing asks about has s = 0 everywhere.
     """
+    rules = fill_in(rules)
     visual, text = values.visual.astype(jnp.float32), values.text.astype(jnp.float32)
     mass = _Mass(visual, text, layout, rules.key_scope, score_dtype)
     asked = _mark_queries(layout, within, rules, layout.text_index, layout.text_valid)  # [B, M, T]
@@ -175,7 +185,7 @@ def score_attention(
         The scores, 0 in a segment that nothing asks about, and the mask of the seeds.
     """
     rows = rows.astype(jnp.float32).mean(axis=1)  # [B, T, V]
-    asked = _mark_queries(layout, within, rules, layout.text_index, layout.text_valid)
+    asked = _mark_queries(layout, within, fill_in(rules), layout.text_index, layout.text_valid)
     total = _add_segments(
         lambda member: jnp.where(member[:, None], rows, 0.0), asked, within, layout.visual_valid
     )

@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 
 from ivc_jax import ivc
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ModelConfig, Released
 from ivc_jax.methods import budget
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.coordinates import Coordinates
-from ivc_jax.methods.defaults import choose_layer
+from ivc_jax.methods.defaults import choose_layer, fill_in
 from ivc_jax.methods.fields import (
     check_choice,
     check_fractions,
@@ -24,6 +24,7 @@ from ivc_jax.methods.select import Segments, bound_total, from_mask, round_count
 from ivc_jax.types import Layout, Selection
 
 _PAPER_FOREGROUND = 0.4  # share of the tokens, under "union"
+_HALF = 0.5  # the keep ratio that is not asked for
 _CHOICES = {
     "combine": ("fill", "union"),
     "scope": ("image", "sample"),
@@ -53,11 +54,14 @@ class IVCPrune(Method):
             tokens and seeds alone are more, they all stay. Not used by "union".
         coordinates: the IVC tokens.
         foreground_rule: what text and seeds look at.
-        combine: "fill" tops up to keep_ratio with foreground (released code); "union" is the
-            paper's algorithm box: IVC tokens and a fixed share of foreground.
-        foreground_fraction: that share, for "union" alone; None is the paper's 0.4.
-        keep_seeds: keep the seeds whatever their rank; None keeps them under "fill" (released
-            code) and drops them under "union" (paper).
+        combine: "fill" tops up to keep_ratio with foreground (released code for Qwen2.5-VL);
+            "union" is the paper's algorithm box: IVC tokens and a fixed share of foreground. None
+            is the released code's for the model, or "fill" where a budget or another keep_ratio
+            than 0.5 is asked for, which only that can meet.
+        foreground_fraction: that share, for "union" alone; None is the released code's for the
+            model, where it has one, or the paper's 0.4.
+        keep_seeds: keep the seeds whatever their rank; None is the released code's for the model,
+            where it says so, or keeps them under "fill" and drops them under "union" (paper).
         scope: "image" prunes every image on its own; "sample" pools all images of a sample in one
             softmax and one budget, asked by the text after the last of them.
         per_frame: give every frame of a video its own budget and IVC tokens; softmax and seeds
@@ -78,7 +82,7 @@ class IVCPrune(Method):
     keep_ratio: float | None = None
     coordinates: Coordinates = Coordinates()
     foreground_rule: Foreground = Foreground()
-    combine: str = "fill"
+    combine: str | None = None
     foreground_fraction: float | None = None
     keep_seeds: bool | None = None
     scope: str = "image"
@@ -94,7 +98,7 @@ class IVCPrune(Method):
             raise MethodError(
                 f"ivc needs the values of an earlier block: choose layer >= 1, got {self.layer}"
             )
-        budget.settle_keep_ratio(self)
+        budget.settle_keep_ratio(self, _HALF)
         check_fractions(foreground_fraction=self._foreground_share)
         check_not_negative(whole_kv_layers=self.whole_kv_layers)
         for name, known in _CHOICES.items():
@@ -107,32 +111,42 @@ class IVCPrune(Method):
         usual = (self.scope, self.per_frame, rule.queries) == ("image", False, "after")
         if self._official and not usual:
             raise MethodError("quirks=official fixes scope=image, per_frame=false, queries=after")
-        exact = (self.quirks, rule.key_scope, self.score_dtype) == ("none", "image", "float32")
-        if rule.foreground == "attention" and not exact:
+        exact = (self.quirks, self.score_dtype) == ("none", "float32")
+        if rule.foreground == "attention" and not (exact and rule.key_scope in (None, "image")):
             raise MethodError(
                 "foreground=attention takes the model's rows as they are: leave quirks, key_scope "
                 "and score_dtype at none, image and float32"
             )
 
     def resolve(self, config: ModelConfig) -> "IVCPrune":
-        """Fill in the layer, solve the budget and check the planes against the model."""
+        """Fill in what the released code does on the model, solve the budget, check the planes."""
         self.coordinates.check_planes(config.decoder.rope)
-        layer = choose_layer(config) if self.layer is None else self.layer
-        # now: solving the budget forgets it
-        coordinates = self.coordinates.shrink(self.budget)
-        method = dataclasses.replace(self, layer=layer, coordinates=coordinates)
-        return budget.resolve(method, config.decoder.num_layers)
+        released, combine = config.released, self._choose_combine(config.released)
+        if combine != "union":  # not a field of the others
+            released = dataclasses.replace(released, foreground_fraction=None)
+        method = dataclasses.replace(
+            self,
+            layer=choose_layer(config) if self.layer is None else self.layer,
+            combine=combine,
+            # now: solving the budget forgets it
+            coordinates=fill_in(self.coordinates, released).shrink(self.budget),
+            foreground_rule=self.foreground_rule.resolve(released),
+        )
+        return budget.resolve(fill_in(method, released), config.decoder.num_layers)
+
+    def _choose_combine(self, released: Released) -> str:
+        if self.combine is not None:
+            return self.combine
+        return "fill" if self.budget or self.keep_ratio != _HALF else released.combine
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
-        if self.combine == "union":
-            # In this order: the sum of floats is a share that records hold.
-            coordinates = self.coordinates
-            ratio = self._foreground_share + coordinates.cos_fraction + coordinates.sin_fraction
-            ratio = min(1.0, ratio)
-        else:
+        if self._filled:
             ratio = require(self.keep_ratio, self.name, "keep_ratio")
+        else:
+            # In this order: the sum of floats is a share that records hold.
+            ratio = min(1.0, sum(self.coordinates.fractions, self._foreground_share))
         layer = require(self.layer, self.name)
         return (Stage(layer, ratio, self.compact_earlier_kv, self.whole_kv_layers),)
 
@@ -169,10 +183,9 @@ class IVCPrune(Method):
         )
         if self._seeds_stay:
             priority |= seeds  # what stays whatever its foreground
-        filled = self.combine == "fill"
-        share = self.keep_ratio if filled else self._foreground_share
+        share = self.keep_ratio if self._filled else self._foreground_share
         counts = shared.look_up(round_counts(share, layout.visual_slots))  # [B, V]
-        if filled:
+        if self._filled:
             keep = fill(scores, priority, counts, shared)  # [B, V]
         else:
             keep = priority | shared.top(scores, counts)
@@ -191,14 +204,18 @@ class IVCPrune(Method):
 
     @property
     def _seeds_stay(self) -> bool:
-        return self.combine == "fill" if self.keep_seeds is None else self.keep_seeds
+        return self._filled if self.keep_seeds is None else self.keep_seeds
+
+    @property
+    def _filled(self) -> bool:
+        return (self.combine or Released.combine) == "fill"
 
     def _bound_segment(self, max_count: int, seeds: np.ndarray) -> np.ndarray:
         """Bound the kept tokens of a segment of each size 0 .. max_count."""
         most = sum(self.coordinates.count(max_count))  # where no token is in both sets
         if self._seeds_stay:
             most = most + seeds
-        if self.combine == "fill":
+        if self._filled:
             most = np.maximum(most, round_counts(self.keep_ratio, max_count))
         else:
             most = most + round_counts(self._foreground_share, max_count)

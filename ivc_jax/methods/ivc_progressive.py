@@ -6,6 +6,7 @@ from typing import ClassVar
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import flat
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.ivc import IVCPrune
@@ -19,7 +20,7 @@ _CUTS_AT = (0.25, 0.5, 0.75)  # of the depth, as in PyramidDrop
 
 @flat(
     *("layers", "ratios", "keep_ratio", "budget", "cos_fraction", "sin_fraction"),
-    *("seed_fraction", "query_offset", "frequencies", "compact_earlier_kv"),
+    *("seed_fraction", "query_offset", "key_scope", "frequencies", "compact_earlier_kv"),
 )
 @dataclasses.dataclass(frozen=True)
 class ProgressiveIVC(Progressive):
@@ -39,7 +40,7 @@ class ProgressiveIVC(Progressive):
         budget: mean over layers of the share in the cache, solved for f. Where the last share is
             below 0.5 then, the cos and sin fractions shrink with it as in `IVCPrune`.
         coordinates: the IVC tokens: their fractions and frequencies.
-        foreground_rule: what text and seeds look at: seed_fraction and query_offset.
+        foreground_rule: what text and seeds look at: seed_fraction, query_offset and key_scope.
         compact_earlier_kv: also drop the tokens from earlier caches. All caches end with the last
             share, so that budget and keep_ratio mean the same.
     """
@@ -63,7 +64,11 @@ class ProgressiveIVC(Progressive):
         method = Progressive.resolve(wanted, config)
         # The fractions of a budget follow what is left in the end.
         last = None if self.budget is None else method.ratios[-1]
-        return dataclasses.replace(method, coordinates=self.coordinates.shrink(last))
+        return dataclasses.replace(
+            method,
+            coordinates=fill_in(self.coordinates, config.released).shrink(last),
+            foreground_rule=self.foreground_rule.resolve(config.released),
+        )
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for what `IVCPrune` asks for at this cut."""
@@ -84,6 +89,7 @@ class ProgressiveIVC(Progressive):
         return IVCPrune(
             layer=stage.layer,
             keep_ratio=stage.keep_ratio,
+            combine="fill",
             coordinates=self.coordinates,
             foreground_rule=self.foreground_rule,
         )

@@ -10,7 +10,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.cells import draw_cells
 from ivc_jax.methods.coordinates import Coordinates
-from ivc_jax.methods.defaults import choose_layer
+from ivc_jax.methods.defaults import choose_layer, fill_in
 from ivc_jax.methods.fields import check_choice, check_not_negative, check_seed, flat, require
 from ivc_jax.methods.requests import Request, RopeSettings, Signals
 from ivc_jax.methods.select import Segments, bound_total, from_mask
@@ -51,7 +51,7 @@ class IVCRemoval(Method):
 
     def __post_init__(self) -> None:
         check_not_negative(layer=self.layer)
-        cosine, sine = self._fractions
+        cosine, sine = self.coordinates.fractions
         for name, fraction in (("cos_fraction", cosine), ("sin_fraction", sine)):
             if fraction == 1:
                 raise MethodError(f"{name}=1 removes whole images: choose a fraction below 1")
@@ -63,20 +63,17 @@ class IVCRemoval(Method):
             )
         check_seed(self.seed)
 
-    @property
-    def _fractions(self) -> tuple[float, float]:
-        return self.coordinates.cos_fraction, self.coordinates.sin_fraction
-
     def resolve(self, config: ModelConfig) -> "IVCRemoval":
         """Fill in IVC-Prune's layer; check the planes against the model."""
         self.coordinates.check_planes(config.decoder.rope)
         layer = choose_layer(config) if self.layer is None else self.layer
-        return dataclasses.replace(self, layer=layer)
+        coordinates = fill_in(self.coordinates, config.released)
+        return dataclasses.replace(self, layer=layer, coordinates=coordinates)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
-        ratio = 1 - max(self._fractions)
+        ratio = 1 - max(self.coordinates.fractions)
         return (Stage(require(self.layer, self.name), ratio, self.compact_earlier_kv),)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:

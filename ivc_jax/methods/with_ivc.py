@@ -10,6 +10,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import flat
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
@@ -55,9 +56,9 @@ class WithIVC(Modifier):
         """Share the budget, if there is one, with the host; check the planes against the model."""
         self.coordinates.check_planes(config.decoder.rope)
         host, budget = self.host, getattr(unwrap(self.host)[-1], "budget", None)
-        coordinates = self.coordinates.shrink(budget)
+        coordinates = fill_in(self.coordinates, config.released).shrink(budget)
         if budget is not None:
-            added = coordinates.cos_fraction + coordinates.sin_fraction
+            added = sum(coordinates.fractions)
             if added >= budget:
                 raise BudgetError(f"{self.name}: IVC tokens alone exceed budget={budget:g}")
             host = _change_budget(host, (budget - added) / (1 - added))

@@ -107,10 +107,10 @@ def test_methods_are_listed_and_explained(capsys):
     shown = capsys.readouterr().out
     fields = {line.split("│")[1].strip(): line.split("│")[2:4] for line in shown.splitlines()
               if line.startswith("│")}  # fmt: skip
-    default, meaning = fields["cos_fraction"]
-    assert default.strip() == "0.1"
+    default, meaning = fields["seed_fraction"]
+    assert default.strip() == "0.01"
     assert meaning.strip().startswith("share of")
-    assert fields["keep_seeds"][0].strip() == "none"
+    assert fields["cos_fraction"][0].strip() == "none"  # the model's
     for name, (default, _) in fields.items():  # what is listed is what a specification takes
         if name and default.strip() not in ("none", ""):
             methods.parse(f"ivc:{name}={default.strip()}")

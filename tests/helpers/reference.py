@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 from helpers.layouts import C, G
 
+from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.drawn import lay_out
 from ivc_jax.methods.testing import ROPE
 
@@ -25,7 +26,7 @@ class Slow:
     def __init__(self, sample, values, method):
         row = lay_out(sample)
         self.method, self.values = method, values.astype(np.float64)
-        self.coded, self.asking = method.coordinates, method.foreground_rule
+        self.coded, self.asking = map(fill_in, (method.coordinates, method.foreground_rule))
         self.slots, self.text = np.array(row["visual"]), np.array(row["text"])
         self.image, self.frame = np.array(row["image"]), np.array(row["grid"])[:, 0]
         self.positions = np.array(row["positions"])[self.slots].T
@@ -40,7 +41,7 @@ class Slow:
         for group in self.budgets():
             first = self.coordinates(group)
             stay = self.method.keep_seeds
-            if stay if stay is not None else self.method.combine == "fill":
+            if stay if stay is not None else self.method.combine != "union":
                 first |= seeds & set(group)
             ranked = sorted(group, key=lambda token: -score[token])
             if self.method.combine == "union":

@@ -89,10 +89,8 @@ def test_capacity_is_the_most_that_two_images_can_keep(fields):
     method = IVCRemoval(layer=2, **fields)
     (stage,) = method.stages
 
-    fields = method.coordinates
-
     def most(size):
-        counts = [round(f * size) for f in (fields.cos_fraction, fields.sin_fraction)]
+        counts = [round(f * size) for f in method.coordinates.fractions]
         sets = range(max(counts), min(sum(counts), size) + 1)
         rest = [size - s if method.control == "other" else size - 1 for s in sets]
         return size - min(min(pair) for pair in zip(sets, rest, strict=True)) if size else 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.models import model_config
 
+from ivc_jax.config import Released
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import (
     FSR,
@@ -189,7 +190,7 @@ def test_default_layers_of_published_models(name, layer):
     ("num_layers", "released", "layer"), [(28, None, 19), (28, 16, 16), (2, None, 1)]
 )
 def test_default_layers(num_layers, released, layer):
-    config = dataclasses.replace(model_config(num_layers), released_layer=released)
+    config = dataclasses.replace(model_config(num_layers), released=Released(layer=released))
     for method in (IVCPrune(), Random(), Uniform()):
         assert method.resolve(config).stages == (Stage(layer, 0.5, compact_earlier_kv=True),)
     assert IVCPrune(layer=1).resolve(config).layer == 1
@@ -197,9 +198,52 @@ def test_default_layers(num_layers, released, layer):
         _ = IVCPrune().stages
 
 
+UNION = Released(16, "union", 0.2, True, 0.05, 0.05, key_scope="all")
+
+
+@pytest.mark.parametrize(
+    ("spec", "means"),
+    [
+        ("ivc", "combine=union,foreground_fraction=0.2,keep_seeds=true"),
+        ("ivc:combine=union,foreground_fraction=0.3", "combine=union,keep_seeds=true"),
+        ("ivc:combine=fill", "combine=fill,keep_seeds=true"),
+        # only filling up meets a number that is asked for
+        ("ivc:keep_ratio=0.25", "combine=fill,keep_seeds=true"),
+        ("ivc:budget=0.6", "combine=fill,keep_seeds=true"),
+        ("ivc:keep_seeds=false", "combine=union,foreground_fraction=0.2"),
+        ("ivc:query_offset=1,cos_fraction=0.1", "combine=union,foreground_fraction=0.2,"
+         "keep_seeds=true"),
+        ("ivc_progressive", ""),
+    ],
+)  # fmt: skip
+def test_what_is_not_given_is_what_was_released(spec, means):
+    """Every field that the release differs in, as if it were written; a given one stays."""
+    config = dataclasses.replace(model_config(32), released=UNION)
+    usual = "layer=16,cos_fraction=0.05,sin_fraction=0.05,key_scope=all,query_offset=2"
+    if spec == "ivc_progressive":
+        usual = usual.removeprefix("layer=16,")
+    given, known = (text.partition(":")[2].split(",") for text in (spec, f":{usual},{means}"))
+    names = {part.partition("=")[0] for part in given}
+    left = [part for part in known if part and part.partition("=")[0] not in names]
+    written = f"{spec.partition(':')[0]}:{','.join([*filter(None, given), *left])}"
+    assert parse(spec).resolve(config) == parse(written).resolve(config)
+    assert parse(spec).resolve(config) == parse(written).resolve(model_config(32))
+
+
+def test_removed_and_added_sets_are_the_released_ones_too():
+    config = dataclasses.replace(model_config(32), released=UNION)
+    (stage,) = parse("ivc_removal").resolve(config).stages
+    assert stage == Stage(16, 0.95, compact_earlier_kv=True)
+    assert parse("fastv+ivc").resolve(config).coordinates.fractions == (0.05, 0.05)
+    shrunk = parse("fastv+ivc:budget=0.25,sin_fraction=0.1").resolve(config)
+    assert shrunk.coordinates.fractions == (0.025, 0.05)
+    asked = parse("ivc:foreground=attention").resolve(config)
+    assert asked.foreground_rule.key_scope == "image"  # rows of the model have their own
+
+
 def test_a_model_without_a_released_layer_is_noted_once(caplog):
     caplog.set_level(logging.INFO, logger="ivc_jax")
-    known = dataclasses.replace(model_config(36), released_layer=22)
+    known = dataclasses.replace(model_config(36), released=Released(layer=22))
     for config in (known, model_config(45), model_config(45)):
         IVCPrune().resolve(config)
     (record,) = caplog.records
