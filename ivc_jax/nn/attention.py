@@ -27,6 +27,9 @@ _SHORT_SLOTS = 32
 _CPU_STEP_BYTES = 2**23
 
 
+# Traced once for all calls of equal shapes, in whatever program: three platforms are a third of the
+# time that it takes to trace a prefill.
+@partial(jax.jit, static_argnames="causal", inline=True)
 @typed
 def attend(
     queries: Float[Array, "B N H C"],
