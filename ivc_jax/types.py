@@ -72,7 +72,8 @@ class Inputs:
     next_position: jax.Array  # [B] int32, position id of the first generated token
     patches: jax.Array  # [R, P, patch values] float32, merge blocks together (`inputs.bucket`)
     patch_positions: jax.Array  # [R, P, 2] int32, (row, column) of a patch; -1 is padding
-    visual_source: jax.Array  # [B, V] int32, row in the merged tower output [R * P / merge², D]
+    # [B, V] int32, row in the merged tower output [R * P / merge², D]; below 0 a learned token
+    visual_source: jax.Array
     visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
 
     def __repr__(self) -> str:

@@ -13,17 +13,18 @@ PACKAGE = ROOT / "ivc_jax"
 # What each part of the package may import from the package.
 ALLOWED = {
     "types": set(),
-    "config": set(),
+    "config": {"decoder_parts"},  # for annotations alone
+    "decoder_parts": {"config"},
     "version": set(),
     "nearest": set(),
     "ivc": {"types", "config"},
     "parallel": {"types", "config", "parallel"},
     "cloud": set(),
-    "nn": {"types", "config", "nn", "parallel.constraints"},
+    "nn": {"types", "config", "decoder_parts", "nn", "parallel.constraints"},
     "inputs": {"types", "config", "inputs"},
     "methods": {"types", "config", "ivc", "methods", "nearest"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
-    "families": {"config", "inputs", "weights.keymap", "families"},
+    "families": {"config", "decoder_parts", "inputs", "weights.keymap", "families"},
     "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
     "engine": {
         *("types", "config", "nn", "inputs", "methods.base", "methods.requests", "model"),

@@ -235,4 +235,7 @@ def _encode(
             )
         if visual is None:
             visual = gather_cells(merged, inputs.visual_source)
+            visual = tower.place_learned(
+                config.vision, params["vision"], visual, inputs.visual_source
+            )
     return visual, answer_tower(requests, inputs, tapped, config.vision)

@@ -73,7 +73,7 @@ def answer_tower(
     requests: Iterable[TowerRequest], inputs: Inputs, tapped: dict[Tap, Any], vision: VisionConfig
 ) -> dict[Request, Any]:
     """Turn what was tapped into signals."""
-    cells = _Cells(inputs, vision.merge_area)
+    cells = _Cells(inputs, vision.merge_area, vision.cuts_cells)
     signals: dict[Request, Any] = {}
     for request in requests:
         tap = choose_tap(request, vision)
@@ -98,10 +98,16 @@ class _Cells:
 
     inputs: Inputs
     area: int
+    cut: bool  # cells at borders lack patches
 
     def gather(self, cells: jax.Array) -> jax.Array:
-        """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...]."""
-        return gather_cells(cells, self.inputs.visual_source).astype(jnp.float32)
+        """Take the merged cells [R, W, ...] of the visual tokens: float32 [B, V, ...].
+
+        Learned tokens, which no cell becomes, get 0.
+        """
+        source = self.inputs.visual_source
+        made = (source >= 0).reshape(*source.shape, *(1,) * (cells.ndim - 2))
+        return jnp.where(made, gather_cells(cells, source), 0).astype(jnp.float32)
 
     def pool(self, patches: jax.Array) -> jax.Array:
         """Average patches [R, P, ...] over each visual token: float32 [B, V, ...]."""
@@ -109,14 +115,21 @@ class _Cells:
         rest = patches.shape[2:]
         # [R, W, area, ...]
         by_cell = patches.astype(jnp.float32).reshape(R, P // self.area, self.area, *rest)
-        return self.gather(by_cell.mean(axis=2))
+        if not self.cut:
+            return self.gather(by_cell.mean(axis=2))
+        real = self.inputs.patch_positions[..., 0].reshape(R, -1, self.area) >= 0  # [R, W, area]
+        real = real.reshape(*real.shape, *(1,) * len(rest))
+        total = jnp.where(real, by_cell, 0).sum(axis=2)  # [R, W, ...]
+        return self.gather(total / jnp.maximum(real.sum(axis=2), 1))
 
     def spread(self, tokens: jax.Array) -> jax.Array:
         """Hand each patch the value of its visual token: [B, V] to [R, P], 0 at padding."""
         R, P = self.inputs.patches.shape[:2]
-        tokens = jnp.where(self.inputs.layout.visual_valid, tokens, 0.0)
+        source = self.inputs.visual_source
+        tokens = jnp.where(self.inputs.layout.visual_valid & (source >= 0), tokens, 0.0)
         cells = jnp.zeros(R * P // self.area, jnp.float32)  # [R * W]
-        cells = cells.at[self.inputs.visual_source].add(tokens)  # padding adds 0 to cell 0
+        # padding and learned tokens add 0 to cell 0
+        cells = cells.at[jnp.maximum(source, 0)].add(tokens)
         return jnp.repeat(cells.reshape(R, -1), self.area, axis=1)  # [R, P]
 
 

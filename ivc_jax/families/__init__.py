@@ -12,13 +12,14 @@ from typing import Any
 
 from ivc_jax.config import ConfigError, ModelConfig
 from ivc_jax.families.base import Family
+from ivc_jax.families.deepseek import DEEPSEEK_VL2
 from ivc_jax.families.qwen import QWEN2_5_VL, QWEN2_VL
 
 _log = logging.getLogger(__name__)
 _ENTRY_POINTS = "ivc_jax.families"
 
 # ours come first: a package cannot take one of their model types
-FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL)
+FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, DEEPSEEK_VL2)
 
 
 @functools.cache

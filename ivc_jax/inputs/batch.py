@@ -117,6 +117,8 @@ class Batch:
         num_patches: Any = None,
         images_spatial_crop: Any = None,
         image_sizes: Any = None,
+        images: Any = None,
+        images_seq_mask: Any = None,
     ) -> "Batch":
         """Read the arrays that a Hugging Face processor returns (NumPy, or what becomes NumPy).
 
@@ -135,11 +137,16 @@ class Batch:
             images_spatial_crop: [images, 2], (columns, rows) of the tiles of each, a view of the
                 whole not counted; rows of zeros are padding.
             image_sizes: [images, 2], (height, width) in pixels before they were padded to a shape.
+            images: [B, tiles, channels, height, width], in the place of pixel_values: the tiles of
+                each sample, zeros behind them. images_spatial_crop is [B, images, 2] then.
+            images_seq_mask: ignored: the placeholders say where images are.
 
         Raises:
             InputError: shapes that contradict each other, or a sample without a token.
         """
-        del mm_token_type_ids
+        del mm_token_type_ids, images_seq_mask
+        if images is not None:
+            pixel_values = _join_tiles(images, images_spatial_crop)
         ids = np.asarray(input_ids)  # [B, N]
         if ids.ndim != 2:
             raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
@@ -157,13 +164,13 @@ class Batch:
             pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
         )
         if pixel_values is not None and np.ndim(pixel_values) == 4:
-            images = _split_slices(pixel_values, num_patches, images_spatial_crop, image_sizes)
+            visuals = _split_slices(pixel_values, num_patches, images_spatial_crop, image_sizes)
         else:
-            images = _split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
+            visuals = _split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
         return cls(
             # padding on either side goes: [n] each
             tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
-            images=tuple(images),
+            images=tuple(visuals),
             videos=_with_seconds(videos, second_per_grid_ts),
         )
 
@@ -181,6 +188,25 @@ def _with_seconds(videos: Sequence[Visual], seconds: Any) -> tuple[Visual, ...]:
         dataclasses.replace(video, seconds=float(step))
         for video, step in zip(videos, steps, strict=True)
     )
+
+
+def _join_tiles(images: Any, crops: Any) -> np.ndarray:
+    """Join the tiles [B, tiles, ...] of all samples, without the zeros behind them."""
+    images = np.asarray(images)
+    if crops is None or np.ndim(crops) != 3 or images.ndim != 5 or len(crops) != len(images):
+        raise InputError(
+            f"images {images.shape} must be [batch, tiles, channels, height, width], with"
+            " images_spatial_crop [batch, images, 2] beside it"
+        )
+    area = np.asarray(crops, np.int64).prod(axis=2)  # [B, images]; 0 is padding
+    counts = np.where(area > 0, area + 1, 0).sum(axis=1)  # [B]: every tile, and the whole
+    if (counts > images.shape[1]).any():
+        raise InputError(
+            f"images_spatial_crop speaks of up to {counts.max()} tiles a sample, images holds"
+            f" {images.shape[1]}"
+        )
+    tiles = [own[:count] for own, count in zip(images, counts, strict=True)]
+    return np.concatenate(tiles)
 
 
 def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Sequence[Visual]:

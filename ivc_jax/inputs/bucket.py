@@ -315,7 +315,8 @@ def _fill_rows(
                 patches[first:free, taken.slots] = pixels  # a window's padding stays 0 in between
                 positions[first:free, : taken.patches] = taken.patch_positions
             row, cell = np.divmod(taken.source, taken.patches // vision.merge_area)  # [v]
-            # [v], cells counted through rows of the padded width
-            pieces.append((first + row) * width + cell)
+            # [v], cells counted through rows of the padded width; learned tokens stay below 0
+            moved = (first + row) * width + cell
+            pieces.append(np.where(taken.source < 0, taken.source, moved))
         sources.append(np.concatenate(pieces))  # [v of the sample]
     return patches, positions, _stack(sources, shape.visual)

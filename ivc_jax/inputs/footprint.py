@@ -24,13 +24,14 @@ import functools
 import numpy as np
 
 from ivc_jax.config import ModelConfig, VisionConfig
+from ivc_jax.inputs.views import lay_views
 
 _FAR = 2**30  # more than the positions of any model; int32 holds it with room for sums
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Footprint:
-    """What one visual takes up; the only place that knows windows and timestamps.
+    """What one visual takes up; the only place that knows windows, views and timestamps.
 
     Attributes:
         rows: patch rows.
@@ -41,7 +42,8 @@ class Footprint:
         patch_positions: [rows, patches, 2] int32, (row, column) of the patch in each slot; -1 is
             padding.
         source: [v] int32, the merged cell that becomes each visual token, counted through all
-            rows: patches / merge² cells a row.
+            rows: patches / merge² cells a row; below 0 a token
+            that no patch makes (`inputs.views`).
         grid: [v, 3] int32, (frame, row, column) of each token in merged cells; a tile is a frame.
         content: [v] bool, whether a token shows a part of the picture.
         tiles: (columns, rows) of its tiles.
@@ -87,7 +89,6 @@ def find_footprint(
         tiles: as in `Visual`.
         size: as in `Visual`.
     """
-    del size  # no family pads pictures yet
     vision = config.vision
     merge, area = vision.spatial_merge_size, vision.merge_area
     # in merged cells; those at the right and lower borders may lack patches (`cuts_cells`)
@@ -103,17 +104,23 @@ def find_footprint(
         slots = slice(cells * area)  # copying a row is twice as fast as scattering it
     frames = np.arange(rows, dtype=np.int32)[:, None]  # [t, 1]
     runs = rows if vision.timestamps and seconds is not None else 1
-    # Every slice is cut the same way; broadcasting copies nothing.
+    # Every slice is cut the same way: [t, h * w] before it is flat, a row of `cells` cells each.
+    source = (frames * cells + places).ravel().astype(np.int32)
     tokens = np.indices((rows, height, width), np.int32).reshape(3, -1).T  # [v, 3]
+    content = np.ones(len(tokens), bool)
+    if vision.view_size is not None:
+        source, tokens, content = lay_views(
+            source.reshape(rows, height, width), vision, tiles, size
+        )
     found = Footprint(
         rows=rows,
         patches=cells * area,
         slots=slots,
+        # broadcasting copies nothing
         patch_positions=np.broadcast_to(patch_positions, (rows, *patch_positions.shape)),
-        # [t, h * w] before it is flat: every slice is a row of `cells` cells
-        source=(frames * cells + places).ravel().astype(np.int32),
+        source=source,
         grid=tokens,
-        content=np.ones(len(tokens), bool),
+        content=content,
         tiles=tiles,
         runs=runs,
         positions=_number_tokens(tokens, runs, config, seconds),

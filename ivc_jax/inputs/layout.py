@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from ivc_jax.config import ModelConfig, VisionConfig
+from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual, check_ids
-from ivc_jax.inputs.footprint import Footprint, find_footprint, sort_patches
+from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.patches import cut_patches
 from ivc_jax.types import typed
 
 _KINDS = ("image", "video")
@@ -151,40 +152,28 @@ def _measure(
     visuals: Sequence[Visual], kind: str, config: ModelConfig
 ) -> list[tuple[Visual, Footprint]]:
     """Pair each visual with its footprint."""
-    merge = config.vision.spatial_merge_size
+    vision, merge = config.vision, config.vision.spatial_merge_size
     pairs = []
     for index, visual in enumerate(visuals):
         if visual.patches.ndim == 4:
-            visual = cut_pixels(visual, config.vision)
+            sizes = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+            patches, grid = cut_patches(visual.patches, *sizes)
+            visual = dataclasses.replace(visual, patches=patches, grid=grid)
         t, h, w = visual.grid  # slices, and patches of each
-        if (h % merge or w % merge) and not config.vision.cuts_cells:
+        if (h % merge or w % merge) and not vision.cuts_cells:
             raise InputError(
                 f"{kind} {index}: grid {visual.grid} must be multiples of the merge size {merge};"
                 " use the checkpoint's own preprocessor"
             )
-        if visual.patches.shape != (t * h * w, config.vision.patch_values):
+        if visual.patches.shape != (t * h * w, vision.patch_values):
             raise InputError(
                 f"{kind} {index}: patches {visual.patches.shape} should be"
-                f" {(t * h * w, config.vision.patch_values)}; use the checkpoint's own preprocessor"
+                f" {(t * h * w, vision.patch_values)}; use the checkpoint's own preprocessor"
             )
         seconds = visual.seconds if kind == "video" else None  # an image has no time
         footprint = find_footprint(visual.grid, config, seconds, visual.tiles, visual.size)
         pairs.append((visual, footprint))
     return pairs
-
-
-def cut_pixels(visual: Visual, vision: VisionConfig) -> Visual:
-    """Cut pixels [t, channels, height, width] into patches; what is no whole patch is left out."""
-    patch, merge = vision.patch_size, vision.spatial_merge_size
-    t, channels, height, width = visual.patches.shape
-    h, w = height // patch, width // patch
-    pixels = visual.patches[:, :, : h * patch, : w * patch]
-    blocks = pixels.reshape(t, channels, h, patch, w, patch).transpose(0, 2, 4, 1, 3, 5)
-    # one slice of time is the same frame as often as a patch has frames
-    blocks = np.repeat(blocks[:, :, :, :, None], vision.temporal_patch_size, axis=4)
-    order = sort_patches(h, w, merge)
-    patches = blocks.reshape(t, h * w, -1)[:, order].reshape(t * h * w, -1)
-    return dataclasses.replace(visual, patches=patches, grid=(t, h, w))
 
 
 def _find_runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]:

@@ -226,6 +226,8 @@ def read_rules(
     # newer checkpoints keep all settings in one file
     nested = read_json(path / "processor_config.json")
     images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
+    # and one file of some older ones holds nothing but those for images
+    images = images or (nested if "image_mean" in nested else {})
     if not images:
         return None
     videos = nested.get("video_processor")

@@ -129,6 +129,12 @@ class PictureRule(abc.ABC):
         return values.reshape(t * h * w, channels * depth * patch * patch), (t, h, w)
 
 
+def normalize(rule: PictureRule, pixels: np.ndarray) -> np.ndarray:
+    """Normalise pixels uint8 [t, height, width, 3]: float32 [t, 3, height, width]."""
+    tables = _tabulate(rule, pixels.shape[3])
+    return np.stack([table.take(pixels[..., i]) for i, table in enumerate(tables)], axis=1)
+
+
 @functools.lru_cache(maxsize=16)
 def _tabulate(rule: PictureRule, channels: int) -> np.ndarray:
     """Map (channel, pixel value) to the normalised float32, with HF's order of roundings."""

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ivc_jax.config import ExpertsConfig
+from ivc_jax.decoder_parts import ExpertsConfig
 from ivc_jax.nn.layers import GatedMLP, dequantized
 from ivc_jax.parallel.constraints import axis_size, partition
 

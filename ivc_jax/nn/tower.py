@@ -143,11 +143,30 @@ def _place(
     return x
 
 
+# Learned tokens of a picture's views, by what stands in `visual_source` for them.
+_LEARNED = {-1: "image_newline", -2: "view_seperator"}  # in the spelling of checkpoints
+
+
+def place_learned(
+    config: VisionConfig, params: Params, visual: jax.Array, source: jax.Array
+) -> jax.Array:
+    """Put learned tokens where no cell becomes one of the visual tokens [B, V, out_dim].
+
+    Args:
+        source: [B, V], see `types.Inputs`.
+    """
+    if config.view_size is None:
+        return visual
+    for number, name in _LEARNED.items():
+        visual = jnp.where((source == number)[..., None], params[name], visual)
+    return visual
+
+
 def init_params(config: VisionConfig, key: jax.Array) -> Params:
     """Draw random float32 parameters of a tower, blocks apart: patch_embed, blocks, merger.
 
     Beside them, where the config says so: positions [side², D] and class_token [D], which is the
-    first of 1 + side² positions then, and stem_norm and final_norm.
+    first of 1 + side² positions then, stem_norm and final_norm, and the learned tokens of views.
     """
     embed_key, block_key, merger_key, place_key = jax.random.split(key, 4)
     patches = jnp.zeros((1, config.row_unit, config.patch_values))  # the smallest row
@@ -173,6 +192,9 @@ def init_params(config: VisionConfig, key: jax.Array) -> Params:
     for name, wanted in (("stem_norm", config.stem_norm), ("final_norm", config.final_norm)):
         if wanted:
             params[name] = _norm(config).init(place_key, x)["params"]
+    if config.view_size is not None:
+        for name, learned in zip(_LEARNED.values(), jax.random.split(place_key), strict=True):
+            params[name] = 0.02 * jax.random.normal(learned, (config.out_dim,))
     return params
 
 

@@ -1,7 +1,8 @@
 """Batches on a mesh: patch rows lie with their sample.
 
 A batch is cut into equal shards along the `data` axis, its patch rows as well. `visual_source`
-says which merged cell of the tower's output is which visual token. Samples a and c have two images
+says which merged cell of the tower's output is which visual token, or is below 0 for a token that
+no cell becomes. Samples a and c have two images
 of one row each, a row is one cell, data=2:
 
                     collated          on the mesh
@@ -44,7 +45,8 @@ def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:
     placed = isinstance(inputs.patches, jax.Array) and len(inputs.patches.devices()) > 1
     if shards == 1 or B % shards or V == 0 or placed:
         return inputs
-    source, valid = np.asarray(inputs.visual_source), np.asarray(inputs.layout.visual_valid)
+    source = np.asarray(inputs.visual_source)
+    valid = np.asarray(inputs.layout.visual_valid) & (source >= 0)
     width = inputs.patches.shape[1] // merge_area  # cells of a row
     samples = np.split(np.arange(B), shards)
     used = [np.unique(source[own][valid[own]] // width) for own in samples]
@@ -55,7 +57,9 @@ def align_rows(inputs: Inputs, mesh: Mesh | None, merge_area: int) -> Inputs:
     for shard, (own, rows) in enumerate(zip(samples, used, strict=True)):
         order[shard, : len(rows)] = rows
         row = np.searchsorted(rows, source[own] // width) + shard * count  # [B / shards, V]
-        moved[own] = np.where(valid[own], row * width + source[own] % width, 0)
+        moved[own] = np.where(
+            valid[own], row * width + source[own] % width, source[own].clip(max=0)
+        )
 
     def take(rows: Any, fill: int) -> np.ndarray:
         padded = np.concatenate([rows, np.full_like(rows[:1], fill)])
@@ -101,7 +105,8 @@ def assemble(parts: Mapping[int, Inputs], mesh: Mesh | None, merge_area: int) ->
     for shard, part in parts.items():
         rows, patches = part.patches.shape[:2]
         before = np.int32(shard * rows * patches // merge_area)  # cells of the shards before
-        moved = part.replace(visual_source=part.visual_source + before)
+        source = part.visual_source
+        moved = part.replace(visual_source=np.where(source < 0, source, source + before))
         leaves[shard] = jax.tree.leaves(moved)
     first, structure = jax.tree_util.tree_flatten_with_path(next(iter(parts.values())))
     assembled = []
@@ -133,13 +138,13 @@ def _split(axis: int) -> PartitionSpec:
 
 
 def gather_cells(cells: jax.Array, source: jax.Array) -> jax.Array:
-    """Take cells [R, W, ...] at flat places [B, V]: [B, V, ...].
+    """Take cells [R, W, ...] at flat places [B, V]: [B, V, ...]; below 0 it is any cell.
 
     On a mesh that splits the samples no cell moves: rows lie with their sample.
     """
     flat = cells.reshape(-1, *cells.shape[2:])  # [R * W, ...]
     if axis_size("data") == 1 or source.shape[0] % axis_size("data"):
-        return flat[source]
+        return flat[jnp.maximum(source, 0)]
 
     def take(flat: jax.Array, source: jax.Array) -> jax.Array:
         first = jax.lax.axis_index("data") * flat.shape[0]  # cells of the shards before

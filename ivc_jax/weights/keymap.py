@@ -28,6 +28,7 @@ from ivc_jax.config import ModelConfig
 # what names count, in this order
 _COUNTED = re.compile(r"\{(layer|expert)\}")
 _NUMBER = re.compile(r"(?<=/)\d+(?=/)")  # of a block, in a path
+_CELL = 4  # patches
 # group 1: of other generations, group 2: published
 _OPTIONAL = re.compile(r"\[([^]]*)\]|\(([^)]*)\)")
 
@@ -39,6 +40,12 @@ class Transform(enum.Enum):
     CONVOLUTION = "convolution"  # PyTorch [D, channel, (time,) row, column], here [D, values]
     ROW = "row"  # [1, ...], here [...]
     TOKEN = "token"  # [1, 1, ...], here [...]
+    CELL = "cell"  # [out, channel, patch of a 2 x 2 cell], here [out, patch, channel]; both flat
+
+    @property
+    def mixes_columns(self) -> bool:
+        """Whether an axis of ours is made of several there: a part of it is a part of none."""
+        return self in (Transform.CONVOLUTION, Transform.CELL)
 
     @property
     def leading(self) -> int:
@@ -46,13 +53,18 @@ class Transform(enum.Enum):
         return {Transform.ROW: 1, Transform.TOKEN: 2}.get(self, 0)
 
     def to_ours(self, tensor: Any) -> Any:
-        """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view."""
+        """Turn a Hugging Face tensor (NumPy or JAX) into our layout; a view if it can be."""
         if self is Transform.CONVOLUTION:
             return tensor.reshape(tensor.shape[0], -1)
+        if self is Transform.CELL:
+            return tensor.reshape(len(tensor), -1, _CELL).swapaxes(1, 2).reshape(tensor.shape)
         return tensor.reshape(tensor.shape[self.leading :])
 
     def to_hf(self, array: Any, config: ModelConfig) -> Any:
-        """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor; a view."""
+        """Turn our array (NumPy or JAX) into the layout of a Hugging Face tensor; a view if it can
+        be."""
+        if self is Transform.CELL:
+            return array.reshape(len(array), _CELL, -1).swapaxes(1, 2).reshape(array.shape)
         return array.reshape(self.hf_shape(array.shape, config))
 
     def hf_shape(self, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:

@@ -99,8 +99,7 @@ class Placement:
         apart = _list_apart(config, dtype, mesh)
         self.wanted = keymap.flatten(apart)
         self._weights = weights
-        # first blocks of the decoder's sections
-        self._starts = [run.start for run in find_sections(apart["decoder"]["layers"])]
+        self._apart = apart
         tree = _arrange(apart, _find_device(mesh).platform, weights)
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
         # path -> abstract leaf, and from what first arrives on the array
@@ -133,6 +132,11 @@ class Placement:
             array = jax.tree.map(functools.partial(_write, place), self._leaves[path], array)
         # One array in flight: transfers that queue up would each hold a host copy.
         self._leaves[path] = jax.block_until_ready(array)
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """The first blocks of the decoder's sections."""
+        return [run.start for run in find_sections(self._apart["decoder"]["layers"])]
 
     def _find_stack(self, path: str) -> tuple[str, int]:
         """Return the path of the stack that a block's parameter lies in, and its place there."""

@@ -176,7 +176,7 @@ class TensorFiles:
         """
         header = self.headers[name]
         # A convolution [D, ...] is cut along D alone: only that much is read.
-        stored = index[:1] if transform is Transform.CONVOLUTION else index
+        stored = index[:1] if transform.mixes_columns else index
         stored = (*(slice(None),) * transform.leading, *stored)
         picked = slice(None)
         if rows is not None:
@@ -190,7 +190,7 @@ class TensorFiles:
         tensor = self._bytes[header.file][header.offset : stop].view(dtype).reshape(header.shape)
         values = transform.to_ours(tensor[stored][picked])
         # [D, values]: now the cut of the second axis
-        return values[:, index[1]] if transform is Transform.CONVOLUTION else values
+        return values[:, index[1]] if transform.mixes_columns else values
 
 
 def has_weights(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from families import qwen
+from families import deepseek, qwen
 from safetensors.numpy import save_file
 
 from ivc_jax.families import find_family, parse_config
@@ -16,7 +16,13 @@ from ivc_jax.weights import keymap
 
 # What the files of each family look like: a module with `config`, `new_name` and
 # `write_processor_files`.
-FILES: dict[str, ModuleType] = {"qwen2_vl": qwen, "qwen2_5_vl": qwen}
+FILES: dict[str, ModuleType] = {
+    **{"qwen2_vl": qwen, "qwen2_5_vl": qwen},
+    **dict.fromkeys(("deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"), deepseek),
+}
+
+
+QWEN = ("qwen2_vl", "qwen2_5_vl")
 
 
 def tiny_config(

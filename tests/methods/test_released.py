@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.prompts import END, IMAGE, START, VIDEO, hf_arrays
-from helpers.tiny import FILES
+from helpers.tiny import QWEN
 
 import ivc_jax
 from ivc_jax.inputs.bucket import Buckets, collate
@@ -25,7 +25,7 @@ def tensors(arrays):
     return {**found, "mm_token_type_ids": kinds.int()}
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(scope="module", params=QWEN)
 def pair(request, tiny_hf, load_torch):
     path = tiny_hf(family=request.param, num_hidden_layers=6)
     return ivc_jax.load(path, dtype="float32")[0], released.Released(load_torch(path))

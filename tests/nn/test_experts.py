@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivc_jax.config import ConfigError, ExpertsConfig
+from ivc_jax.config import ConfigError
+from ivc_jax.decoder_parts import ExpertsConfig
 from ivc_jax.nn import experts
 from ivc_jax.nn.blocks import Sections, find_sections, peek, run_blocks, stack_sections, take_block
 

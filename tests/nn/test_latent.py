@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivc_jax.config import DecoderConfig, LatentConfig, RopeConfig
+from ivc_jax.config import DecoderConfig, RopeConfig
+from ivc_jax.decoder_parts import LatentConfig
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend, attend_cached
 from ivc_jax.nn.latent import LatentHeads

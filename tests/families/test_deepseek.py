@@ -1,0 +1,189 @@
+"""DeepSeek-VL2: its files, and agreement with the same model assembled from transformers' parts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from families.deepseek import CELLS, IMAGE, SIDE
+
+import ivc_jax
+from ivc_jax import families
+from ivc_jax.config import ConfigError
+from ivc_jax.inputs.batch import InputError
+
+FAMILIES = ["deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"]
+
+# Text lengths, and (columns, rows, (height, width)) of pictures.
+CASES = {
+    "one picture": [(4, (1, 1, (20, 31)), 5)],
+    "two unequal pictures": [(2, (2, 1, (15, 60)), 3, (1, 2, (50, 20)), 6)],
+    "ragged batch": [
+        (3, (3, 1, (10, 60)), 5),
+        (11,),
+        (1, (1, 1, (30, 30)), 2, (2, 2, (40, 44)), 9),
+    ],
+}
+
+
+def count_tokens(columns, rows):
+    return CELLS * (CELLS + 1) + 1 + rows * CELLS * (columns * CELLS + 1)
+
+
+def write_prompts(prompts, seed=0):
+    """Return ids and pictures of each prompt: lists, and (tiles, columns, rows, size)."""
+    draw, made = np.random.default_rng(seed), []
+    for parts in prompts:
+        ids, pictures = [], []
+        for part in parts:
+            if isinstance(part, int):
+                ids += draw.integers(0, 255, part).tolist()
+                continue
+            columns, rows, size = part
+            ids += [IMAGE] * count_tokens(columns, rows)
+            shape = (1 + columns * rows, 3, SIDE, SIDE)
+            pictures.append((draw.standard_normal(shape).astype(np.float32), columns, rows, size))
+        made.append((ids, pictures))
+    return made
+
+
+def to_arrays(made, released=False):
+    """Return what processors return: the released one, or one slice behind the other."""
+    width = max(len(ids) for ids, _ in made)
+    tokens, mask = np.full((len(made), width), 7), np.zeros((len(made), width), np.int64)
+    for row, (ids, _) in enumerate(made):
+        tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = ids, 1
+    arrays = {"input_ids": tokens, "attention_mask": mask}
+    pictures = [picture for _, own in made for picture in own]
+    if pictures:
+        arrays["image_sizes"] = np.array([size for *_, size in pictures])
+    if released:
+        tiles = max(1, *(sum(len(picture[0]) for picture in own) for _, own in made))
+        arrays["images"] = np.zeros((len(made), tiles, 3, SIDE, SIDE), np.float32)
+        crops = np.zeros((len(made), max(1, *(len(own) for _, own in made)), 2), np.int64)
+        for row, (_, own) in enumerate(made):
+            for index, (_, *shape, _) in enumerate(own):
+                crops[row, index] = shape
+            if own:
+                stacked = np.concatenate([picture[0] for picture in own])
+                arrays["images"][row, : len(stacked)] = stacked
+        return arrays | {"images_spatial_crop": crops, "images_seq_mask": tokens == IMAGE}
+    if pictures:
+        arrays["pixel_values"] = np.concatenate([picture[0] for picture in pictures])
+        arrays["images_spatial_crop"] = np.array([picture[1:3] for picture in pictures])
+    return arrays
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tiny_hf):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from helpers.deepseek_reference import Reference
+
+    path = tiny_hf(family=request.param)
+    return ivc_jax.load(path, dtype="float32")[0], Reference(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
+    import torch
+
+    model, reference = pair
+    made = write_prompts(CASES[case])
+    wanted = [
+        reference.answer(
+            ids, [(torch.from_numpy(tiles), *shape) for tiles, *shape, _ in pictures], 32
+        )
+        for ids, pictures in made
+    ]
+    with jax.default_matmul_precision("highest"):
+        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**to_arrays(made)))
+        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
+    for row, (logits, tokens) in enumerate(wanted):
+        np.testing.assert_allclose(prompt.logits[row], logits, rtol=0, atol=1e-4)
+        assert np.abs(logits).max() > 1  # the comparison is not between two zeros
+        assert np.asarray(out.tokens[row]).tolist() == tokens
+
+
+def test_a_cache_holds_vectors_and_shared_keys_alone(tiny_hf):
+    arrays = to_arrays(write_prompts(CASES["one picture"]))
+    batch, sizes = ivc_jax.Batch.from_hf(**arrays), {}
+    for family in FAMILIES[:2]:
+        model, _ = ivc_jax.load(tiny_hf(family=family), dtype="float32")
+        for spec in ("dense", "ivc:layer=1,keep_ratio=0.5"):
+            prompt = ivc_jax.prefill(model, batch, spec)
+            slots = sum(span.keys.shape[0] * span.keys.shape[2] for span in prompt.cache)
+            sizes[family, spec] = prompt.kv_bytes / slots / 4
+    # rank 24 and 8 turned, against keys and values of four heads of 16
+    assert set(sizes.values()) == {24 + 8, 2 * 4 * 16}
+    assert {sizes["deepseek_vl2", spec] for spec in ("dense", "ivc:layer=1,keep_ratio=0.5")} == {32}
+
+
+def test_the_released_processor_and_stacked_slices_are_one_batch():
+    made = write_prompts(CASES["ragged batch"])
+    first, second = (ivc_jax.Batch.from_hf(**to_arrays(made, kind)) for kind in (True, False))
+    assert len(first.images) == len(second.images) == 3
+    for one, other in zip(first.images, second.images, strict=True):
+        assert (one.grid, one.tiles, one.size) == (other.grid, other.tiles, other.size)
+        np.testing.assert_array_equal(one.patches, other.patches)
+
+
+def test_images_without_their_shapes_are_refused():
+    arrays = to_arrays(write_prompts(CASES["one picture"]), released=True)
+    with pytest.raises(InputError, match=r"images \(1, 2, 3, 30, 30\) must be \[batch, tiles"):
+        ivc_jax.Batch.from_hf(**(arrays | {"images_spatial_crop": None}))
+    arrays["images_spatial_crop"] = np.array([[[2, 2]]])
+    with pytest.raises(InputError, match="speaks of up to 5 tiles a sample, images holds 2"):
+        ivc_jax.Batch.from_hf(**arrays)
+
+
+def read(**language):
+    from helpers.tiny import tiny_config
+
+    config = tiny_config(family="deepseek_vl2")
+    config["language_config"] |= language
+    return families.parse_config(config)
+
+
+def test_what_a_file_leaves_out_is_the_class_default():
+    config = {"model_type": "deepseek_vl_v2", "image_token_id": 3, "language_config": {"a": 1}}
+    config |= {"vision_config": {}, "projector_config": {}}
+    decoder = families.parse_config(config).decoder
+    assert (decoder.num_layers, decoder.hidden_size, decoder.num_heads) == (30, 4096, 32)
+    assert decoder.latent.query_rank == 1536
+    assert decoder.experts is None
+    assert families.parse_config(config).vision.embed_dim == 1024
+    assert read(q_lora_rank=None).decoder.latent.query_rank is None
+
+
+@pytest.mark.parametrize(
+    ("language", "message"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling of a DeepSeek decoder"),
+        ({"topk_method": "random"}, "topk_method 'random' is not one of greedy"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq must be 1"),
+        ({"scoring_func": "tanh"}, "scoring_func 'tanh' is not one of"),
+        ({"attention_bias": True}, "attention_bias=true is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_named(language, message):
+    with pytest.raises(ConfigError, match=message):
+        read(**language)
+
+
+def test_published_sizes():
+    sizes = families.list_sizes()
+    tiny, small, base = (
+        families.parse_config(sizes[name])
+        for name in ("deepseek-vl2-tiny", "deepseek-vl2-small", "deepseek-vl2")
+    )
+    assert tiny.decoder.latent is None
+    assert tiny.decoder.head_dim == 128
+    assert small.decoder.latent.rank + small.decoder.rope.head_dim == 576
+    assert small.decoder.head_dim == 192
+    assert small.vision.mlp_dim == 4304
+    assert small.vision.table_side == 27
+    assert small.vision.cuts_cells
+    assert base.decoder.experts.biased
+    assert json.dumps(sizes["deepseek-vl2-small"])  # as a file would say it
