@@ -94,6 +94,8 @@ class VisionConfig:
         rotary: queries and keys are turned by the place of their patch.
         table_side: learned positions are added to the patches, one for each of side x side; None
             has none.
+        table_interpolated: the table is stretched over the patches of each image, its corners to
+            theirs, and read bilinearly; otherwise a patch has the position of its own place.
         class_token: a learned token sees all patches and is seen by them; it is no visual token.
         stem_norm: patches are normed before the first block.
         final_norm: and behind the last one.
@@ -114,6 +116,8 @@ class VisionConfig:
             token by their mean and variance; or "none".
         merge_eps: what that norm adds to the variance.
         merge_dim: width between its two layers; None is that of the joined patches.
+        deepstack: blocks whose outputs go through mergers of their own, with a "joined" norm; what
+            becomes of the first is added to the visual tokens behind decoder block 0, and so on.
         pixel_mean: what the image processor subtracts from each channel of values in [0, 1].
         pixel_std: what it divides them by then. Only methods that look at pixels read the two.
     """
@@ -133,6 +137,7 @@ class VisionConfig:
     patch_bias: bool = False
     rotary: bool = True
     table_side: int | None = None
+    table_interpolated: bool = False
     class_token: bool = False
     stem_norm: bool = False
     final_norm: bool = False
@@ -150,6 +155,7 @@ class VisionConfig:
     merge_norm: str = "patch"
     merge_eps: float = 1e-6
     merge_dim: int | None = None
+    deepstack: tuple[int, ...] = ()
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -163,6 +169,12 @@ class VisionConfig:
             )
         if self.merge_norm not in MERGE_NORMS:
             raise ConfigError(f"vision merge_norm {self.merge_norm!r} is not one of {MERGE_NORMS}")
+        inside = all(0 <= block < self.depth for block in self.deepstack)
+        if not inside or list(self.deepstack) != sorted(set(self.deepstack)):
+            raise ConfigError(
+                f"vision deepstack {self.deepstack} must be ascending blocks of the tower's"
+                f" {self.depth}"
+            )
         if self.window_cells == 0:
             raise ConfigError(
                 f"vision window_size {self.window_size} holds no merged cell of"
@@ -187,7 +199,9 @@ class VisionConfig:
     @property
     def cuts_cells(self) -> bool:
         """Whether cells at the right and lower borders lack patches, which are zeros then."""
-        return self.table_side is not None and self.table_side % self.spatial_merge_size > 0
+        if self.table_side is None or self.table_interpolated:
+            return False
+        return self.table_side % self.spatial_merge_size > 0
 
     @property
     def window_cells(self) -> int | None:

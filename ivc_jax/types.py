@@ -2,7 +2,8 @@
 
 B batch, N sequence slots, T text slots, V visual slots, K kept visual slots, R patch rows
 (one row per video frame pair or image), P patches in a row, H query heads, G key/value heads,
-C head width, D model width, F rotary planes, L layers, M images in a sample.
+C head width, D model width, F rotary planes, L layers, M images in a sample, J features that are
+added to visual tokens between decoder blocks (`VisionConfig.deepstack`).
 
 A sample sits at the left of its row and padding follows it:
 
@@ -75,6 +76,7 @@ class Inputs:
     # [B, V] int32, row in the merged tower output [R * P / merge², D]; below 0 a learned token
     visual_source: jax.Array
     visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
+    deepstack: jax.Array | None = None  # [J, B, V, D], added to them on the way
 
     def __repr__(self) -> str:
         # Leaves may be anything with the structure of these arrays: shardings, specifications.

@@ -8,7 +8,8 @@ result        <v>   b    d   </v>  Q                      cut to N - V + K slots
 new slot       0    .    1    .    2    3    4    .       how many are kept before it
 
 Whatever names a slot (`visual_index`, `text_index`) is sent through "new slot"; whatever lies in
-slots (hidden states, positions, keys and values) is gathered by "order".
+slots (hidden states, positions, keys and values) is gathered by "order"; whatever is known of
+visual tokens (grid, features to come) is gathered by the selection.
 """
 
 import flax.struct
@@ -26,6 +27,8 @@ class Sequence:
     hidden: jax.Array  # [B, N, D]
     layout: Layout
     origin: jax.Array  # [B, N] int32, slot in the unpruned prompt
+    # [J, B, V, D], what later blocks will have added to the visual tokens; None is nothing (more)
+    features: jax.Array | None = None
 
 
 @typed
@@ -93,7 +96,18 @@ def compact(
         hidden=jnp.take_along_axis(_merge(sequence, selection), order[..., None], axis=1),
         layout=shorter,
         origin=jnp.take_along_axis(sequence.origin, order, axis=1),
+        features=_merge_features(sequence, selection),
     ), order
+
+
+def add_feature(sequence: Sequence) -> Sequence:
+    """Add the first of the features to the visual tokens, and be done with it."""
+    hidden, layout, features = sequence.hidden, sequence.layout, sequence.features
+    # padding is sent to slot N, which `drop` discards
+    slot = jnp.where(layout.visual_valid, layout.visual_index, hidden.shape[1])  # [B, V]
+    rows = jnp.arange(hidden.shape[0])[:, None]  # [B, 1]
+    hidden = hidden.at[rows, slot].add(features[0].astype(hidden.dtype), mode="drop")
+    return sequence.replace(hidden=hidden, features=features[1:] if len(features) > 1 else None)
 
 
 def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
@@ -102,15 +116,31 @@ def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
     if selection.weights is None:
         return hidden
     visual = jnp.take_along_axis(hidden, layout.visual_index[..., None], axis=1)  # [B, V, D]
-    # Padding may hold anything, and 0 * NaN is NaN.
-    visual = jnp.where(layout.visual_valid[..., None], visual, 0).astype(jnp.float32)
-    exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
-    # [B, K, D]; float32, as the weights are
-    merged = jnp.einsum("bkv,bvd->bkd", selection.weights, visual, precision=exact)
+    merged = _weigh(selection.weights, visual, layout.visual_valid)  # [B, K, D]
     slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     slot = jnp.where(selection.valid, slot, hidden.shape[1])
     rows = jnp.arange(hidden.shape[0])[:, None]
-    return hidden.at[rows, slot].set(merged.astype(hidden.dtype), mode="drop")
+    return hidden.at[rows, slot].set(merged, mode="drop")
+
+
+def _merge_features(sequence: Sequence, selection: Selection) -> jax.Array | None:
+    """Give the kept tokens their features, or the weighted sums of them: [J, B, K, D]."""
+    if sequence.features is None:
+        return None
+    if selection.weights is None:
+        index = selection.index[None, :, :, None]  # [1, B, K, 1]
+        return jnp.take_along_axis(sequence.features, index, axis=2)
+    return _weigh(selection.weights, sequence.features, sequence.layout.visual_valid)
+
+
+def _weigh(weights: jax.Array, visual: jax.Array, valid: jax.Array) -> jax.Array:
+    """Sum vectors of visual tokens [..., B, V, D] by weights [B, K, V]: [..., B, K, D]."""
+    # Padding may hold anything, and 0 * NaN is NaN.
+    vectors = jnp.where(valid[..., None], visual, 0).astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
+    # float32, as the weights are
+    merged = jnp.einsum("bkv,...bvd->...bkd", weights, vectors, precision=exact)
+    return merged.astype(visual.dtype)
 
 
 def compact_caches(

@@ -2,6 +2,7 @@
 
     ivc:layer=16 on 28 layers       Span(0, 16)  Cut(16)  Span(16, 28)
     fastv:layer=2 on 28 layers      Span(0, 1)  Span(1, 2, alone)  Cut(2)  Span(2, 28)
+    the same, with 2 features       Span(0, 1)  Add(0)  Span(1, 2, alone)  Add(1)  Cut(2)  ...
 
 Blocks whose queries are asked for run alone; keys and values come out of any span, so asking for
 them costs nothing. A cut may also ask for attention and keys of the block right behind it: then the
@@ -33,19 +34,28 @@ class Cut:
     stage: Stage
 
 
-Plan = tuple[Span | Cut, ...]
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """Add feature `index` of the visual tokens to what the block of that number has made."""
+
+    index: int
 
 
-def make_plan(num_layers: int, method: Method) -> Plan:
+Plan = tuple[Span | Cut | Add, ...]
+
+
+def make_plan(num_layers: int, method: Method, features: int = 0) -> Plan:
     """Lay out the steps of a prefill.
 
     Args:
+        num_layers: of the decoder.
         method: already resolved against the model.
+        features: how many are added between blocks (`VisionConfig.deepstack`).
 
     Raises:
         MethodError: a stage or a request outside the model or in the wrong order.
     """
-    steps: list[Span | Cut] = []
+    steps: list[Span | Cut | Add] = []
     done = 0  # blocks that have run
     for stage in method.stages:
         _check_stage(stage, done, num_layers)
@@ -53,23 +63,24 @@ def make_plan(num_layers: int, method: Method) -> Plan:
         _check_requests(requests, done, stage)
         # The block behind the cut is projected before it runs, so it need not run alone.
         alone = {request.layer for request in requests if isinstance(request, _NEED_QUERIES)}
-        steps += _lay_spans(done, stage.layer, alone - {stage.layer})
+        steps += _lay_spans(done, stage.layer, alone - {stage.layer}, features)
         steps.append(Cut(stage))
         done = stage.layer
-    return tuple(steps + _lay_spans(done, num_layers, set()))
+    return tuple(steps + _lay_spans(done, num_layers, set(), features))
 
 
-def _lay_spans(start: int, stop: int, alone: set[int]) -> list[Span]:
-    """Cover blocks start..stop-1, those of `alone` by themselves."""
-    spans = []
-    for layer in sorted(alone):
-        if start < layer:
-            spans.append(Span(start, layer))
-        spans.append(Span(layer, layer + 1, alone=True))
-        start = layer + 1
-    if start < stop:
-        spans.append(Span(start, stop))
-    return spans
+def _lay_spans(start: int, stop: int, alone: set[int], features: int) -> list[Span | Add]:
+    """Cover blocks start..stop-1, those of `alone` by themselves, and add features on the way."""
+    steps: list[Span | Add] = []
+    for layer in range(start, stop):
+        # the last block of a span: something happens behind it, or the next one runs alone
+        last = layer < features or layer in alone or layer + 1 in alone or layer + 1 == stop
+        if last:
+            steps.append(Span(start, layer + 1, alone=layer in alone))
+            start = layer + 1
+        if layer < features:
+            steps.append(Add(layer))
+    return steps
 
 
 def _check_stage(stage: Stage, done: int, num_layers: int) -> None:

@@ -22,8 +22,9 @@ from ivc_jax.methods.base import DENSE, Method, find_method
 from ivc_jax.methods.requests import Carry, Embeddings, Request, RopeSettings, TowerRequest
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder, tower
+from ivc_jax.nn.tower import Deep
 from ivc_jax.parallel.batch import align_rows, fetch, gather_cells, place_inputs
-from ivc_jax.parallel.constraints import constrain_hidden, on_mesh
+from ivc_jax.parallel.constraints import constrain, constrain_hidden, on_mesh
 from ivc_jax.types import Inputs, KVSpan, Selection
 
 
@@ -108,19 +109,19 @@ def encode(model: Model, batch: Batch | Inputs) -> Inputs:
         batch: as for `prefill`. Visual tokens that inputs hold already are computed anew.
 
     Returns:
-        Collated inputs on the devices of the model, with `visual` filled in if there are visual
-        slots.
+        Collated inputs on the devices of the model, with `visual` (and `deepstack`, if the model
+        has such features) filled in if there are visual slots.
 
     Raises:
         InputError: as `prefill`.
     """
     # What was encoded before is forgotten. Placed at once: many prefills will read it.
-    inputs = place_inputs(place(model, batch), model.mesh).replace(visual=None)
+    inputs = place_inputs(place(model, batch), model.mesh).replace(visual=None, deepstack=None)
     if inputs.visual_source.shape[1] == 0:
         return inputs
     with on_mesh(model.mesh):
-        visual = run_tower(model.config, model.params, inputs)
-    return place_inputs(inputs.replace(visual=visual), model.mesh)
+        visual, features = run_tower(model.config, model.params, inputs)
+    return place_inputs(inputs.replace(visual=visual, deepstack=features), model.mesh)
 
 
 def with_rope(config: ModelConfig, rope: RopeConfig) -> ModelConfig:
@@ -147,9 +148,11 @@ def place(model: Model, batch: Batch | Inputs) -> Inputs:
 
 
 @partial(jax.jit, static_argnums=0)
-def run_tower(config: ModelConfig, params: dict[str, Any], inputs: Inputs) -> jax.Array:
-    """Compiled body of `encode`: visual tokens [B, V, D]."""
-    return _encode(config, params, inputs, ())[0]
+def run_tower(
+    config: ModelConfig, params: dict[str, Any], inputs: Inputs
+) -> tuple[jax.Array, jax.Array | None]:
+    """Compiled body of `encode`: visual tokens [B, V, D], features [J, B, V, D]."""
+    return _encode(config, params, inputs, ())[:2]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -169,12 +172,12 @@ def trace_prefill(
     method = method if inputs.visual_source.shape[1] else DENSE
     # A dict for a set that stays in order: equal methods must trace equal programs.
     asked = dict.fromkeys(r for stage in method.stages for r in method.requests(stage))
-    hidden, signals = embed_inputs(config, params, inputs, list(asked))
+    hidden, features, signals = embed_inputs(config, params, inputs, list(asked))
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)  # [B, N]
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals)
-    hidden = constrain_hidden(hidden)
-    sequence = walk.run(Sequence(hidden=hidden, layout=layout, origin=slots.astype(jnp.int32)))
+    origin = slots.astype(jnp.int32)
+    sequence = walk.run(Sequence(constrain_hidden(hidden), layout, origin, features))
     last = (sequence.layout.lengths - 1)[:, None, None]  # [B, 1, 1], slot of the last valid token
     hidden = jnp.take_along_axis(sequence.hidden, last, axis=1)[:, 0]  # [B, D]
     prompt = Prefill(
@@ -194,17 +197,18 @@ def trace_prefill(
 
 def embed_inputs(
     config: ModelConfig, params: dict[str, Any], inputs: Inputs, asked: Several[Request] = ()
-) -> tuple[jax.Array, dict[Request, Any]]:
+) -> tuple[jax.Array, jax.Array | None, dict[Request, Any]]:
     """Embed text and put the tower's tokens into their slots.
 
     Returns:
-        Hidden states [B, N, D], and the answers to what is asked about tower and embeddings.
+        Hidden states [B, N, D], features [J, B, V, D] that the first blocks add to visual tokens,
+        and the answers to what is asked about tower and embeddings.
     """
     hidden = decoder.embed(params["decoder"], inputs.tokens)  # [B, N, D]
     signals: dict[Request, Any] = {RopeSettings(): config.decoder.rope, Carry(): None}
     if inputs.visual_source.shape[1] == 0:
-        return hidden, signals
-    visual, seen = _encode(config, params, inputs, asked)  # [B, V, D]
+        return hidden, None, signals
+    visual, features, seen = _encode(config, params, inputs, asked)  # [B, V, D], [J, B, V, D]
     signals |= seen
     B, N = inputs.tokens.shape
     # [B, V]; padding is sent to slot N, which `drop` discards.
@@ -213,29 +217,33 @@ def embed_inputs(
     hidden = hidden.at[rows, slot].set(visual.astype(hidden.dtype), mode="drop")
     if Embeddings() in asked:
         signals[Embeddings()] = split(inputs.layout, hidden)
-    return hidden, signals
+    return hidden, features, signals
 
 
 def _encode(
     config: ModelConfig, params: dict[str, Any], inputs: Inputs, asked: Several[Request]
-) -> tuple[jax.Array, dict[Request, Any]]:
-    """Return visual tokens [B, V, D] and what is asked about the tower.
+) -> tuple[jax.Array, jax.Array | None, dict[Request, Any]]:
+    """Return visual tokens [B, V, D], features [J, B, V, D] and what is asked about the tower.
 
     The tower is traced if something needs it; blocks whose outputs nobody reads are not compiled.
     """
     requests = [request for request in asked if isinstance(request, TowerRequest)]
     taps = dict.fromkeys(tap for r in requests if (tap := choose_tap(r, config.vision)))
-    visual, tapped = inputs.visual, {}
+    visual, features, tapped = inputs.visual, inputs.deepstack, {}
+    deep = list(map(Deep, range(len(config.vision.deepstack)))) if visual is None else []
     if visual is None or taps:
         with jax.named_scope("vision_tower"):
             # [R, P, patch values]
             patches = inputs.patches.astype(params["decoder"]["embed_tokens"]["embedding"].dtype)
             merged, tapped = tower.encode(
-                config.vision, params["vision"], patches, inputs.patch_positions, tuple(taps)
+                config.vision, params["vision"], patches, inputs.patch_positions, (*taps, *deep)
             )
         if visual is None:
             visual = gather_cells(merged, inputs.visual_source)
             visual = tower.place_learned(
                 config.vision, params["vision"], visual, inputs.visual_source
             )
-    return visual, answer_tower(requests, inputs, tapped, config.vision)
+        if deep:
+            features = [gather_cells(tapped[each], inputs.visual_source) for each in deep]
+            features = constrain(jnp.stack(features), None, "data")  # [J, B, V, D]
+    return visual, features, answer_tower(requests, inputs, tapped, config.vision)

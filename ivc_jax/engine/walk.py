@@ -4,7 +4,8 @@
     hidden    [B, N, D]        [B, S, D]                     [B, S, D]         S = N - V + K
     cache     [2, B, N, G, C]  [2, B, S, G, C]               and [2, B, S, G, C]
 
-What a cut asks about is answered on the way, by the blocks before it.
+What a cut asks about is answered on the way, by the blocks before it. Where the tower has features
+for the first blocks to add, they go with the visual tokens until their block has run.
 """
 
 from collections.abc import Sequence as Several
@@ -14,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.compact import Sequence, compact, compact_caches
+from ivc_jax.engine.compact import Sequence, add_feature, compact, compact_caches
 from ivc_jax.engine.decoder_signals import answer_layer, split
-from ivc_jax.engine.plan import Cut, Span, make_plan
+from ivc_jax.engine.plan import Add, Cut, Span, make_plan
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, Request
 from ivc_jax.nn import decoder, rope
@@ -45,13 +46,17 @@ class Walk:
 
     def run(self, sequence: Sequence) -> Sequence:
         """Take all steps; the sequence is what the last block leaves behind."""
-        steps = make_plan(self.sizes.num_layers, self.method)
+        count = 0 if sequence.features is None else len(sequence.features)
+        steps = make_plan(self.sizes.num_layers, self.method, count)
         for number, step in enumerate(steps):
             # A span answers the cut that follows it.
             cut = next((later for later in steps[number:] if isinstance(later, Cut)), None)
             requests = self.method.requests(cut.stage) if cut else ()
             if isinstance(step, Cut):
                 sequence = self._run_cut(sequence, step.stage, requests)
+            elif isinstance(step, Add):
+                sequence = add_feature(sequence)
+                sequence = sequence.replace(hidden=constrain_hidden(sequence.hidden))
             else:
                 sequence = self._run_span(sequence, step, requests)
         return sequence

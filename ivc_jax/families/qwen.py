@@ -23,20 +23,44 @@ from ivc_jax.inputs.resize import SmartResize
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
 # How text is cut before merging: contractions, words, single digits, punctuation, blanks.
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 # Buffers that can be recomputed; some versions of the library saved them.
-_EXCUSED = r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq"
+EXCUSED = r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq"
 
 # Published names; the parts in brackets are in those of the later generation only:
 #     model.layers.3.mlp.up_proj.weight      model.language_model.layers.3.mlp.up_proj.weight
 #     visual.blocks.3.norm1.weight           model.visual.blocks.3.norm1.weight
 _TEXT, _TOWER = "model.[language_model.]", "[model.]visual."
-_LAYER, _OURS = f"{_TEXT}layers.{{layer}}", "decoder/layers/{layer}"
 _BLOCK, _BLOCKS = f"{_TOWER}blocks.{{layer}}", "vision/blocks/{layer}"
+
+
+def map_decoder(prefix: str, bias: bool = True) -> list[Rule]:
+    """Return the rules of a decoder of Qwen2's kind, with its output head.
+
+    Args:
+        prefix: of all names but that of the head, such as "model.".
+        bias: whether queries, keys and values have one.
+    """
+    layer, ours = f"{prefix}layers.{{layer}}", "decoder/layers/{layer}"
+    return [
+        Rule(f"{prefix}embed_tokens.weight", "decoder/embed_tokens/embedding"),
+        Rule(f"{layer}.input_layernorm.weight", f"{ours}/input_layernorm/scale"),
+        *map_linear(f"{layer}.self_attn.q_proj", f"{ours}/q_proj", bias),
+        *map_linear(f"{layer}.self_attn.k_proj", f"{ours}/k_proj", bias),
+        *map_linear(f"{layer}.self_attn.v_proj", f"{ours}/v_proj", bias),
+        *map_linear(f"{layer}.self_attn.o_proj", f"{ours}/o_proj", bias=False),
+        Rule(f"{layer}.post_attention_layernorm.weight", f"{ours}/post_attention_layernorm/scale"),
+        *map_linear(f"{layer}.mlp.gate_proj", f"{ours}/mlp/gate_proj", bias=False),
+        *map_linear(f"{layer}.mlp.up_proj", f"{ours}/mlp/up_proj", bias=False),
+        *map_linear(f"{layer}.mlp.down_proj", f"{ours}/mlp/down_proj", bias=False),
+        Rule(f"{prefix}norm.weight", "decoder/norm/scale"),
+        *map_linear("lm_head", "decoder/lm_head", bias=False),
+    ]
+
 
 # What one of the two lacks (biases of RMS norms, fc1 or gate_proj) has no parameter there, and its
 # row is not used.
@@ -54,18 +78,7 @@ _RULES: tuple[Rule, ...] = (
     *map_norm(f"{_TOWER}merger.ln_q", "vision/merger/ln_q"),
     *map_linear(f"{_TOWER}merger.mlp.0", "vision/merger/mlp/fc1"),
     *map_linear(f"{_TOWER}merger.mlp.2", "vision/merger/mlp/fc2"),
-    Rule(f"{_TEXT}embed_tokens.weight", "decoder/embed_tokens/embedding"),
-    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
-    *map_linear(f"{_LAYER}.self_attn.q_proj", f"{_OURS}/q_proj"),
-    *map_linear(f"{_LAYER}.self_attn.k_proj", f"{_OURS}/k_proj"),
-    *map_linear(f"{_LAYER}.self_attn.v_proj", f"{_OURS}/v_proj"),
-    *map_linear(f"{_LAYER}.self_attn.o_proj", f"{_OURS}/o_proj", bias=False),
-    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}/post_attention_layernorm/scale"),
-    *map_linear(f"{_LAYER}.mlp.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),
-    *map_linear(f"{_LAYER}.mlp.up_proj", f"{_OURS}/mlp/up_proj", bias=False),
-    *map_linear(f"{_LAYER}.mlp.down_proj", f"{_OURS}/mlp/down_proj", bias=False),
-    Rule(f"{_TEXT}norm.weight", "decoder/norm/scale"),
-    *map_linear("lm_head", "decoder/lm_head", bias=False),
+    *map_decoder(_TEXT),
 )
 
 
@@ -270,10 +283,10 @@ _SIZES_2_5: dict[str, dict[str, Any]] = {
 
 _SHARED_PARTS: dict[str, Any] = {
     "rules": _RULES,
-    "excused": _EXCUSED,
+    "excused": EXCUSED,
     "read_pictures": _read_pictures,
     "write_visual": _write_visual,
-    "word_pattern": _WORDS,
+    "word_pattern": WORDS,
 }
 QWEN2_VL = Family(
     name="qwen2_vl",

@@ -45,6 +45,8 @@ class Visual:
             counted.
         size: (height, width) of the image in pixels before it was padded to a shape; None if
             nobody reads it.
+        times: of each temporal slice of a video, in seconds from its start; for models whose
+            prompts tell them. () where the prompt is written already.
     """
 
     patches: np.ndarray
@@ -52,6 +54,7 @@ class Visual:
     seconds: float = 1.0
     tiles: tuple[int, int] = (1, 1)
     size: tuple[int, int] | None = None
+    times: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         t, h, w = self.grid

@@ -48,6 +48,7 @@ class Footprint:
         content: [v] bool, whether a token shows a part of the picture.
         tiles: (columns, rows) of its tiles.
         runs: its tokens come in so many equal runs, with text between them.
+        times: of each temporal slice of a video, in seconds; () if nobody has said.
         positions: [v, 3] int32, position ids (time, height, width) of each token, counted from
             where its run starts.
         span: how far the position ids of the text behind a run are moved on.
@@ -62,6 +63,7 @@ class Footprint:
     content: np.ndarray
     tiles: tuple[int, int]
     runs: int
+    times: tuple[float, ...]
     positions: np.ndarray
     span: int
 
@@ -79,6 +81,7 @@ def find_footprint(
     seconds: float | None = None,
     tiles: tuple[int, int] = (1, 1),
     size: tuple[int, int] | None = None,
+    times: tuple[float, ...] = (),
 ) -> Footprint:
     """Work out the footprint of a visual; equal arguments get the same one.
 
@@ -88,6 +91,7 @@ def find_footprint(
         seconds: from one temporal slice of a video to the next; None for an image.
         tiles: as in `Visual`.
         size: as in `Visual`.
+        times: as in `Visual`.
     """
     vision = config.vision
     merge, area = vision.spatial_merge_size, vision.merge_area
@@ -123,6 +127,7 @@ def find_footprint(
         content=content,
         tiles=tiles,
         runs=runs,
+        times=times,
         positions=_number_tokens(tokens, runs, config, seconds),
         span=len(tokens) // runs if config.decoder.rope.line else max(height, width),
     )

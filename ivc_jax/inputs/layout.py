@@ -171,8 +171,8 @@ def _measure(
                 f" {(t * h * w, vision.patch_values)}; use the checkpoint's own preprocessor"
             )
         seconds = visual.seconds if kind == "video" else None  # an image has no time
-        footprint = find_footprint(visual.grid, config, seconds, visual.tiles, visual.size)
-        pairs.append((visual, footprint))
+        known = (visual.tiles, visual.size, visual.times)
+        pairs.append((visual, find_footprint(visual.grid, config, seconds, *known)))
     return pairs
 
 

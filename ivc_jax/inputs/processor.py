@@ -121,7 +121,7 @@ class Processor:
             chat: wrap each prompt in the chat template; False leaves it as it is, marks aside.
             fps: frames a second of the videos as they are given here (2 is the rate at which
                 Qwen2.5-VL samples): one number, or for each sample a list with one a video. Only
-                models with absolute time read it.
+                models with absolute time or time stamps read it.
 
         Raises:
             InputError: names the sample, the visual and the remedy.
@@ -152,6 +152,9 @@ class Processor:
                     process_video(frames, self.videos, f"sample {sample}, video {index}"),
                     # so many frames become one temporal slice
                     seconds=self.videos.temporal_patch_size / rates[sample][index],
+                    times=_time_slices(
+                        len(frames), rates[sample][index], self.videos.temporal_patch_size
+                    ),
                 )
                 for index, frames in enumerate(video_lists[sample])
             ]
@@ -160,7 +163,10 @@ class Processor:
                     find_footprint(each.grid, self.config, None, each.tiles, each.size)
                     for each in pictures
                 ],
-                "video": [find_footprint(each.grid, self.config, each.seconds) for each in clips],
+                "video": [
+                    find_footprint(each.grid, self.config, each.seconds, times=each.times)
+                    for each in clips
+                ],
             }
             tokens.append(self.writer.write(prompt, footprints, sample, chat))
             flat_images += pictures
@@ -270,6 +276,18 @@ def _list_per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
                 f"sample {sample}: its {kind}s are a {type(entry).__name__}, not a list; {remedy}"
             )
     return [list(entry or ()) for entry in lists]
+
+
+def _time_slices(frames: int, rate: float, depth: int) -> tuple[float, ...]:
+    """Say when each temporal slice is: halfway between its first frame and its last, in seconds.
+
+    Five frames at 2 a second, two a slice, the last of them repeated:
+
+        frames  0.0 0.5 | 1.0 1.5 | 2.0 2.0        slices  0.25 1.25 2.0
+    """
+    at = [frame / rate for frame in range(frames)]
+    at += at[-1:] * (-frames % depth)
+    return tuple((at[i] + at[i + depth - 1]) / 2 for i in range(0, len(at), depth))
 
 
 def _list_rates(fps: Any, video_lists: list[list]) -> list[list[float]]:

@@ -210,6 +210,11 @@ class SmartResize(PictureRule):
             )
         return height, width
 
+    def find_frame_size(self, frames: int, width: int, height: int) -> tuple[int, int]:
+        """Return the (height, width) of each of so many frames: that of a picture."""
+        del frames
+        return self.find_size(width, height)
+
     def find_grid(self, width: int, height: int) -> tuple[int, int, int]:
         """Say what a picture becomes: one slice."""
         rows, columns = self.find_size(width, height)
@@ -217,19 +222,34 @@ class SmartResize(PictureRule):
 
     def cut(self, pictures: Sequence[Image.Image]) -> Visual:
         """Resize pictures of one size and cut them into patches."""
-        height, width = self.find_size(*pictures[0].size)
+        height, width = self.find_frame_size(len(pictures), *pictures[0].size)
         if self.do_resize:
             pictures = [each.resize((width, height), resample=self.resample) for each in pictures]
         return Visual(*self.patchify(np.stack([np.asarray(picture) for picture in pictures])))
 
 
 def smart_resize(
-    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    frames: int = 1,
+    counted: int = 1,
 ) -> tuple[int, int]:
     """Choose the size that an image is resized to: (height, width), multiples of `factor`.
 
     The area ends in min_pixels..max_pixels and the aspect ratio is kept as closely as the steps
     allow (a strip thinner than one step may leave the upper bound). Python rounds halves to even.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        factor: of both sides.
+        min_pixels: least area, of all frames together.
+        max_pixels: largest area, likewise.
+        frames: of a video.
+        counted: as how many they are held against the bounds.
 
     Raises:
         InputError: the aspect ratio exceeds 200.
@@ -240,14 +260,14 @@ def smart_resize(
             f"aspect ratio {ratio:.0f} exceeds {MAX_ASPECT_RATIO}; crop or pad the image"
         )
     rows, columns = round(height / factor), round(width / factor)  # in steps of `factor`
-    area = rows * columns * factor * factor
+    area = counted * rows * columns * factor * factor
     if area > max_pixels:
         # of each side, so that the area is max_pixels
-        shrink = math.sqrt((height * width) / max_pixels)
+        shrink = math.sqrt((frames * height * width) / max_pixels)
         rows = max(1, math.floor(height / shrink / factor))  # floor: not above the bound again
         columns = max(1, math.floor(width / shrink / factor))
     elif area < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
+        grow = math.sqrt(min_pixels / (frames * height * width))
         rows = math.ceil(height * grow / factor)  # ceil: nor below it
         columns = math.ceil(width * grow / factor)
     return rows * factor, columns * factor

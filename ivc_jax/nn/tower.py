@@ -58,7 +58,14 @@ class Projections:
     block: int
 
 
-Tap = Features | Projections
+@dataclasses.dataclass(frozen=True)
+class Deep:
+    """Tap: feature `index` of `VisionConfig.deepstack`, [R, P / merge², D]."""
+
+    index: int
+
+
+Tap = Features | Projections | Deep
 
 
 @typed
@@ -112,10 +119,13 @@ def encode(
             x = jnp.where(valid[..., None], x, 0)
         return PatchMerger(config).apply({"params": params["merger"]}, x)
 
-    x, tapped = _run_tapped(loop, x, taps, config.depth)
+    x, tapped = _run_tapped(config, loop, x, taps)
     for tap in tapped:
         if isinstance(tap, Features):
             tapped[tap] = (merge if tap.merged else partial(drop_class, config))(tapped[tap])
+        elif isinstance(tap, Deep):
+            own = {"params": params["deepstack"][tap.index]}
+            tapped[tap] = _deep_merger(config).apply(own, drop_class(config, tapped[tap]))
     return merge(x), tapped
 
 
@@ -130,8 +140,12 @@ def _place(
     """Tell embedded patches [R, P, D] where they are; put the class token in front of them."""
     first = int(config.class_token)  # row of the table that is the first patch's
     if config.table_side is not None:
-        place = patch_positions[..., 0] * config.table_side + patch_positions[..., 1]  # [R, P]
-        x = x + params["positions"][first + place.clip(min=0)]
+        table = params["positions"][first:]  # [side², D]
+        if config.table_interpolated:
+            x = x + _interpolate(table, patch_positions, config.table_side).astype(x.dtype)
+        else:
+            place = patch_positions[..., 0] * config.table_side + patch_positions[..., 1]  # [R, P]
+            x = x + table[place.clip(min=0)]
     if config.class_token:
         token = params["class_token"]  # [D]
         if config.table_side is not None:
@@ -162,11 +176,35 @@ def place_learned(
     return visual
 
 
+def _interpolate(table: jax.Array, patch_positions: jax.Array, side: int) -> jax.Array:
+    """Read a table [side², D] between its places, stretched over each row's patches: [R, P, D].
+
+    A picture of 3 patches across over a table of side 4:
+
+        table     0     1     2     3
+        patch     0        1        2          patch 1 lies at 1.5, half 1 and half 2
+    """
+    real = patch_positions[..., 0] >= 0  # [R, P]
+    place = jnp.where(real[..., None], patch_positions, 0)  # [R, P, 2]
+    # [R, 1, 2]: steps from the first patch to the last, of rows and of columns
+    steps = place.max(axis=1, keepdims=True).clip(min=1)
+    at = place.astype(jnp.float32) * (side - 1) / steps  # [R, P, 2], in places of the table
+    low = jnp.floor(at)
+    total = jnp.zeros((*real.shape, table.shape[1]), jnp.float32)  # [R, P, D]
+    for down, across in np.ndindex(2, 2):
+        corner = low + np.array([down, across], np.float32)  # [R, P, 2]
+        weight = (1 - jnp.abs(at - corner)).prod(axis=-1)  # [R, P]; 0 beyond the border
+        row, column = jnp.moveaxis(corner.astype(jnp.int32).clip(max=side - 1), -1, 0)  # [R, P]
+        total += weight[..., None] * table[row * side + column]
+    return total
+
+
 def init_params(config: VisionConfig, key: jax.Array) -> Params:
     """Draw random float32 parameters of a tower, blocks apart: patch_embed, blocks, merger.
 
     Beside them, where the config says so: positions [side², D] and class_token [D], which is the
-    first of 1 + side² positions then, stem_norm and final_norm, and the learned tokens of views.
+    first of 1 + side² positions then, stem_norm and final_norm, the learned tokens of views, and
+    the mergers of deepstack.
     """
     embed_key, block_key, merger_key, place_key = jax.random.split(key, 4)
     patches = jnp.zeros((1, config.row_unit, config.patch_values))  # the smallest row
@@ -195,11 +233,18 @@ def init_params(config: VisionConfig, key: jax.Array) -> Params:
     if config.view_size is not None:
         for name, learned in zip(_LEARNED.values(), jax.random.split(place_key), strict=True):
             params[name] = 0.02 * jax.random.normal(learned, (config.out_dim,))
+    if config.deepstack:
+        keys = jax.random.split(merger_key, len(config.deepstack))
+        params["deepstack"] = tuple(_deep_merger(config).init(each, x)["params"] for each in keys)
     return params
 
 
 def _embedding(config: VisionConfig) -> Linear:
     return Linear(config.embed_dim, use_bias=config.patch_bias)
+
+
+def _deep_merger(config: VisionConfig) -> PatchMerger:
+    return PatchMerger(dataclasses.replace(config, merge_norm="joined"))
 
 
 def _norm(config: VisionConfig) -> nn.Module:
@@ -249,12 +294,14 @@ class _Loop:
 
 
 def _run_tapped(
-    loop: _Loop, x: jax.Array, taps: Sequence[Tap], depth: int
+    config: VisionConfig, loop: _Loop, x: jax.Array, taps: Sequence[Tap]
 ) -> tuple[jax.Array, dict[Tap, Any]]:
     """Run all blocks, in as many loops as the taps need."""
     means = [tap for tap in taps if isinstance(tap, Features)]
+    # block behind the one whose output is tapped -> tap
+    deep = {config.deepstack[tap.index] + 1: tap for tap in taps if isinstance(tap, Deep)}
     # A loop ends where a tap begins or ends, so that what is summed is the same all through it.
-    borders = {0, depth, *(tap.block for tap in taps if isinstance(tap, Projections))}
+    borders = {0, config.depth, *(tap.block for tap in taps if isinstance(tap, Projections)), *deep}
     borders |= {border for tap in means for border in (tap.first, tap.last + 1)}
     tapped: dict[Tap, Any] = {}
     for start, stop in itertools.pairwise(sorted(borders)):
@@ -266,6 +313,8 @@ def _run_tapped(
         totals = [tapped.get(tap, jnp.zeros_like(x)) for tap in here]
         x, totals = loop.run(x, totals, start, stop)
         tapped |= dict(zip(here, totals, strict=True))
+        if stop in deep:
+            tapped[deep[stop]] = x
     for tap in means:
         tapped[tap] = tapped[tap] / (tap.last - tap.first + 1)
     return x, tapped

@@ -128,8 +128,9 @@ def assemble(parts: Mapping[int, Inputs], mesh: Mesh | None, merge_area: int) ->
 
 def find_sample_axis(path: tuple) -> int:
     """Return the axis on which an array of `Inputs` counts samples, or their patch rows."""
-    # positions are [3, B, N]
-    return int(jax.tree_util.keystr(path, simple=True, separator="/") == "layout/positions")
+    # positions are [3, B, N], features [J, B, V, D]
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return int(name in ("layout/positions", "deepstack"))
 
 
 def _split(axis: int) -> PartitionSpec:

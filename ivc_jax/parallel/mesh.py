@@ -40,9 +40,9 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/weight$", _COLUMNS),
     (r"vision/blocks/\d+/(attn/qkv|mlp/fc1|mlp/gate_proj|mlp/up_proj)/bias$", _COLUMN_BIAS),
     (r"vision/blocks/\d+/(attn/proj|mlp/fc2|mlp/down_proj)/weight$", _ROWS),
-    (r"vision/merger/mlp/fc1/weight$", _COLUMNS),
-    (r"vision/merger/mlp/fc1/bias$", _COLUMN_BIAS),
-    (r"vision/merger/mlp/fc2/weight$", _ROWS),
+    (r"vision/(merger|deepstack/\d+)/mlp/fc1/weight$", _COLUMNS),
+    (r"vision/(merger|deepstack/\d+)/mlp/fc1/bias$", _COLUMN_BIAS),
+    (r"vision/(merger|deepstack/\d+)/mlp/fc2/weight$", _ROWS),
 )
 
 

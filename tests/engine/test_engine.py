@@ -120,7 +120,7 @@ def run_masked(model, inputs):
 
     @jax.jit
     def run(params, inputs, mask):
-        hidden, _ = embed_inputs(model.config, params, inputs)
+        hidden, _, _ = embed_inputs(model.config, params, inputs)
         angles = rope.angles(config.rope, inputs.layout.positions)
         attend = functools.partial(decoder.attend_whole, mask=mask)
         layers = params["decoder"]["layers"]

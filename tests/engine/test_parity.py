@@ -1,4 +1,4 @@
-"""Whole-model agreement with transformers, both families: logits, not correlations.
+"""Whole-model agreement with transformers, the Qwen families: logits, not correlations.
 
 Every case goes through the public calls on a tiny random checkpoint whose parameters are far from
 their usual start values, in float32 at highest matmul precision.
@@ -17,6 +17,8 @@ CHECKPOINTS = {
     "untied": {"tied": False, "generation": "new"},
     "tied": {"tied": True, "generation": "old"},
     "qwen2_5_vl": {"tied": False, "generation": "old", "family": "qwen2_5_vl"},
+    "qwen3_vl": {"tied": False, "generation": "old", "family": "qwen3_vl"},
+    "qwen3_vl tied": {"tied": True, "generation": "new", "family": "qwen3_vl"},
 }
 SECONDS = {"qwen2_5_vl": 0.7}  # 2.8 time positions a frame, rounded down
 
@@ -37,7 +39,8 @@ def pair(request, tiny_hf, load_torch):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     model, reference = pair
-    arrays = hf_arrays(CASES[case], seconds=SECONDS.get(model.config.family))
+    stamped = model.config.vision.timestamps
+    arrays = hf_arrays(CASES[case], seconds=SECONDS.get(model.config.family), stamped=stamped)
     with torch.no_grad():
         logits = reference(**hf_call(arrays)).logits[:, -1].numpy()
         sequences = reference.generate(

@@ -102,6 +102,7 @@ def test_both_frames_are_reported():
 WRITTEN = {
     "qwen2_vl": "<|box_start|>({},{}),({},{})<|box_end|>",
     "qwen2_5_vl": '```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}], "label": "x"}}\n]\n```',
+    "qwen3_vl": '```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}], "label": "x"}}\n]\n```',
     "internvl": "<ref>x</ref><box>[[{}, {}, {}, {}]]</box>",
     "deepseek_vl": "<|ref|>x<|/ref|><|det|>[[{}, {}, {}, {}]]<|/det|>",
 }

@@ -4,7 +4,7 @@ import pytest
 
 from ivc_jax.evals.benchmarks.tasks import TASKS, TaskError
 
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ALL = (*QWEN, "internvl", "deepseek_vl", "llava")
 CHOICE = {"question": "What is it?", "A": "a cat", "B": "a dog", "C": "", "D": " "}
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -21,9 +21,10 @@ def test_grounding_prompts():
     assert task.prompt(cells, "qwen2_vl") == (
         "\n<|object_ref_start|>Detect the man<|object_ref_end|>"
     )
-    assert task.prompt(cells, "qwen2_5_vl") == (
-        "\nLocate The Man. and output the bbox coordinates in JSON format."
-    )
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        assert task.prompt(cells, family) == (
+            "\nLocate The Man. and output the bbox coordinates in JSON format."
+        )
     assert task.prompt(cells, "internvl") == (
         "Please provide the bounding box coordinate of the region this sentence describes:"
         " <ref>The Man.</ref>"
@@ -43,8 +44,7 @@ def test_choice_prompts(task):
     labelled = "Question: What is it?\nOptions:\nA. a cat\nB. a dog\n"
     bare = "What is it?\nA. a cat\nB. a dog"
     assert prompts(task, CHOICE) == {
-        "qwen2_vl": labelled + SELECT,
-        "qwen2_5_vl": labelled + SELECT,
+        **dict.fromkeys(QWEN, labelled + SELECT),
         "internvl": bare + LETTER,
         "deepseek_vl": labelled + SELECT + " \n",
         "llava": bare + LETTER,

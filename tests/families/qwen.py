@@ -9,7 +9,7 @@ _SPECIAL = (
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 _FIRST_SPECIAL = 256  # the tokenizer knows 256 bytes, then the marks
-_ID = {token: _FIRST_SPECIAL + number for number, token in enumerate(_SPECIAL)}
+ID = {token: _FIRST_SPECIAL + number for number, token in enumerate(_SPECIAL)}
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -32,8 +32,8 @@ def _text_sizes() -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 1024,
-        "bos_token_id": _ID["<|endoftext|>"],
-        "eos_token_id": _ID["<|im_end|>"],
+        "bos_token_id": ID["<|endoftext|>"],
+        "eos_token_id": ID["<|im_end|>"],
         "use_sliding_window": False,
     }
 
@@ -69,10 +69,10 @@ def config(family: str, generation: str, tied: bool, **text: Any) -> dict[str, A
         "architectures": [_CLASSES[family]],
         "model_type": family,
         "tie_word_embeddings": tied,
-        "image_token_id": _ID["<|image_pad|>"],
-        "video_token_id": _ID["<|video_pad|>"],
-        "vision_start_token_id": _ID["<|vision_start|>"],
-        "vision_end_token_id": _ID["<|vision_end|>"],
+        "image_token_id": ID["<|image_pad|>"],
+        "video_token_id": ID["<|video_pad|>"],
+        "vision_start_token_id": ID["<|vision_start|>"],
+        "vision_end_token_id": ID["<|vision_end|>"],
     }
     if generation == "old":
         old = {"rope_theta": 10000.0, "rope_scaling": {"type": "mrope", **rope}}
@@ -119,7 +119,7 @@ def write_processor_files(folder: Path) -> None:
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
-    stops = {"eos_token_id": [_ID["<|im_end|>"], _ID["<|endoftext|>"]], "do_sample": False}
+    stops = {"eos_token_id": [ID["<|im_end|>"], ID["<|endoftext|>"]], "do_sample": False}
     files = {"tokenizer_config": tokenizer_config, "preprocessor_config": images}
     for name, content in {**files, "generation_config": stops}.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1))

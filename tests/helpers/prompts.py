@@ -19,25 +19,32 @@ CASES = {
 }
 
 
-def prompt(draw, *parts):
-    """Join text lengths (int) and visuals ("image" or "video", (t, h, w) in patches) into ids."""
+def prompt(draw, *parts, stamped=False):
+    """Join text lengths (int) and visuals ("image" or "video", (t, h, w) in patches) into ids.
+
+    `stamped` writes every temporal slice of a video by itself, with text in front of it.
+    """
     ids = []
     for part in parts:
         if isinstance(part, int):
             ids += draw.integers(0, 255, part).tolist()
         else:
             mark = IMAGE if part[0] == "image" else VIDEO
-            ids += [START, *[mark] * (np.prod(part[1]) // 4), END]
+            slices = part[1][0] if stamped and part[0] == "video" else 1
+            for _ in range(slices):
+                ids += draw.integers(0, 255, 3 if slices > 1 else 0).tolist()
+                ids += [START, *[mark] * (np.prod(part[1]) // 4 // slices), END]
     return ids
 
 
-def hf_arrays(prompts, side="left", seed=0, seconds=None):
+def hf_arrays(prompts, side="left", seed=0, seconds=None, stamped=False):
     """Build what an HF processor returns for prompts made of `prompt` parts.
 
-    `seconds` lie between the slices of every video; None is a family without absolute time.
+    `seconds` lie between the slices of every video; None is a family without absolute time;
+    `stamped` one with time stamps.
     """
     draw = np.random.default_rng(seed)
-    rows = [prompt(draw, *parts) for parts in prompts]
+    rows = [prompt(draw, *parts, stamped=stamped) for parts in prompts]
     width = max(map(len, rows))
     ids = np.full((len(rows), width), 7)
     mask = np.zeros((len(rows), width), np.int64)

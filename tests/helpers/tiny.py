@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from families import deepseek, qwen
+from families import deepseek, qwen, qwen3
 from safetensors.numpy import save_file
 
 from ivc_jax.families import find_family, parse_config
@@ -17,12 +17,12 @@ from ivc_jax.weights import keymap
 # What the files of each family look like: a module with `config`, `new_name` and
 # `write_processor_files`.
 FILES: dict[str, ModuleType] = {
-    **{"qwen2_vl": qwen, "qwen2_5_vl": qwen},
+    **{"qwen2_vl": qwen, "qwen2_5_vl": qwen, "qwen3_vl": qwen3},
     **dict.fromkeys(("deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"), deepseek),
 }
 
 
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def tiny_config(

@@ -64,6 +64,15 @@ def read_qwen2_5_box(text: str) -> Box:
     return x1, y1, x2, y2
 
 
+def read_qwen3_box(text: str) -> Box:
+    """Read the box that Qwen2.5-VL would have written, but in thousandths, as fractions.
+
+    Text without one is all zeros.
+    """
+    x1, y1, x2, y2 = (value / 1000 for value in read_qwen2_5_box(text))
+    return x1, y1, x2, y2
+
+
 def read_bracketed_box(text: str) -> Box:
     """Read the four numbers "[x1, y1, x2, y2]", in any number of brackets; none is all zeros.
 

@@ -92,10 +92,11 @@ def _list_options(cells: Cells) -> list[str]:
 
 
 def _assign(qwen: Prompt, internvl: Prompt, deepseek: Prompt, llava: Prompt) -> dict[str, Prompt]:
-    """Name the prompt of each model family; both Qwen families share theirs."""
+    """Name the prompt of each model family; the Qwen families share theirs."""
     return {
         "qwen2_vl": qwen,
         "qwen2_5_vl": qwen,
+        "qwen3_vl": qwen,
         "internvl": internvl,
         "deepseek_vl": deepseek,
         "llava": llava,
@@ -112,6 +113,7 @@ AS_IT_IS: ByFamily = {"": ask}
 GROUNDING: ByFamily = {
     "qwen2_vl": ask_qwen2_box,
     "qwen2_5_vl": _ask_qwen2_5_box,
+    "qwen3_vl": _ask_qwen2_5_box,
     "internvl": _ask_internvl_box,
     "deepseek_vl": _ask_deepseek_box,
 }

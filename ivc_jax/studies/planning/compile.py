@@ -162,6 +162,12 @@ def make_abstract_inputs(
     # the smallest square that holds V cells: towers see whole images
     merge, side = config.vision.spatial_merge_size, math.isqrt(max(V - 1, 0)) + 1
     patches = find_footprint((1, side * merge, side * merge), config).patches  # P, of one row
+    # [B, V, D], and [J, B, V, D] if the model has such features
+    visual = features = None
+    if not workload.tower:
+        shape = (B, V, config.decoder.hidden_size)
+        visual, J = array(*shape, kind=dtype), len(config.vision.deepstack)
+        features = array(J, *shape, kind=dtype) if J else None
     inputs = Inputs(
         # One image a sample: R = B patch rows, M = 1, and N = V + T slots without padding.
         tokens=array(B, N),
@@ -188,8 +194,8 @@ def make_abstract_inputs(
         patches=array(B, patches, config.vision.patch_values, kind=np.float32),
         patch_positions=array(B, patches, 2),
         visual_source=array(B, V),
-        # [B, V, D]
-        visual=None if workload.tower else array(B, V, config.decoder.hidden_size, kind=dtype),
+        visual=visual,
+        deepstack=features,
     )
     return jax.tree.map(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),

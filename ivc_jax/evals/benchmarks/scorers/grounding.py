@@ -21,6 +21,7 @@ from ivc_jax.evals.benchmarks.scorers.base import Cells, Reader, Records, Scorin
 BOX_PARSERS: dict[str, Callable[[str], parsers.Box]] = {
     "qwen2_vl": parsers.read_qwen2_box,
     "qwen2_5_vl": parsers.read_qwen2_5_box,
+    "qwen3_vl": parsers.read_qwen3_box,
     "internvl": parsers.read_bracketed_box,
     "deepseek_vl": parsers.read_bracketed_box,
 }
