@@ -83,19 +83,31 @@ def kept_tokens(
 
 
 class Released:
-    """A transformers Qwen2-VL or Qwen2.5-VL model whose decoder is walked by hand."""
+    """A transformers model of the Qwen families whose decoder is walked by hand.
+
+    Nothing was released for Qwen3-VL: there it is the rule of Qwen2.5-VL, and what the tower adds
+    to the outputs of the first blocks stays with its tokens.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
         self.text = model.model.language_model
         config = self.text.config
-        self.width = config.hidden_size // config.num_attention_heads
+        shared = config.hidden_size // config.num_attention_heads
+        self.width = getattr(config, "head_dim", None) or shared
         rope = config.rope_parameters
-        self.sections = rope["mrope_section"]
+        self.axes = np.repeat([0, 1, 2], rope["mrope_section"])
+        if rope.get("mrope_interleaved"):
+            plane = np.arange(self.width // 2)
+            ends = 3 * np.array(rope["mrope_section"])[plane % 3]
+            self.axes = np.where(plane < ends, plane % 3, 0)
         self.turns = rope["rope_theta"] ** -(np.arange(0, self.width, 2) / self.width)
 
-    def embed(self, arrays: dict[str, torch.Tensor]) -> tuple[torch.Tensor, np.ndarray]:
-        """Return what enters the decoder: hidden states [S, D] and position ids [3, S]."""
+    def embed(
+        self, arrays: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, np.ndarray, list[torch.Tensor]]:
+        """Return what enters the decoder: hidden states [S, D], position ids [3, S], and what is
+        added to the outputs of its first blocks, [S, D] each."""
         seen = {}
 
         def watch(module: torch.nn.Module, arguments: tuple, named: dict) -> None:
@@ -104,7 +116,11 @@ class Released:
         hook = self.text.register_forward_pre_hook(watch, with_kwargs=True)
         self.model(**arrays, use_cache=False)
         hook.remove()
-        return seen["inputs_embeds"][0], seen["position_ids"][-3:, 0].numpy()
+        hidden, added = seen["inputs_embeds"][0], []
+        for feature in seen.get("deepstack_visual_embeds") or ():
+            added.append(torch.zeros_like(hidden))
+            added[-1][seen["visual_pos_masks"][0]] = feature
+        return hidden, seen["position_ids"][-3:, 0].numpy(), added
 
     def generate(
         self, arrays: dict[str, torch.Tensor], layer: int | None, span: Span, steps: int
@@ -114,7 +130,7 @@ class Released:
         Returns:
             The kept slots, the logits after the prompt, and `steps` tokens.
         """
-        hidden, positions = self.embed(arrays)
+        hidden, positions, added = self.embed(arrays)
         following = int(positions.max()) + 1
         kept, caches = np.arange(len(hidden)), []
         for number, block in enumerate(self.text.layers):
@@ -122,8 +138,10 @@ class Released:
                 values = caches[-1][1].numpy()
                 kept = kept_tokens(values, positions, span, self.turns)
                 hidden, positions = hidden[kept], positions[:, kept]
+                added = [each[kept] for each in added]
                 caches = [(keys[kept], values[kept]) for keys, values in caches]
             hidden, cache = self._block(block, hidden, positions, None)
+            hidden = hidden + added[number] if number < len(added) else hidden
             caches.append(cache)
         logits = self._logits(hidden[-1])
         first, tokens = logits.numpy(), [int(logits.argmax())]
@@ -149,6 +167,8 @@ class Released:
         attention, normed = block.self_attn, block.input_layernorm(hidden)
         project = (attention.q_proj, attention.k_proj, attention.v_proj)
         queries, keys, values = (part(normed).view(len(hidden), -1, self.width) for part in project)
+        if hasattr(attention, "q_norm"):
+            queries, keys = attention.q_norm(queries), attention.k_norm(keys)
         queries, keys = self._rotate(queries, positions), self._rotate(keys, positions)
         if past is not None:
             keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
@@ -165,8 +185,7 @@ class Released:
         return hidden, (keys, values)
 
     def _rotate(self, vectors: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-        axis = np.repeat([0, 1, 2], self.sections)
-        angle = torch.from_numpy(positions[axis].T * self.turns).float()[:, None]  # [n, 1, F]
+        angle = torch.from_numpy(positions[self.axes].T * self.turns).float()[:, None]  # [n, 1, F]
         first, second = vectors.chunk(2, dim=-1)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
