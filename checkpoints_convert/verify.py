@@ -8,6 +8,7 @@ import numpy as np
 
 import ivc_jax
 from ivc_jax.config import ModelConfig
+from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.model import load_params, read_config
 from ivc_jax.weights.source import DTYPES, CheckpointError
 
@@ -54,22 +55,23 @@ def verify(source: Path, target: Path, dtype: str, seed: int = 0) -> dict[str, f
 def _draw_prompts(config: ModelConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Draw a prompt of text and one with an image, as a processor would return them."""
     draw = np.random.default_rng(seed)
-    marks = (config.image_token_id, config.video_token_id)
-    marks += (config.vision_start_id, config.vision_end_id)
+    vision, first, last = config.vision, config.vision_start_id, config.vision_end_id
+    known = (config.image_token_id, config.video_token_id, first, last)
+    marks = [mark for mark in known if mark is not None]
     words = np.setdiff1d(np.arange(config.decoder.vocab_size), marks)
-    count = int(np.prod(_GRID))
-    image = [config.vision_start_id]
-    image += [config.image_token_id] * (count // config.vision.merge_area)
-    image += [config.vision_end_id]
+    if vision.rotary:  # pictures of any size, as patches
+        grid, shape = _GRID, (int(np.prod(_GRID)), vision.patch_values)
+        sizes = {"image_grid_thw": np.array([_GRID])}
+    else:  # of one size, as pixels
+        side, sizes = vision.table_side * vision.patch_size, {}
+        grid, shape = (1, vision.table_side, vision.table_side), (1, vision.in_channels, side, side)
+    image = [mark for mark in (first, last) if mark is not None]
+    image[1:1] = [config.image_token_id] * find_footprint(grid, config).count
     tokens = np.concatenate([draw.choice(words, 5), image, draw.choice(words, 7)])
-    values = draw.standard_normal((count, config.vision.patch_values), dtype=np.float32)
+    values = draw.standard_normal(shape, dtype=np.float32)
     return {
         "text": {"input_ids": draw.choice(words, _TEXT)[None]},
-        "image": {
-            "input_ids": tokens[None],
-            "pixel_values": values,
-            "image_grid_thw": np.array([_GRID]),
-        },
+        "image": {"input_ids": tokens[None], "pixel_values": values, **sizes},
     }
 
 
@@ -97,7 +99,8 @@ def _run_reference(
             weight.copy_(weight.to(getattr(torch, dtype)).float())
         for name, prompt in prompts.items():
             arrays = {key: torch.from_numpy(array) for key, array in prompt.items()}
-            # It numbers the positions of image tokens by this marker.
-            arrays["mm_token_type_ids"] = (arrays["input_ids"] == config.image_token_id).int()
+            if config.vision.rotary:
+                # It numbers the positions of image tokens by this marker.
+                arrays["mm_token_type_ids"] = (arrays["input_ids"] == config.image_token_id).int()
             found[name] = model(**arrays).logits[0, -1].float().numpy()
     return found

@@ -77,6 +77,7 @@ def load(
     *,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    pad: bool | None = None,
     processor: bool | str | Path = True,
     revision: str | None = None,
     token: str | None = None,
@@ -93,6 +94,9 @@ def load(
             output head in a byte a number, and multiplies them as `dtype`; needs the extra `int8`.
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
+        pad: for checkpoints that make pictures square: lay them on a square of their mean colour,
+            as LLaVA's original code does (True), or cut their middle out, as its files on the hub
+            say (False); None is what the files say.
         processor: another directory or hub id to take tokenizer, chat template and picture
             settings from; False loads the weights alone, for directories without these files.
         revision: branch, tag or commit of a hub id.
@@ -112,6 +116,8 @@ def load(
     quantize.check(weights)
     if not processor and (min_pixels, max_pixels) != (None, None):
         raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
+    if not processor and pad is not None:
+        raise InputError("pad is the processor's; load it or leave it out")
     folder = find_folder(path, revision, token)
     config, family = read_config(folder), find_family(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
@@ -119,6 +125,7 @@ def load(
     if processor:
         home = folder if processor is True else find_folder(processor, None, token, weights=False)
         made = load_processor(home, config, family).bound(min_pixels, max_pixels)
+        made = made if pad is None else made.pad(pad)
         config = _with_pixels(config, made.images)
     elif rules := read_rules(folder, config, family.read_pictures):
         config = _with_pixels(config, rules[0])

@@ -13,6 +13,7 @@ from typing import Any
 from ivc_jax.config import ConfigError, ModelConfig
 from ivc_jax.families.base import Family
 from ivc_jax.families.deepseek import DEEPSEEK_VL2
+from ivc_jax.families.llava import LLAVA
 from ivc_jax.families.qwen import QWEN2_5_VL, QWEN2_VL
 from ivc_jax.families.qwen3 import QWEN3_VL
 
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 _ENTRY_POINTS = "ivc_jax.families"
 
 # ours come first: a package cannot take one of their model types
-FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, DEEPSEEK_VL2)
+FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, DEEPSEEK_VL2)
 
 
 @functools.cache

@@ -165,6 +165,12 @@ def _measure(
                 f"{kind} {index}: grid {visual.grid} must be multiples of the merge size {merge};"
                 " use the checkpoint's own preprocessor"
             )
+        side = vision.table_side
+        if side is not None and not vision.table_interpolated and (h, w) != (side, side):
+            raise InputError(
+                f"{kind} {index}: grid {visual.grid} should be {side} x {side} patches a slice;"
+                " use the checkpoint's own preprocessor"
+            )
         if visual.patches.shape != (t * h * w, vision.patch_values):
             raise InputError(
                 f"{kind} {index}: patches {visual.patches.shape} should be"
@@ -205,9 +211,13 @@ def _fit(
     visual, footprint = supply[index]
     length = footprint.count // footprint.runs  # tokens of one run
     if length > found:
+        # what processors write whose settings do not say how many tokens a picture has
+        bare = found == 1
         raise InputError(
             f"sample {sample}: {kind} {index} of the batch with grid {visual.grid} expected"
             f" {length} placeholders, found {found}; repeat its placeholder once a visual token"
+            + bare
+            * " (state patch_size in processor_config.json, or use the processor of `load`)"
         )
     return length
 

@@ -101,6 +101,14 @@ class Processor:
             self, images=images, videos=images if videos == self.images else videos
         )
 
+    def pad(self, pad: bool) -> "Processor":
+        """Return a processor that pads pictures to their square, or cuts their middle out.
+
+        Raises:
+            InputError: this checkpoint does not make pictures square.
+        """
+        return dataclasses.replace(self, images=self.images.pad(pad), videos=self.videos.pad(pad))
+
     def __call__(
         self,
         prompts: Sequence[str] | Messages | Sequence[Messages],

@@ -28,6 +28,8 @@ from ivc_jax.inputs.tokenizer import Tokenizer, read_json
 
 MARKS = {"image": "<image>", "video": "<video>"}
 _MARK_PATTERN = re.compile("|".join(MARKS.values()))
+# Around what an assistant has said, for who trains on it; transformers' extension, not Jinja's.
+_ANSWER_TAGS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
 class ChatTemplate:
@@ -42,6 +44,7 @@ class ChatTemplate:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        source = _ANSWER_TAGS.sub("", source)
         # The template is part of a download, so it runs in a sandbox. Blocks are trimmed as in
         # transformers: a blank line more is a token more.
         environment = ImmutableSandboxedEnvironment(
@@ -171,8 +174,10 @@ class PromptWriter:
             lengths[number] = [len(run) // len(placeholder) for run in runs.findall(text)]
             # a run is one placeholder again, until `np.repeat`
             text = runs.sub(lambda _, one=placeholder: one, text)
-        # Templates write their own special tokens; a raw prompt gets the tokenizer's.
-        tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not chat), np.int32)
+        # A template that writes no first token leaves it to the tokenizer, as a raw prompt does.
+        start = self.tokenizer.special_tokens.get("bos_token")
+        whole = chat and (start is None or text.startswith(start))
+        tokens = np.array(self.tokenizer.encode(text, add_special_tokens=not whole), np.int32)
         check_ids(tokens, self.config.decoder.vocab_size, f"sample {sample}")
         repeats = np.ones(len(tokens), np.int64)  # [tokens]
         for number, counts in lengths.items():
@@ -197,8 +202,9 @@ class PromptWriter:
         first, placeholders = [], self._placeholder_ids()
         for kind, mark in MARKS.items():
             found, expected = prompt.count(mark), len(footprints[kind])
-            if kind in placeholders:
-                found += prompt.count(self.tokenizer.token(placeholders[kind]))
+            placeholder = self.tokenizer.token(placeholders[kind]) if kind in placeholders else mark
+            if placeholder != mark:
+                found += prompt.count(placeholder)
             if not found:
                 first += [(kind, "")] * expected
             elif found != expected:
@@ -212,15 +218,17 @@ class PromptWriter:
         return first + [(kinds.get(piece, "text"), piece) for piece in pieces if piece]
 
     def _render(self, pieces: Sequence[tuple[str, str]]) -> str:
+        parts = [
+            {"type": "text", "text": text} if kind == "text" else {"type": kind}
+            for kind, text in pieces
+        ]
         if all(kind == "text" for kind, _ in pieces):
-            # Templates of text-only tokenizers expect a plain string.
-            content: Any = "".join(text for _, text in pieces)
-        else:
-            content = [
-                {"type": "text", "text": text} if kind == "text" else {"type": kind}
-                for kind, text in pieces
-            ]
-        return self._apply_template([{"role": "user", "content": content}])
+            # Templates of text-only tokenizers expect a plain string; some others drop it unread.
+            content = "".join(text for _, text in pieces)
+            rendered = self._apply_template([{"role": "user", "content": content}])
+            if content.strip() in rendered:
+                return rendered
+        return self._apply_template([{"role": "user", "content": parts}])
 
     def _render_messages(self, messages: Messages, sample: int) -> str:
         for kind, number in self._placeholder_ids().items():

@@ -77,6 +77,15 @@ class PictureRule(abc.ABC):
             )
         return self
 
+    def pad(self, pad: bool) -> Self:
+        """Return the rule that pads pictures to its square, or cuts their middle out.
+
+        Raises:
+            InputError: a rule that does neither.
+        """
+        del pad
+        raise InputError("this checkpoint does not make pictures square; leave out pad")
+
     @abc.abstractmethod
     def find_grid(self, width: int, height: int) -> tuple[int, int, int]:
         """Say what a picture of this size in pixels becomes: (t, h, w) in patches, t its slices.

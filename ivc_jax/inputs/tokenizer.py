@@ -93,7 +93,7 @@ class Tokenizer:
         if GUARD in text:
             plain = unquote(text)
             if any(plain.count(token) > text.count(token) for token in self._special.values()):
-                return self._encode_quoted(text)
+                return self._encode_quoted(text, add_special_tokens)
             text = plain
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
@@ -125,13 +125,14 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return [added[number].content for number in sorted(added) if number >= vocab_size]
 
-    def _encode_quoted(self, text: str) -> list[int]:
+    def _encode_quoted(self, text: str, add_special_tokens: bool) -> list[int]:
         """Encode what lies between special tokens on its own, where none is recognised.
 
         <|im_end|>Say <:|:im_:end|:>:!<|im_end|>   ->   id, ids of "Say <|im_end|>!", id
         """
         found = self._backend.encode(text, add_special_tokens=False)  # guards hide the quoted ones
-        ids: list[int] = []
+        # what is put in front of any text
+        ids = list(self._backend.encode("", add_special_tokens=add_special_tokens).ids)
         reached = 0  # characters of the text
         for number, (begin, end) in zip(found.ids, found.offsets, strict=True):
             if number in self._special:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from families import deepseek, qwen, qwen3
+from families import deepseek, llava, qwen, qwen3
 from safetensors.numpy import save_file
 
 from ivc_jax.families import find_family, parse_config
@@ -18,6 +18,7 @@ from ivc_jax.weights import keymap
 # `write_processor_files`.
 FILES: dict[str, ModuleType] = {
     **{"qwen2_vl": qwen, "qwen2_5_vl": qwen, "qwen3_vl": qwen3},
+    "llava": llava,
     **dict.fromkeys(("deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"), deepseek),
 }
 

@@ -237,8 +237,8 @@ def test_no_weights_no_config_or_a_broken_one(copy):
 
 def test_unknown_architecture_is_named(copy):
     folder, _ = copy
-    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(ivc_config.ConfigError, match="unknown architecture model_type='llava'"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign"}))
+    with pytest.raises(ivc_config.ConfigError, match="unknown architecture model_type='foreign'"):
         ivc_model.load(folder)
 
 
