@@ -29,8 +29,8 @@ class Foreground:
     Attributes:
         seed_fraction: share of the tokens that act as queries beside the text, at least one.
         seed_rounding: "round" half to even (released code) or "ceil" (paper) of the seed count.
-        query_offset: slots skipped after a segment before its queries begin; None is the released
-            code's for the model (Qwen2.5-VL: 2, the end mark and one more).
+        query_offset: text slots skipped after a segment before its queries begin; None is the
+            released code's for the model (Qwen2.5-VL: 2, the end mark and one more).
         queries: "after" the segment only (released code), or "all" text of the prompt.
         key_scope: the softmax runs over the tokens of the segment ("image") or over every valid
             token of the prompt, text included and without a causal mask ("all"); None is the
@@ -144,10 +144,11 @@ def score_values(
     rules = fill_in(rules)
     visual, text = values.visual.astype(jnp.float32), values.text.astype(jnp.float32)
     mass = _Mass(visual, text, layout, rules.key_scope, score_dtype)
-    asked = _mark_queries(layout, within, rules, layout.text_index, layout.text_valid)  # [B, M, T]
+    asked = _mark_queries(layout, within, rules)  # [B, M, T]
     total, rows = mass.add_up(text, asked, within), asked.sum(axis=2)  # [B, V], [B, M]
     if visual_queries and layout.num_images > 1:
-        later = _mark_queries(layout, within, rules, layout.visual_index, layout.visual_valid)
+        behind = _find_last(layout, within) + rules.query_offset  # [B, M, 1]
+        later = (layout.visual_index[:, None] > behind) & layout.visual_valid[:, None]
         total, rows = total + mass.add_up(visual, later, within), rows + later.sum(axis=2)
     rows = within.spread(rows)  # [B, V]
 
@@ -185,7 +186,7 @@ def score_attention(
         The scores, 0 in a segment that nothing asks about, and the mask of the seeds.
     """
     rows = rows.astype(jnp.float32).mean(axis=1)  # [B, T, V]
-    asked = _mark_queries(layout, within, fill_in(rules), layout.text_index, layout.text_valid)
+    asked = _mark_queries(layout, within, fill_in(rules))
     total = _add_segments(
         lambda member: jnp.where(member[:, None], rows, 0.0), asked, within, layout.visual_valid
     )
@@ -213,20 +214,25 @@ def _add_segments(
     return jax.lax.scan(add_segment, empty, parts)[0]
 
 
-def _mark_queries(
-    layout: Layout, within: Segments, rules: Foreground, slots: jax.Array, valid: jax.Array
-) -> jax.Array:
-    """Mark the tokens at `slots` [B, Q] that act as queries of each segment: bool [B, M, Q].
+def _mark_queries(layout: Layout, within: Segments, rules: Foreground) -> jax.Array:
+    """Mark the text that acts as queries of each segment: bool [B, M, T].
 
-    slot   0   1   2   3   4   5   6   7
     token <s> <v>  i   i  </v> Q   Q   Q      offset 2 skips </v> and the first Q
+    token <s>  i   i   j   j   Q   Q   Q      of i as of j the first two Q: j is no text
     """
-    member = within.number[:, None] == jnp.arange(within.bound)[:, None]  # [B, M, V]
-    last = jnp.where(member, layout.visual_index[:, None], -1).max(axis=2, initial=-1)[..., None]
-    asked = (last >= 0) & valid[:, None]  # [B, M, Q]
+    last = _find_last(layout, within)  # [B, M, 1]
+    asked = (last >= 0) & layout.text_valid[:, None]  # [B, M, T]
     if rules.queries == "all":
-        return jnp.broadcast_to(asked, (*last.shape[:2], slots.shape[1]))
-    return asked & (slots[:, None] >= last + 1 + rules.query_offset)
+        return asked
+    before = layout.text_valid[:, None] & (layout.text_index[:, None] <= last)  # [B, M, T]
+    first = before.sum(axis=2, keepdims=True) + rules.query_offset  # [B, M, 1]
+    return asked & (jnp.arange(layout.text_index.shape[1]) >= first)
+
+
+def _find_last(layout: Layout, within: Segments) -> jax.Array:
+    """Return the last slot of each segment, -1 of those that are empty: [B, M, 1]."""
+    member = within.number[:, None] == jnp.arange(within.bound)[:, None]  # [B, M, V]
+    return jnp.where(member, layout.visual_index[:, None], -1).max(axis=2, initial=-1)[..., None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Four prompts as batches, and the two buckets that most tests of the engine run in."""
 
+import numpy as np
 from helpers.prompts import hf_arrays
 
 import ivc_jax
@@ -25,3 +26,13 @@ def batch_of(*rows):
         images=sum((single.images for single in singles), ()),
         videos=sum((single.videos for single in singles), ()),
     )
+
+
+def show_pictures(processor):
+    """Make a ragged batch by a processor: one picture, words alone, two unequal pictures."""
+    draw = np.random.default_rng(0)
+    one, two, three = (
+        draw.integers(0, 256, (*size, 3), np.uint8) for size in ((30, 41), (20, 50), (64, 30))
+    )
+    prompts = ["What is it?", "Words alone.", "Is <image> like <image>, or is it not?"]
+    return processor(prompts, [[one], None, [two, three]])

@@ -13,8 +13,12 @@ from ivc_jax.methods import parse
 PROMPTS = [(3, ("image", (1, 8, 8)), 5), (6,)]
 
 
-def find_programs(model, spec, sharding=None):
-    """Yield (jitted function, abstract arguments) of prefill and decode."""
+def find_programs(model, spec, sharding=None, batch=None):
+    """Yield (jitted function, abstract arguments) of prefill and decode.
+
+    Without a batch it is that of a small Qwen2-VL.
+    """
+    batch = batch or ivc_jax.Batch.from_hf(**hf_arrays(PROMPTS))
 
     def abstract(tree):
         def leaf(array):
@@ -23,7 +27,7 @@ def find_programs(model, spec, sharding=None):
         return jax.tree.map(leaf, tree)
 
     method = parse(spec).resolve(model.config)
-    inputs = collate(ivc_jax.Batch.from_hf(**hf_arrays(PROMPTS)), model.config)
+    inputs = collate(batch, model.config)
     arguments = abstract(model.params), abstract(inputs)
     yield run_prefill, (model.config, method, *arguments)
     prompt = jax.eval_shape(lambda *a: run_prefill(model.config, method, *a), *arguments)

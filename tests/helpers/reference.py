@@ -45,7 +45,9 @@ class Slow:
                 first |= seeds & set(group)
             ranked = sorted(group, key=lambda token: -score[token])
             if self.method.combine == "union":
-                kept |= first | set(ranked[: round(0.4 * len(group))])
+                share = self.method.foreground_fraction
+                share = 0.4 if share is None else share
+                kept |= first | set(ranked[: round(share * len(group))])
                 continue
             for token in ranked:
                 if len(first) < round(self.method.keep_ratio * len(group)):
@@ -84,10 +86,12 @@ class Slow:
     def foreground(self):
         method, score, seeds = self.asking, np.zeros(len(self.slots)), set()
         for group in self.asked:
-            last = self.slots[group[-1]] + 1 + method.query_offset
-            askers = [t for t in self.text if method.queries == "all" or t >= last]
+            last = self.slots[group[-1]]
+            askers = [t for t in self.text if t > last][method.query_offset :]
+            if method.queries == "all":
+                askers = list(self.text)
             if self.method.quirks == "official":
-                askers += [slot for slot in self.slots if slot >= last]
+                askers += [slot for slot in self.slots if slot > last + method.query_offset]
             rows = [self.row(slot, group) for slot in askers] or [np.zeros(len(group))]
             count = method.seed_fraction * len(group)
             count = int(np.ceil(count)) if method.seed_rounding == "ceil" else round(count)

@@ -1,0 +1,64 @@
+"""Promises of every method on every family: a sample alone and among others has the same result.
+
+A family takes part by its name. Pictures and words go through its own processor.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from helpers.batches import show_pictures
+from helpers.programs import find_programs
+
+import ivc_jax
+from ivc_jax.inputs.bucket import Buckets, choose_shape, collate
+from ivc_jax.inputs.layout import arrange, take_rows
+from ivc_jax.methods import METHODS
+
+FAMILIES = ("llava",)
+BLOCKS = 4  # of the decoder
+ANSWERED = ("dense", "ivc", "sparsevlm")  # whose answers are compared too: one, two, four spans
+STEPS = 6
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def shown(request, tiny_hf):
+    """The model, three ragged samples together, and those with pictures alone."""
+    path = tiny_hf(family=request.param, num_hidden_layers=BLOCKS)
+    model, processor = ivc_jax.load(path, dtype="float32")
+    batch, config = show_pictures(processor), model.config
+    sizes = dataclasses.asdict(choose_shape(arrange(batch, config), config, Buckets()))
+    one = Buckets(**{name: (size,) for name, size in sizes.items()})  # one program for both
+    alone = {row: collate(take_rows(batch, [row], config), config, one) for row in (0, 2)}
+    return model, batch, collate(batch, config), alone
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_mates_change_nothing(shown, name):
+    model, batch, together, alone = shown
+    prompt = ivc_jax.prefill(model, together, name)
+    answers = ivc_jax.decode(model, prompt, STEPS, ()).tokens if name in ANSWERED else None
+    for row, inputs in alone.items():
+        own = ivc_jax.prefill(model, inputs, name)
+        kept = prompt.kept[row]
+        np.testing.assert_array_equal(kept, own.kept[0])
+        np.testing.assert_allclose(prompt.logits[row], own.logits[0], rtol=0, atol=1e-4)
+        assert prompt.cached_share[row] == pytest.approx(own.cached_share[0])
+        if answers is not None:
+            answer = ivc_jax.decode(model, own, STEPS, ()).tokens[0]
+            np.testing.assert_array_equal(answers[row], answer)
+        visual = batch.tokens[row] == model.config.image_token_id
+        assert set(np.flatnonzero(~visual)) <= set(kept)
+        if name != "dense":
+            assert 0 < visual[kept].sum() < visual.sum()
+    np.testing.assert_array_equal(prompt.kept[1], np.arange(len(batch.tokens[1])))  # text alone
+
+
+@pytest.mark.parametrize("spec", ["dense", "ivc", "nuwa"])
+def test_programs_lower_for_cuda_and_tpu(shown, spec):
+    model, batch, *_ = shown
+    for function, arguments in find_programs(model, spec, batch=batch):
+        exported = jax.export.export(function, platforms=["cuda", "tpu"])(*arguments)
+        assert exported.platforms == ("cuda", "tpu")
+        assert "stablehlo.dot_general" in exported.mlir_module()
