@@ -52,6 +52,7 @@ def select(
     frequencies: str | Sequence[int] | np.ndarray = "all",
     sections: tuple[int, int, int] | None = None,
     score_dtype: str = "float32",
+    interleaved: bool = False,
 ) -> np.ndarray:
     """Choose the IVC tokens of one image.
 
@@ -65,6 +66,7 @@ def select(
             where three does not divide them), or the planes to use on every axis.
         sections: planes that turn with time, height and width.
         score_dtype: "float32", or "bfloat16" for scores rounded as the released code rounds them.
+        interleaved: the sections take turns (Qwen3-VL) instead of lying side by side.
 
     Returns:
         Ascending indices of the union, int64. Ties go to the lowest index.
@@ -79,7 +81,8 @@ def select(
     check_fractions(cos_fraction=cos_fraction, sin_fraction=sin_fraction)
     if score_dtype not in SCORE_DTYPES:
         raise ValueError(f"score_dtype must be one of {SCORE_DTYPES}, got {score_dtype!r}")
-    rope = RopeConfig(head_dim, float(theta), sections and tuple(sections))
+    sections = sections and tuple(sections)
+    rope = RopeConfig(head_dim, float(theta), sections, interleaved=interleaved)
     axes = 1 if positions.ndim == 1 else 3
     tables = make_tables(
         rope, frequencies, _padded(int(positions.max()) + 1), axes, score_dtype=score_dtype

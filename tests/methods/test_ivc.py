@@ -155,14 +155,21 @@ def test_llava_size_sets():
     assert literal == [*range(28), 32]
 
 
-def test_sectioned_scores_follow_the_section_of_each_axis():
-    sections, positions = (2, 3, 3), grid_positions(4, 6, 7)
+@pytest.mark.parametrize(
+    ("sections", "axes"),
+    [((2, 3, 3), [0, 0, 1, 1, 1, 2, 2, 2]), ((4, 2, 2), [0, 1, 2, 0, 1, 2, 0, 0])],
+)
+def test_sectioned_scores_follow_the_section_of_each_axis(sections, axes):
+    """Side by side, and in turns."""
+    positions, interleaved = grid_positions(4, 6, 7), axes[1] == 1
     rope = RopeConfig(16, 1e4, sections)
-    turns = positions[np.repeat([0, 1, 2], sections)] * rope.frequencies[:, None]  # [F, n]
+    turns = positions[axes] * rope.frequencies[:, None]  # [F, n]
     for which, wave in (("cos", np.cos), ("sin", np.sin)):
         expected = np.sort(np.argsort(-wave(turns).sum(axis=0), kind="stable")[:8])
         chosen = component(
-            positions, 0.2, which, head_dim=16, theta=1e4, frequencies="section", sections=sections
+            *(positions, 0.2, which),
+            **{"head_dim": 16, "theta": 1e4, "frequencies": "section", "sections": sections},
+            interleaved=interleaved,
         )
         assert chosen.tolist() == expected.tolist()
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 
 from ivc_jax.parallel.batch import align_rows
 from ivc_jax.types import Inputs
@@ -108,16 +109,22 @@ encoded = [ivc_jax.encode(model, inputs) for inputs in (whole, assembled)]
 assert all(each.visual.sharding.spec == P("data") for each in encoded)
 valid = whole.layout.visual_valid
 assert np.array_equal(*[np.asarray(each.visual)[valid] for each in encoded])
+if config.vision.deepstack:
+    assert all(each.deepstack.sharding.spec == P(None, "data") for each in encoded)
+    assert np.array_equal(*[np.asarray(each.deepstack)[:, valid] for each in encoded])
+    prompts = [ivc_jax.prefill(model, each, method) for each in encoded]
+    assert np.array_equal(*[np.asarray(prompt.logits) for prompt in prompts])
 print("done")
 """
 
 
-def test_sharded_parameters_and_answers_equal_unsharded_ones(tiny_hf, tmp_path):
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_sharded_parameters_and_answers_equal_unsharded_ones(tiny_hf, tmp_path, family):
     """Four CPU devices need a process of their own: the count is fixed when JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(tiny_hf()), str(tmp_path)],
+        [sys.executable, "-c", _SHARDED, str(tiny_hf(family=family)), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,

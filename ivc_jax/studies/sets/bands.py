@@ -53,7 +53,8 @@ def draw_turns(presets: Sequence[Preset]) -> Figure:
 
 def _draw_sections(axes: Axes, preset: Preset, colour: str) -> None:
     # between the last plane of a section and the next
-    for border in np.cumsum(preset.sections or ())[:-1]:
+    side_by_side = () if preset.interleaved else preset.sections or ()
+    for border in np.cumsum(side_by_side)[:-1]:
         axes.axvline(border - 0.5, color=colour, lw=1)
 
 
@@ -61,6 +62,8 @@ def _name_sections(axes: Axes, preset: Preset) -> None:
     """Write above a panel which planes turn with which axis."""
     if preset.sections is None:
         named = [(preset.planes / 2, "all planes, one axis")]
+    elif preset.interleaved:
+        named = [(preset.planes / 2, "time, height, width in turns")]
     else:
         ends = np.cumsum(preset.sections)  # sections lie side by side: time, height, width
         middle = ends - np.asarray(preset.sections) / 2

@@ -37,6 +37,7 @@ class Preset:
         grid: (frames, rows, columns) of visual tokens.
         prefix: position id of the first visual token.
         fractions: shares of the tokens taken by V and by U.
+        interleaved: the sections take turns instead of lying side by side.
     """
 
     name: str
@@ -47,11 +48,12 @@ class Preset:
     grid: tuple[int, int, int]
     prefix: int
     fractions: tuple[float, float] = (0.1, 0.1)
+    interleaved: bool = False
 
     @property
     def rope(self) -> RopeConfig:
         """The rotary embedding."""
-        return RopeConfig(self.head_dim, self.theta, self.sections)
+        return RopeConfig(self.head_dim, self.theta, self.sections, interleaved=self.interleaved)
 
     @property
     def planes(self) -> int:
@@ -79,7 +81,8 @@ class Preset:
 # Qwen2.5-VL: the grid and the start of the published figure. LLaVA: the index behind the released
 # wrapper's system sentence. InternVL (first tile) and DeepSeek (global view of 14 rows, each closed
 # by a newline token): the start depends on the template; 50 (a system sentence) and 4 (a mark, a
-# role and a colon) are assumptions, and prefix.png shows what they change.
+# role and a colon) are assumptions, and prefix.png shows what they change. Qwen3-VL: a picture of
+# 640 x 480 behind a role, without a system sentence.
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -88,6 +91,10 @@ PRESETS = {
         Preset("internvl2.5-8b", "InternVL2.5-8B", 128, 1e6, None, (1, 16, 16), 50),
         Preset("deepseek-vl2", "DeepSeek-VL2", 64, 1e4, None, (1, 14, 15), 4),
         Preset("bundled", "bundled model", 48, 1e4, (6, 9, 9), (1, 12, 12), 1),
+        Preset(
+            *("qwen3-vl-8b", "Qwen3-VL-8B", 128, 5e6, (24, 20, 20), (1, 15, 20), 4),
+            interleaved=True,
+        ),
     )
 }
 
@@ -113,7 +120,7 @@ def pick(preset: Preset, frequencies: Frequencies = "all") -> dict[str, np.ndarr
         # [k] indices; the other fraction is 0, so that it is V alone or U alone
         index = ivc.select(
             preset.positions(), preset.head_dim, preset.theta, *fractions,
-            frequencies=frequencies, sections=preset.sections,
+            frequencies=frequencies, sections=preset.sections, interleaved=preset.interleaved,
         )  # fmt: skip
         marks[name] = np.isin(np.arange(preset.cells), index)  # [n]
     return marks | {"union": marks["cos"] | marks["sin"]}
