@@ -111,7 +111,7 @@ def write_checkpoint(folder: Path, sizes: Mapping[str, Any], dtype: str = "float
         The bytes of its tensors.
     """
     config, kind = parse_config(sizes), np.dtype(getattr(ml_dtypes, dtype, dtype))
-    rules = find_family(sizes["model_type"]).rules
+    rules = find_family(sizes).rules
     shapes = keymap.list_shapes(abstract_params(config, kind), config, rules)
     header, end = {}, 0
     for name, shape in shapes.items():

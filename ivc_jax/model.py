@@ -4,19 +4,21 @@ import dataclasses
 import importlib.util
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ivc_jax import cloud, families
-from ivc_jax.config import ModelConfig
+from ivc_jax.config import ConfigError, ModelConfig
 from ivc_jax.families import Family
 from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.processor import Processor, read_rules
 from ivc_jax.inputs.resize import PictureRule
-from ivc_jax.inputs.tokenizer import read_stop_ids
+from ivc_jax.inputs.tokenizer import find_id, read_stop_ids
 from ivc_jax.nn.blocks import Params, peek
 from ivc_jax.nn.layers import is_quantized
 from ivc_jax.weights import checkpoint, quantize
@@ -78,6 +80,7 @@ def load(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     pad: bool | None = None,
+    max_tiles: int | None = None,
     processor: bool | str | Path = True,
     revision: str | None = None,
     token: str | None = None,
@@ -97,6 +100,8 @@ def load(
         pad: for checkpoints that make pictures square: lay them on a square of their mean colour,
             as LLaVA's original code does (True), or cut their middle out, as its files on the hub
             say (False); None is what the files say.
+        max_tiles: most tiles that a picture is cut into, a view of the whole not counted; for
+            checkpoints that cut pictures.
         processor: another directory or hub id to take tokenizer, chat template and picture
             settings from; False loads the weights alone, for directories without these files.
         revision: branch, tag or commit of a hub id.
@@ -116,37 +121,47 @@ def load(
     quantize.check(weights)
     if not processor and (min_pixels, max_pixels) != (None, None):
         raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
-    if not processor and pad is not None:
-        raise InputError("pad is the processor's; load it or leave it out")
+    for name, option in (("pad", pad), ("max_tiles", max_tiles)):
+        if not processor and option is not None:
+            raise InputError(f"{name} is the processor's; load it or leave it out")
     folder = find_folder(path, revision, token)
-    config, family = read_config(folder), find_family(folder)
+    home = folder
+    if processor and processor is not True:
+        home = find_folder(processor, None, token, weights=False)
+    config, family = read_config(folder, home), find_family(folder)
     # Its files are small: a broken tokenizer shows before the weights are read.
     made = None
     if processor:
-        home = folder if processor is True else find_folder(processor, None, token, weights=False)
-        made = load_processor(home, config, family).bound(min_pixels, max_pixels)
+        made = load_processor(home, config, family).bound(min_pixels, max_pixels, max_tiles)
         made = made if pad is None else made.pad(pad)
         config = _with_pixels(config, made.images)
     elif rules := read_rules(folder, config, family.read_pictures):
         config = _with_pixels(config, rules[0])
-    stops = read_stop_ids(folder) or (made.stop_ids if made else ())
+    stops = read_stop_ids(folder, end_token=family.end_token) or (made.stop_ids if made else ())
     # An answer would never end at one that cannot be generated.
     check_ids(np.array(stops, np.int64), config.decoder.vocab_size, f"{folder}, end tokens")
     params = load_params(folder, config, chosen, mesh, weights)
     return Model(config, params, mesh, stops), made
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, home: Path | None = None) -> ModelConfig:
     """Read the model sizes from `folder/config.json`.
 
     Whether the output head is the embedding, the weights beside it decide if they are there: one
     that differs is the model's own, whatever the file says.
 
+    Args:
+        folder: the checkpoint.
+        home: where its tokenizer is, if not there too; some files leave the id of the placeholder
+            of images to it.
+
     Raises:
         CheckpointError: no readable config.json, or unreadable weights.
         ConfigError: an architecture or a setting that is not supported.
+        InputError: a damaged tokenizer, where it is asked.
     """
-    config = families.parse_config(read_json(folder / "config.json"))
+    content = read_json(folder / "config.json")
+    config = families.parse_config(content | _find_placeholder(content, home or folder))
     if not config.decoder.tie_embeddings:
         return config
     if checkpoint.is_converted(folder):
@@ -165,9 +180,23 @@ def read_config(folder: Path) -> ModelConfig:
     )
 
 
+def _find_placeholder(content: Mapping[str, Any], home: Path) -> dict[str, int]:
+    """Ask the tokenizer for the `image_token_id` that a config.json does not state."""
+    token = families.find_family(content.get("model_type")).image_token
+    if token is None or content.get("image_token_id") is not None:
+        return {}
+    number = find_id(home, token)
+    if number is None:
+        raise ConfigError(
+            f"config.json states no image_token_id, and no tokenizer of {home} knows {token}; copy"
+            " the tokenizer files that belong to the checkpoint"
+        )
+    return {"image_token_id": number}
+
+
 def find_family(folder: Path) -> Family:
     """Return the family that `folder/config.json` names; raises as `read_config`."""
-    return families.find_family(read_json(folder / "config.json").get("model_type"))
+    return families.find_family(read_json(folder / "config.json"))
 
 
 def load_processor(folder: Path, config: ModelConfig, family: Family) -> Processor:
@@ -183,6 +212,8 @@ def load_processor(folder: Path, config: ModelConfig, family: Family) -> Process
         write_visual=family.write_visual,
         word_pattern=family.word_pattern,
         chat_template=family.chat_template,
+        end_token=family.end_token,
+        frame_text=family.frame_text,
     )
 
 

@@ -4,6 +4,7 @@ A package adds a family with an entry point of the group `ivc_jax.families` that
 (docs/families.md).
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 from ivc_jax.config import ConfigError, ModelConfig
 from ivc_jax.families.base import Family
 from ivc_jax.families.deepseek import DEEPSEEK_VL2
+from ivc_jax.families.internvl import INTERNVL, INTERNVL_CHAT
 from ivc_jax.families.llava import LLAVA
 from ivc_jax.families.qwen import QWEN2_5_VL, QWEN2_VL
 from ivc_jax.families.qwen3 import QWEN3_VL
@@ -21,7 +23,11 @@ _log = logging.getLogger(__name__)
 _ENTRY_POINTS = "ivc_jax.families"
 
 # ours come first: a package cannot take one of their model types
-FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, DEEPSEEK_VL2)
+FAMILIES: tuple[Family, ...] = (
+    *(QWEN2_VL, QWEN2_5_VL, QWEN3_VL),
+    *(LLAVA, INTERNVL_CHAT, INTERNVL),
+    DEEPSEEK_VL2,
+)
 
 
 @functools.cache
@@ -43,18 +49,22 @@ def list_families() -> dict[str, Family]:
     return table
 
 
-def find_family(model_type: Any) -> Family:
-    """Return the family of a `config.json` that says this `model_type`.
+def find_family(config: Mapping[str, Any] | str) -> Family:
+    """Return the family of a parsed `config.json`, with the rules for it, or of a model type.
 
     Raises:
         ConfigError: no family has it; the message lists those known.
     """
     table = list_families()
+    model_type = config.get("model_type") if isinstance(config, Mapping) else config
     if not isinstance(model_type, str) or model_type not in table:
         raise ConfigError(
             f"unknown architecture model_type={model_type!r}; supported: {', '.join(table)}"
         )
-    return table[model_type]
+    family = table[model_type]
+    if family.choose_rules is None or not isinstance(config, Mapping):
+        return family
+    return dataclasses.replace(family, rules=family.choose_rules(config))
 
 
 def parse_config(config: Mapping[str, Any]) -> ModelConfig:

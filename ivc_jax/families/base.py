@@ -25,13 +25,21 @@ class Family:
         read_config: turns a parsed `config.json` into sizes; a field that it lacks may be a
             KeyError.
         rules: tensors and the parameters that they become, in both directions.
+        choose_rules: the rules for a parsed `config.json`, where the names of tensors hang on it;
+            None has `rules` for all.
         excused: regex of tensors that a checkpoint may hold without anybody reading them.
         read_pictures: turns a parsed `preprocessor_config.json` into a picture rule.
         write_visual: the text that takes the place of a visual's placeholder, from its footprint
             and the placeholder: at least the placeholder once for each visual token.
         word_pattern: regex by which text is cut before byte pairs are merged, for checkpoints whose
             tokenizer is vocab.json and merges.txt; None if it has no such checkpoints.
-        chat_template: for checkpoints that bring none.
+        chat_template: for checkpoints that bring none, or one that writes no pictures.
+        image_token: placeholder of images, for files that do not state its `image_token_id`: the
+            tokenizer beside them knows it.
+        end_token: what ends an answer if the tokenizer has it; None reads `generation_config.json`
+            and the tokenizer's eos_token.
+        frame_text: what stands before a frame of a video, with `{number}`, for models to which a
+            video is pictures in a row; None has a placeholder for videos, or takes none.
         sizes: `config.json` of published models, by lower-case name; for plans and measurements
             without a checkpoint.
     """
@@ -43,6 +51,10 @@ class Family:
     excused: str
     read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule]
     write_visual: Callable[[Footprint, str], str]
+    choose_rules: Callable[[Mapping[str, Any]], tuple[Rule, ...]] | None = None
     word_pattern: str | None = None
     chat_template: str | None = None
+    image_token: str | None = None
+    end_token: str | None = None
+    frame_text: str | None = None
     sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

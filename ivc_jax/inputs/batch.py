@@ -42,7 +42,7 @@ class Visual:
         seconds: between two temporal slices of a video; models without absolute time do not read
             them.
         tiles: (columns, rows) of the tiles that an image is cut into, a view of the whole not
-            counted.
+            counted; (0, 0) of several if nobody says.
         size: (height, width) of the image in pixels before it was padded to a shape; None if
             nobody reads it.
         times: of each temporal slice of a video, in seconds from its start; for models whose
@@ -230,7 +230,8 @@ def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Seque
         counts = cut if sum(cut) == total else always
     if num_slices is not None:
         counts = [int(count) for count in np.asarray(num_slices).reshape(-1)]
-        tiles = tiles if crops is not None else [(1, 1)] * len(counts)
+        if crops is None:  # nobody says how several lie
+            tiles = [(1, 1) if count == 1 else (0, 0) for count in counts]
     shapes: list[tuple[int, int] | None] = [None] * len(counts)
     if sizes is not None:
         shapes = [(int(h), int(w)) for h, w in np.asarray(sizes, np.int64).reshape(-1, 2)]

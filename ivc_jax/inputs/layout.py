@@ -75,7 +75,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
         InputError: placeholders and grids disagree, in number or in size, or an id lies beyond the
             embedding.
     """
-    visuals = {"image": batch.images, "video": batch.videos}
+    images = _join_tiles(batch, config) if config.vision.tiled else batch.images
+    visuals = {"image": images, "video": batch.videos}
     supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
     # The visual that each run of placeholders belongs to, and how many runs are used up:
     #     <s> v v <t> v v Q i i i i i      owners: videos 0 0 (one of two slices), images 0 1
@@ -180,6 +181,33 @@ def _measure(
         known = (visual.tiles, visual.size, visual.times)
         pairs.append((visual, find_footprint(visual.grid, config, seconds, *known)))
     return pairs
+
+
+def _join_tiles(batch: Batch, config: ModelConfig) -> tuple[Visual, ...]:
+    """Make pictures of tiles that came one by one: the tiles of one run of placeholders.
+
+    A processor may return the tiles of all pictures without a word about which are whose:
+
+        <img> i i i i i i </img> and <img> i i </img>      tiles a b c d of 2 tokens
+              `- a b c -'                  `d'
+
+    What it is not told, how they lie, is (0, 0).
+    """
+    side = config.vision.table_side // config.vision.spatial_merge_size
+    waiting, joined = list(batch.images), []
+    for tokens in batch.tokens:
+        for _, _, length in _find_runs(tokens, config):
+            wanted, taken = length // side**2, []  # tiles
+            while waiting and sum(each.grid[0] for each in taken) < wanted:
+                taken.append(waiting.pop(0))
+            joined += taken if len(taken) < 2 else [_join(taken)]
+    return (*joined, *waiting)
+
+
+def _join(tiles: Sequence[Visual]) -> Visual:
+    patches = np.concatenate([tile.patches for tile in tiles])
+    count, *sides = sum(tile.grid[0] for tile in tiles), *tiles[0].grid[1:]
+    return dataclasses.replace(tiles[0], patches=patches, grid=(count, *sides), tiles=(0, 0))
 
 
 def _find_runs(tokens: np.ndarray, config: ModelConfig) -> list[tuple[str, int, int]]:

@@ -81,6 +81,11 @@ def list_visuals(messages: Messages, sample: int) -> dict[str, list[Any]]:
     return found
 
 
+def list_parts(messages: Messages, sample: int) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (type, part) of every part of a conversation, in order; raises as above."""
+    return [(part["type"], part) for _, part in _walk(messages, sample)]
+
+
 def list_texts(messages: Messages, sample: int) -> list[tuple[str, str]]:
     """Return (what errors call it, text) of every text in a conversation; raises as above."""
     return [(name, part["text"]) for name, part in _walk(messages, sample) if "text" in part]

@@ -12,6 +12,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError
 from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.frames import interleave
 from ivc_jax.inputs.messages import Messages, find_conversations, list_visuals
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
@@ -51,6 +52,8 @@ class Processor:
         write_visual: Callable[[Footprint, str], str],
         word_pattern: str | None = None,
         chat_template: str | None = None,
+        end_token: str | None = None,
+        frame_text: str | None = None,
     ) -> "Processor":
         """Read tokenizer, chat template and image settings from a checkpoint directory.
 
@@ -60,7 +63,9 @@ class Processor:
             read_pictures: turns image settings into a rule; this and the rest are a family's.
             write_visual: the text that takes the place of a visual's placeholder.
             word_pattern: see `Tokenizer.from_pretrained`.
-            chat_template: for a directory without one.
+            chat_template: for a directory without one that writes pictures.
+            end_token: see `read_stop_ids`.
+            frame_text: what stands before a frame of a video, where frames are pictures.
 
         Raises:
             InputError: missing or damaged files, or settings that do not fit the model.
@@ -74,29 +79,36 @@ class Processor:
                 *(path, len(beyond), config.decoder.vocab_size, beyond[0]),
             )
         template = ChatTemplate.from_pretrained(path, tokenizer.special_tokens)
-        if template is None and chat_template is not None:
+        if chat_template is not None and (template is None or not template.shows_pictures):
             template = ChatTemplate(chat_template, tokenizer.special_tokens)
         rules = read_rules(path, config, read_pictures)
         if rules is None:
             raise InputError(f"{path} has no preprocessor_config.json; copy it from the checkpoint")
         images, videos = rules
+        if frame_text is not None:
+            videos = videos.limit(1)  # a frame is one tile
         return cls(
             config=config,
-            writer=PromptWriter(tokenizer, template, config, write_visual),
+            writer=PromptWriter(tokenizer, template, config, write_visual, frame_text),
             images=images,
             videos=videos,
-            stop_ids=read_stop_ids(path, tokenizer),
+            stop_ids=read_stop_ids(path, tokenizer, end_token),
         )
 
-    def bound(self, min_pixels: int | None, max_pixels: int | None) -> "Processor":
+    def bound(
+        self, min_pixels: int | None, max_pixels: int | None, max_tiles: int | None = None
+    ) -> "Processor":
         """Return a processor that resizes pictures within other bounds; None leaves one as it is.
 
-        Videos follow where they have no settings of their own.
+        Videos follow where they have no settings of their own. Tiles are those of a picture, a view
+        of the whole not counted.
 
         Raises:
             InputError: bounds that are impossible, or that this checkpoint does not have.
         """
         images, videos = self.images.bound(min_pixels, max_pixels), self.videos
+        if max_tiles is not None:
+            return dataclasses.replace(self, images=images.limit(max_tiles))
         return dataclasses.replace(
             self, images=images, videos=images if videos == self.images else videos
         )
@@ -151,8 +163,9 @@ class Processor:
         # Visuals of all samples lie one behind the other; the placeholders say whose they are.
         tokens, flat_images, flat_videos = [], [], []
         for sample, prompt in enumerate(prompts):
+            rule = self.images.share(len(picture_lists[sample]))
             pictures = [
-                process_image(picture, self.images, f"sample {sample}, image {index}")
+                process_image(picture, rule, f"sample {sample}, image {index}")
                 for index, picture in enumerate(picture_lists[sample])
             ]
             clips = [
@@ -166,6 +179,12 @@ class Processor:
                 )
                 for index, frames in enumerate(video_lists[sample])
             ]
+            num_frames: list[int] = []
+            if self.writer.frame_text is not None and clips:
+                counts = {"image": len(pictures), "video": len(clips)}
+                kinds = self.writer.list_kinds(prompt, counts, sample)
+                num_frames = [clip.grid[0] for clip in clips]
+                pictures, clips = interleave(kinds, pictures, clips), []
             footprints = {
                 "image": [
                     find_footprint(each.grid, self.config, None, each.tiles, each.size)
@@ -176,7 +195,7 @@ class Processor:
                     for each in clips
                 ],
             }
-            tokens.append(self.writer.write(prompt, footprints, sample, chat))
+            tokens.append(self.writer.write(prompt, footprints, sample, chat, num_frames))
             flat_images += pictures
             flat_videos += clips
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
@@ -191,14 +210,14 @@ class Processor:
         Raises:
             InputError: as a call with that prompt and such images; does not name a sample.
         """
-        footprints = []
+        footprints, rule = [], self.images.share(len(sizes))
         for index, (width, height) in enumerate(sizes):
             try:
-                grid = self.images.find_grid(width, height)
+                grid = rule.find_grid(width, height)
             except InputError as error:
                 raise InputError(f"image {index}: {error}") from None
-            tiles = self.images.find_tiles(width, height)
-            size = (height, width) if self.images.pads else None
+            tiles = rule.find_tiles(width, height)
+            size = (height, width) if rule.pads else None
             footprints.append(find_footprint(grid, self.config, None, tiles, size))
         length = len(self.writer.write(prompt, {"image": footprints, "video": []}, 0, chat))
         # Text advances positions by one a token, an image by its span.

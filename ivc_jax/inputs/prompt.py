@@ -23,7 +23,8 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.footprint import Footprint
-from ivc_jax.inputs.messages import Messages, list_texts, unquote
+from ivc_jax.inputs.frames import Piece, spread_messages, spread_pieces, write_part
+from ivc_jax.inputs.messages import Messages, list_parts, list_texts, unquote
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json
 
 MARKS = {"image": "<image>", "video": "<video>"}
@@ -53,11 +54,16 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-        self._special_tokens = dict(special_tokens)
+        self._special_tokens, self._source = dict(special_tokens), source
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise InputError(f"chat template: {error}; correct it or use chat=False") from None
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether it writes pictures; those of text-only tokenizers do not."""
+        return "image" in self._source
 
     @classmethod
     def from_pretrained(
@@ -122,12 +128,14 @@ class PromptWriter:
         template: its chat template, if it has one.
         config: of the model.
         write_visual: the text that takes the place of a visual's placeholder (`families.base`).
+        frame_text: what stands before a frame of a video, where frames are pictures (likewise).
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     config: ModelConfig
     write_visual: Callable[[Footprint, str], str]
+    frame_text: str | None = None
 
     def write(
         self,
@@ -135,6 +143,7 @@ class PromptWriter:
         footprints: Mapping[str, Sequence[Footprint]],
         sample: int,
         chat: bool = True,
+        frames: Sequence[int] = (),
     ) -> np.ndarray:
         """Return the ids [n] int32 of one sample, placeholders repeated.
 
@@ -143,6 +152,7 @@ class PromptWriter:
             footprints: of each "image" and each "video", in order.
             sample: its number, for errors.
             chat: wrap a string as a user message in the chat template.
+            frames: of each video whose frames are among the images.
 
         Raises:
             InputError: marks and visuals differ in number, the text of a message holds a
@@ -152,9 +162,14 @@ class PromptWriter:
             if each and kind not in self._placeholder_ids():
                 raise InputError(f"sample {sample}: this model takes no {kind}s; leave them out")
         if not isinstance(prompt, str):
-            text = self._render_messages(prompt, sample)
+            text = self._render_messages(prompt, frames, sample)
         else:
-            pieces = self._place(prompt, footprints, sample)
+            counts = {kind: len(each) for kind, each in footprints.items()}
+            if frames:
+                counts = {"image": counts["image"] - sum(frames), "video": len(frames)}
+            pieces = self._place(prompt, counts, sample)
+            if frames:
+                pieces = spread_pieces(pieces, frames, self.frame_text or "")
             text = self._render(pieces) if chat else "".join(map(self._raw, pieces))
         lengths = {}
         for kind, number in self._placeholder_ids().items():
@@ -195,13 +210,32 @@ class PromptWriter:
         ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         return {kind: number for kind, number in ids.items() if number is not None}
 
-    def _place(
-        self, prompt: str, footprints: Mapping[str, Sequence[Footprint]], sample: int
-    ) -> list[tuple[str, str]]:
+    def list_kinds(
+        self, prompt: str | Messages, counts: Mapping[str, int], sample: int
+    ) -> list[str]:
+        """List the visuals of a prompt, "image" or "video", in order.
+
+        Args:
+            prompt: as for `write`.
+            counts: how many there are of each kind.
+            sample: its number, for errors.
+
+        Raises:
+            InputError: marks and visuals differ in number.
+        """
+        if not isinstance(prompt, str):
+            return [kind for kind, _ in list_parts(prompt, sample) if kind != "text"]
+        placeholder = self.tokenizer.token(self.config.image_token_id)
+        kinds: list[str] = []
+        for kind, text in self._place(prompt, counts, sample):
+            kinds += ["image"] * text.count(placeholder) if kind == "text" else [kind]
+        return kinds
+
+    def _place(self, prompt: str, counts: Mapping[str, int], sample: int) -> list[Piece]:
         """Cut the prompt into ("text" | "image" | "video", text), unmarked kinds first."""
         first, placeholders = [], self._placeholder_ids()
         for kind, mark in MARKS.items():
-            found, expected = prompt.count(mark), len(footprints[kind])
+            found, expected = prompt.count(mark), counts[kind]
             placeholder = self.tokenizer.token(placeholders[kind]) if kind in placeholders else mark
             if placeholder != mark:
                 found += prompt.count(placeholder)
@@ -217,11 +251,8 @@ class PromptWriter:
         pieces = re.split(f"({_MARK_PATTERN.pattern})", prompt)
         return first + [(kinds.get(piece, "text"), piece) for piece in pieces if piece]
 
-    def _render(self, pieces: Sequence[tuple[str, str]]) -> str:
-        parts = [
-            {"type": "text", "text": text} if kind == "text" else {"type": kind}
-            for kind, text in pieces
-        ]
+    def _render(self, pieces: Sequence[Piece]) -> str:
+        parts = [write_part(piece) for piece in pieces]
         if all(kind == "text" for kind, _ in pieces):
             # Templates of text-only tokenizers expect a plain string; some others drop it unread.
             content = "".join(text for _, text in pieces)
@@ -230,7 +261,7 @@ class PromptWriter:
                 return rendered
         return self._apply_template([{"role": "user", "content": parts}])
 
-    def _render_messages(self, messages: Messages, sample: int) -> str:
+    def _render_messages(self, messages: Messages, frames: Sequence[int], sample: int) -> str:
         for kind, number in self._placeholder_ids().items():
             placeholder = self.tokenizer.token(number)
             for name, text in list_texts(messages, sample):
@@ -239,6 +270,8 @@ class PromptWriter:
                         f"{name}: its text holds {placeholder}, which stands for {kind}s; take it"
                         f" out, or write a part of type {kind}"
                     )
+        if frames:
+            messages = spread_messages(messages, frames, self.frame_text or "")
         return self._apply_template(messages)
 
     def _apply_template(self, messages: Messages) -> str:
@@ -246,13 +279,15 @@ class PromptWriter:
             raise InputError("the checkpoint has no chat template; add one or use chat=False")
         return self.template.render(messages)
 
-    def _raw(self, piece: tuple[str, str]) -> str:
+    def _raw(self, piece: Piece) -> str:
         kind, text = piece
         if kind == "text":
             return text
-        config = self.config
-        marks = (config.vision_start_id, self._placeholder_ids()[kind], config.vision_end_id)
-        return "".join(self.tokenizer.token(number) for number in marks if number is not None)
+        config, placeholders = self.config, self._placeholder_ids()
+        placeholder = placeholders["image" if kind == "frame" else kind]
+        marks = (config.vision_start_id, placeholder, config.vision_end_id)
+        line = "".join(self.tokenizer.token(number) for number in marks if number is not None)
+        return f"{line}\n" if kind == "frame" and not text else line
 
 
 def _to_json(

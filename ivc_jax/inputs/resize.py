@@ -99,6 +99,20 @@ class PictureRule(abc.ABC):
         del width, height
         return 1, 1
 
+    def limit(self, max_tiles: int) -> Self:
+        """Return the rule with at most so many tiles a picture.
+
+        Raises:
+            InputError: a number that is impossible, or a rule that cuts none.
+        """
+        del max_tiles
+        raise InputError("this checkpoint does not cut pictures into tiles; leave out max_tiles")
+
+    def share(self, num_images: int) -> Self:
+        """Return the rule for a prompt with so many images."""
+        del num_images
+        return self
+
     @abc.abstractmethod
     def cut(self, pictures: Sequence[Image.Image]) -> Visual:
         """Cut a picture, or the frames of a video, all of one size, into patches.

@@ -239,15 +239,36 @@ def _build_backend(vocab: Path, merges: Path, word_pattern: str) -> Any:
     return backend
 
 
-def read_stop_ids(path: str | Path, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
+def find_id(path: Path, token: str) -> int | None:
+    """Look up the id of a token in whatever tokenizer files a directory has, None if none has it.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    if token in (added := read_json(path / "added_tokens.json")):
+        return int(added[token])
+    declared = read_json(path / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    whole = read_json(path / "tokenizer.json")
+    known = [(number, entry["content"]) for number, entry in declared.items()]
+    known += [(entry["id"], entry["content"]) for entry in whole.get("added_tokens") or ()]
+    found = [int(number) for number, content in known if content == token]
+    return found[0] if found else None
+
+
+def read_stop_ids(
+    path: str | Path, tokenizer: Tokenizer | None = None, end_token: str | None = None
+) -> tuple[int, ...]:
     """Return the ids that end an answer.
 
-    `generation_config.json` names one or several; without it the tokenizer's eos_token counts.
+    That of `end_token` if the tokenizer files have one. Otherwise `generation_config.json` names
+    one or several; without it the tokenizer's eos_token counts.
 
     Raises:
         InputError: a damaged file.
     """
     named: int | Sequence[int] | None
+    if end_token is not None and (end := find_id(Path(path), end_token)) is not None:
+        return (end,)
     named = read_json(Path(path) / "generation_config.json").get("eos_token_id")
     if named is None and tokenizer is not None:
         named = tokenizer.number(tokenizer.special_tokens.get("eos_token", ""))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from families import deepseek, llava, qwen, qwen3
+from families import deepseek, internvl, internvl_chat, llava, qwen, qwen3
 from safetensors.numpy import save_file
 
 from ivc_jax.families import find_family, parse_config
@@ -20,6 +20,7 @@ FILES: dict[str, ModuleType] = {
     **{"qwen2_vl": qwen, "qwen2_5_vl": qwen, "qwen3_vl": qwen3},
     "llava": llava,
     **dict.fromkeys(("deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"), deepseek),
+    **{"internvl_chat": internvl_chat, "internvl": internvl},
 }
 
 
@@ -41,9 +42,9 @@ def tiny_config(
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Draw float32 tensors under the published names, none of them near its usual start value."""
-    sizes = parse_config(config)
+    sizes = parse_config({"image_token_id": 0} | config)
     shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
-    rules = find_family(config["model_type"]).rules
+    rules = find_family(config).rules
     expected, draw = keymap.list_targets(shapes, rules), np.random.default_rng(seed)
     tensors = {}
     for name, shape in keymap.list_shapes(shapes, sizes, rules).items():

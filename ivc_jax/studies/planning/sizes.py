@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 from ivc_jax import model
 from ivc_jax.config import ModelConfig
@@ -24,7 +25,7 @@ def find_config(name: str) -> ModelConfig:
     if path.is_dir():
         return model.read_config(path)
     if path.is_file():
-        return parse_config(read_json(path))
+        return _parse_alone(read_json(path))
     if name.count("/") != 1 or path.suffix == ".json":
         raise CheckpointError(
             f"{name} is no file, no folder and no hub id (owner/name); known sizes:"
@@ -37,9 +38,14 @@ def find_config(name: str) -> ModelConfig:
             f"{name} is no local folder; to fetch it from the hub, pip install huggingface_hub"
         ) from None
     try:
-        return parse_config(
+        return _parse_alone(
             json.loads(pathlib.Path(hf_hub_download(name, "config.json")).read_text())
         )
     except OSError as error:  # network, access and naming errors
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"fetching config.json of {name} failed: {reason}") from error
+
+
+def _parse_alone(content: dict[str, Any]) -> ModelConfig:
+    """Read a config.json without its tokenizer: which token stands for images does not matter."""
+    return parse_config({"image_token_id": 0} | content)

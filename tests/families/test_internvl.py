@@ -1,0 +1,117 @@
+"""InternVL in both layouts against transformers: logits and greedy tokens."""
+
+import jax
+import numpy as np
+import pytest
+from families.internvl import ID, TOKENS, hf_arrays
+from families import internvl, internvl_chat
+from helpers.tiny import random_tensors, tiny_config, write_checkpoint
+
+import ivc_jax
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+CASES = {
+    "text only": [(9,)],
+    "one tile": [(4, (1,), 5)],
+    "several tiles and one": [(2, (3,), 3, (1,), 5)],
+    "ragged batch": [(3, (1,), 5), (11,), (1, (5,), 2, (1,), 9)],
+}
+
+
+def unfuse(tensors, sizes):
+    """Rename the tensors of an InternLM2 chat model to a Llama inside transformers' InternVL."""
+    heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    width = sizes["hidden_size"] // heads
+    renamed = {
+        "attention.wo": "self_attn.o_proj", "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm", "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+        "tok_embeddings": "embed_tokens", "language_model.output": "lm_head",
+        "language_model.model": "model.language_model", "mlp1.0": "model.multi_modal_projector.layer_norm",
+        "mlp1.1": "model.multi_modal_projector.linear_1", "mlp1.3": "model.multi_modal_projector.linear_2",
+        "vision_model.encoder.layers": "model.vision_tower.encoder.layer",
+        "vision_model.embeddings": "model.vision_tower.embeddings", "class_embedding": "cls_token",
+        "position_embedding": "position_embeddings", "patch_embedding": "patch_embeddings.projection",
+        "attn.proj": "attention.projection_layer", "attn.q_norm": "attention.q_norm",
+        "attn.k_norm": "attention.k_norm", "norm1": "layernorm_before",
+        "norm2": "layernorm_after", "ls1": "lambda_1", "ls2": "lambda_2",
+    }  # fmt: skip
+    state = {}
+    for name, tensor in tensors.items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        if name.endswith("attention.wqkv.weight"):
+            parts = tensor.reshape(groups, heads // groups + 2, width, -1)
+            for part, rows in (("q", parts[:, :-2]), ("k", parts[:, -2]), ("v", parts[:, -1])):
+                key = name.replace("attention.wqkv", f"self_attn.{part}_proj")
+                state[key] = rows.reshape(-1, tensor.shape[1])
+        elif ".attn.qkv." in name:
+            for part, rows in zip("qkv", np.split(tensor, 3), strict=True):
+                state[name.replace("attn.qkv", f"attention.{part}_proj")] = rows
+        else:
+            state[name] = tensor
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+
+
+def assemble(config):
+    """Build the reference of a chat checkpoint out of transformers' Llama or Qwen2 and InternViT."""
+    text, vision = config["llm_config"], config["vision_config"]
+    kind = "llama" if text["model_type"] == "internlm2" else "qwen2"
+    sizes = {name: value for name, value in text.items() if name != "architectures"}
+    native = tiny_config("old", family="internvl")
+    tower = native["vision_config"] | {
+        "norm_type": vision["norm_type"],
+        "attention_bias": vision["qkv_bias"],
+        "use_qk_norm": vision["qk_normalization"],
+    }
+    native |= {"text_config": sizes | {"model_type": kind}, "vision_config": tower}
+    del native["architectures"], native["model_type"]
+    model = transformers.InternVLForConditionalGeneration(
+        transformers.InternVLConfig(**native, attn_implementation="eager")
+    )
+    missing, unexpected = model.load_state_dict(
+        unfuse(random_tensors(config), text), strict=False
+    )
+    assert not unexpected
+    assert not [name for name in missing if "rotary" not in name]
+    return model.eval().requires_grad_(False)
+
+
+CHECKPOINTS = {
+    "native": {"family": "internvl", "generation": "old"},
+    "native, saved anew, tied": {"family": "internvl", "generation": "new", "tied": True},
+    "native, 6B tower": {"family": "internvl", "tower": internvl.TOWER_6B},
+    "chat, InternLM2": {"family": "internvl_chat", "generation": "old"},
+    "chat, Qwen2, 6B tower": {"family": "internvl_chat", "tower": internvl_chat.TOWER_6B},
+}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def pair(request, tmp_path_factory, load_torch):
+    settings = dict(CHECKPOINTS[request.param])
+    folder = tmp_path_factory.mktemp("internvl")
+    family, generation = settings.pop("family"), settings.pop("generation", "new")
+    config = tiny_config(generation, settings.pop("tied", False), family, **settings)
+    write_checkpoint(folder, config, family=family, generation=generation)
+    model, _ = ivc_jax.load(folder, dtype="float32")
+    return model, assemble(config) if family == "internvl_chat" else load_torch(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
+    model, reference = pair
+    arrays = hf_arrays(CASES[case])
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with torch.no_grad():
+        logits = reference(**tensors).logits[:, -1].numpy()
+        sequences = reference.generate(
+            **tensors, max_new_tokens=32, do_sample=False, eos_token_id=None
+        )
+    with jax.default_matmul_precision("highest"):
+        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays))
+        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
+    np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
+    assert np.abs(logits).max() > 1
+    np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
