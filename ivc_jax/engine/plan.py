@@ -4,17 +4,26 @@
     fastv:layer=2 on 28 layers      Span(0, 1)  Span(1, 2, alone)  Cut(2)  Span(2, 28)
     the same, with 2 features       Span(0, 1)  Add(0)  Span(1, 2, alone)  Add(1)  Cut(2)  ...
 
-Blocks whose queries are asked for run alone; keys and values come out of any span, so asking for
-them costs nothing. A cut may also ask for attention and keys of the block right behind it: then the
-projections of that block are applied once more, to the sequence as it stands before the cut.
+Blocks whose queries, or what enters them, are asked for run alone; keys and values come out of any
+span, so asking for them costs nothing. A cut may also ask for attention and keys of the block right
+behind it: then the projections of that block are applied once more, to the sequence as it stands
+before the cut.
 """
 
 import dataclasses
 
 from ivc_jax.methods.base import Method, MethodError, Stage
-from ivc_jax.methods.requests import AttentionReceived, AttentionRows, Keys, LayerRequest, Request
+from ivc_jax.methods.requests import (
+    AttentionReceived,
+    AttentionRows,
+    Keys,
+    LayerRequest,
+    RawValues,
+    Request,
+)
 
 _NEED_QUERIES = AttentionRows | AttentionReceived
+_ALONE = _NEED_QUERIES | RawValues
 _OF_NEXT_BLOCK = _NEED_QUERIES | Keys
 
 
@@ -62,7 +71,7 @@ def make_plan(num_layers: int, method: Method, features: int = 0) -> Plan:
         requests = method.requests(stage)
         _check_requests(requests, done, stage)
         # The block behind the cut is projected before it runs, so it need not run alone.
-        alone = {request.layer for request in requests if isinstance(request, _NEED_QUERIES)}
+        alone = {request.layer for request in requests if isinstance(request, _ALONE)}
         steps += _lay_spans(done, stage.layer, alone - {stage.layer}, features)
         steps.append(Cut(stage))
         done = stage.layer

@@ -96,6 +96,8 @@ def prefill(model: Model, batch: Batch | Inputs, method: Method | str = DENSE) -
     method = find_method(method).resolve(model.config)
     make_plan(model.config.decoder.num_layers, method)  # complain before any device work
     inputs = place(model, batch)
+    if inputs.visual_source.shape[1]:
+        method.check(inputs.layout)
     with on_mesh(model.mesh):
         return run_prefill(model.config, method, model.params, inputs)
 

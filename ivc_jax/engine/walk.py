@@ -19,7 +19,7 @@ from ivc_jax.engine.compact import Sequence, add_feature, compact, compact_cache
 from ivc_jax.engine.decoder_signals import answer_layer, split
 from ivc_jax.engine.plan import Add, Cut, Span, make_plan
 from ivc_jax.methods.base import Method, MethodError, Stage
-from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, Request
+from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, RawValues, Request
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.blocks import take_block
 from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
@@ -85,6 +85,9 @@ class Walk:
             cached = keys[layer - span.start], values[layer - span.start]
             found = vectors or (None, *decoder.expand(self.sizes, layers, layer, *cached))
             self._answer(requests, layer, layout, *found)
+        if RawValues(span.start) in requests:
+            raw = decoder.project_raw(self.sizes, layers, sequence.hidden, angles, span.start)
+            self.signals[RawValues(span.start)] = split(layout, raw)
         keys, values = constrain_cache(keys), constrain_cache(values)
         self.cache.append(KVSpan(keys, values, layout.lengths, self.shift))
         count = layout.visual_valid.sum(axis=1, dtype=jnp.int32)  # [B]

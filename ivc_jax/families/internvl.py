@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ivc_jax.config import ConfigError, ModelConfig, VisionConfig
+from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, Released, VisionConfig
 from ivc_jax.families.base import Family
 from ivc_jax.families.decoders import read_decoder
 from ivc_jax.families.internvl_sizes import CHAT_SIZES, HF_SIZES
@@ -27,6 +27,7 @@ from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 _IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _NORMS = {"layer_norm": "layernorm", "rms_norm": "rmsnorm"}
 _MERGE = 2  # pixel shuffle by a half
+_8B = 32, 4096, 92553  # blocks, width and vocabulary of the decoder of InternVL2.5-8B
 
 _LAYER, _BLOCK = "decoder/layers/{layer}", "vision/blocks/{layer}"
 
@@ -274,7 +275,14 @@ def _join(
         ),
         decoder=decoder,
         image_token_id=int(top["image_token_id"]),
+        released=_find_released(decoder),
     )
+
+
+def _find_released(decoder: DecoderConfig) -> Released:
+    """Return what the released IVC-Prune does: the 8 B model is the one that it is tuned for."""
+    tuned = (decoder.num_layers, decoder.hidden_size, decoder.vocab_size) == _8B
+    return Released(layer=16 if tuned else None, combine="tiles", key_scope="all")
 
 
 def _read_side(vision: Settings, name: str, default: int) -> int:

@@ -69,6 +69,16 @@ class Method:
         """List the signals that `select` reads at this stage."""
         return ()
 
+    def check(self, layout: Layout) -> None:
+        """Refuse a batch that lacks something that the method must know, before it runs.
+
+        Args:
+            layout: before any pruning, its arrays readable.
+
+        Raises:
+            MethodError: names the sample and the remedy.
+        """
+
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens that any sample of a bucket may keep: the static K.
 

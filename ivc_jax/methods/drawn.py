@@ -124,7 +124,7 @@ def draw_signals(
                 continue
             case asks.Carry():
                 signals[request] = carry
-            case asks.Values() | asks.Keys():
+            case asks.Values() | asks.RawValues() | asks.Keys():
                 signals[request] = draw.vectors(layout, _G, _C)
             case asks.Hidden():
                 signals[request] = draw.vectors(layout, _D)

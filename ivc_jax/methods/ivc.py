@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ivc_jax import ivc
@@ -19,14 +21,16 @@ from ivc_jax.methods.fields import (
     require,
 )
 from ivc_jax.methods.foreground import Foreground, fill
-from ivc_jax.methods.requests import Request, RopeSettings, Signals
-from ivc_jax.methods.select import Segments, bound_total, from_mask, round_counts
+from ivc_jax.methods.requests import RawValues, Request, RopeSettings, Signals
+from ivc_jax.methods.select import Segments, bound_total, from_mask, keep_one, round_counts
+from ivc_jax.methods.tiles import check_tiles, find_thumbnails
+from ivc_jax.methods.tiles import combine as combine_tiles
 from ivc_jax.types import Layout, Selection
 
 _PAPER_FOREGROUND = 0.4  # share of the tokens, under "union"
 _HALF = 0.5  # the keep ratio that is not asked for
 _CHOICES = {
-    "combine": ("fill", "union"),
+    "combine": ("fill", "union", "tiles"),
     "scope": ("image", "sample"),
     "score_dtype": ivc.SCORE_DTYPES,
     "quirks": ("none", "official"),
@@ -51,13 +55,15 @@ class IVCPrune(Method):
     Attributes:
         layer: first block that sees the shorter sequence; None asks `resolve`.
         keep_ratio: share of an image's tokens to keep under "fill", 0.5 without a budget. If IVC
-            tokens and seeds alone are more, they all stay. Not used by "union".
+            tokens and seeds alone are more, they all stay under "fill". Not used by "union".
         coordinates: the IVC tokens.
         foreground_rule: what text and seeds look at.
         combine: "fill" tops up to keep_ratio with foreground (released code for Qwen2.5-VL);
-            "union" is the paper's algorithm box: IVC tokens and a fixed share of foreground. None
-            is the released code's for the model, or "fill" where a budget or another keep_ratio
-            than 0.5 is asked for, which only that can meet.
+            "union" is the paper's algorithm box: IVC tokens and a fixed share of foreground;
+            "tiles" looks up the foreground of a thumbnail in the tiles of its picture, up to
+            keep_ratio (released code for InternVL2.5, see `methods.tiles`). None is the released
+            code's for the model, or "fill" in the place of "union" where a budget or another
+            keep_ratio than 0.5 is asked for.
         foreground_fraction: that share, for "union" alone; None is the released code's for the
             model, where it has one, or the paper's 0.4.
         keep_seeds: keep the seeds whatever their rank; None is the released code's for the model,
@@ -71,7 +77,8 @@ class IVCPrune(Method):
             for LLaVA and DeepSeek-VL2).
         score_dtype: "float32", or "bfloat16" to round scores as the released code does.
         quirks: "official" prunes the first image of a sample alone; later ones stay whole and act
-            as queries, as the released code has it.
+            as queries, as the released code has it. Under "tiles" it takes values of hidden states
+            that were not normed.
         budget: mean over layers of the share in the cache, instead of keep_ratio. Below 0.5 the
             cos and sin fractions shrink with it, so that IVC tokens keep their part of what stays.
     """
@@ -111,6 +118,8 @@ class IVCPrune(Method):
         usual = (self.scope, self.per_frame, rule.queries) == ("image", False, "after")
         if self._official and not usual:
             raise MethodError("quirks=official fixes scope=image, per_frame=false, queries=after")
+        if self._tiled and (self.scope, self.per_frame) != ("image", False):
+            raise MethodError("combine=tiles prunes every image alone: leave scope and per_frame")
         exact = (self.quirks, self.score_dtype) == ("none", "float32")
         if rule.foreground == "attention" and not (exact and rule.key_scope in (None, "image")):
             raise MethodError(
@@ -137,12 +146,13 @@ class IVCPrune(Method):
     def _choose_combine(self, released: Released) -> str:
         if self.combine is not None:
             return self.combine
-        return "fill" if self.budget or self.keep_ratio != _HALF else released.combine
+        asked = self.budget is not None or self.keep_ratio != _HALF
+        return "fill" if asked and released.combine == "union" else released.combine
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
-        if self._filled:
+        if self.combine != "union":
             ratio = require(self.keep_ratio, self.name, "keep_ratio")
         else:
             # In this order: the sum of floats is a share that records hold.
@@ -152,10 +162,23 @@ class IVCPrune(Method):
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for values, or attention, of the block before the cut, and the rotary settings."""
-        return self.foreground_rule.request(stage), RopeSettings()
+        return self._request(stage), RopeSettings()
+
+    def _request(self, stage: Stage) -> Request:
+        # The released code for tiles applies the projection to what enters the block.
+        if self._official and self._tiled:
+            return RawValues(stage.layer - 1)
+        return self.foreground_rule.request(stage)
+
+    def check(self, layout: Layout) -> None:
+        """Refuse pictures whose tiles nobody knows, where they matter."""
+        if self._tiled:
+            check_tiles(layout)
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens: the target or all of the priority set, by segment."""
+        if self._tiled:
+            return bound_total(keep_one(round_counts(self.keep_ratio, visual_slots)), num_images)
         if self._official and num_images > 1:
             return visual_slots  # the first image may be the smallest, and the others stay whole
         if self.scope == "sample":
@@ -172,11 +195,13 @@ class IVCPrune(Method):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank by IVC scores and by what text and seeds look at, then combine."""
+        if self._tiled:
+            return from_mask(self._mark_tiles(signals, layout, stage), num_keep)
         pooled = self.scope == "sample"
         # whose softmax and seeds
         asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
         shared = Segments.by_frame(layout) if self.per_frame else asked  # whose budget
-        rope, signal = signals[RopeSettings()], signals[self.foreground_rule.request(stage)]
+        rope, signal = signals[RopeSettings()], signals[self._request(stage)]
         priority = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
         scores, seeds = self.foreground_rule.score(  # [B, V] both
             signal, layout, asked, self.score_dtype, visual_queries=self._official
@@ -194,6 +219,18 @@ class IVCPrune(Method):
             keep |= layout.visual_valid & (layout.image_id > 0)
         return from_mask(keep, num_keep)
 
+    def _mark_tiles(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
+        """Mark what is kept under "tiles": [B, V]."""
+        frames, thumbnails = Segments.by_frame(layout), find_thumbnails(layout)
+        coordinates = self.coordinates.mark(
+            layout, signals[RopeSettings()], frames, self.score_dtype
+        )
+        scores, seeds = self.foreground_rule.score(
+            signals[self._request(stage)], layout, thumbnails, self.score_dtype
+        )
+        seeds = seeds if self._seeds_stay else jnp.zeros_like(seeds)
+        return combine_tiles(coordinates, scores, seeds, layout, self.keep_ratio)
+
     @property
     def _foreground_share(self) -> float:
         return _PAPER_FOREGROUND if self.foreground_fraction is None else self.foreground_fraction
@@ -204,7 +241,11 @@ class IVCPrune(Method):
 
     @property
     def _seeds_stay(self) -> bool:
-        return self._filled if self.keep_seeds is None else self.keep_seeds
+        return self.combine != "union" if self.keep_seeds is None else self.keep_seeds
+
+    @property
+    def _tiled(self) -> bool:
+        return self.combine == "tiles"
 
     @property
     def _filled(self) -> bool:

@@ -36,6 +36,10 @@ class Modifier(Method):
         """Ask for what the host asks for."""
         return self.host.requests(stage)
 
+    def check(self, layout: Layout) -> None:
+        """Refuse what the host refuses."""
+        self.host.check(layout)
+
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Keep the bound of the host."""
         return self.host.capacity(stage, visual_slots, num_images)

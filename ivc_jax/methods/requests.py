@@ -23,6 +23,15 @@ class Values:
 
 
 @dataclasses.dataclass(frozen=True)
+class RawValues:
+    """What the value projection of block `layer` makes of hidden states that were not normed:
+    `TokenVectors` [B, V | T, G, C].
+    """
+
+    layer: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Keys:
     """Rotated key vectors of block `layer`: `TokenVectors` [B, V | T, G, C]."""
 
@@ -126,7 +135,7 @@ class Carry:
 
 
 TowerRequest = TowerAttention | TowerKeys | TowerFeatures | PixelEntropy
-LayerRequest = Values | Keys | AttentionRows | AttentionReceived
+LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
 Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Carry
 Signals = Mapping[Request, Any]
 

@@ -84,7 +84,8 @@ def combine(
     # place of a token among those of its image that have priority: 1, 2, ...
     reached = jnp.cumsum(priority, axis=1, dtype=jnp.int32)
     before = jnp.take_along_axis(reached - priority, images.first, axis=1)
-    return (priority & (reached - before <= target)) | added
+    whole = images.valid & (target == images.count)  # keep_ratio 1
+    return (priority & (reached - before <= target)) | added | whole
 
 
 @typed

@@ -104,6 +104,12 @@ class DecoderBlock(nn.Module):
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         return rope.rotate(queries, angles), rope.rotate(keys, angles), values
 
+    def raw_values(self, x: jax.Array, angles: jax.Array) -> jax.Array:
+        """Project [B, N, D] to values [B, N, G, E] without the norm of the block."""
+        if self.config.latent is not None:
+            return self.latent.expand(self.latent.project(x, angles)[1])[1]
+        return self.v_proj(x).reshape(*x.shape[:2], -1, self.config.value_dim)
+
     def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Add the projected attention output [B, N, H, E] and the feed-forward part to x."""
         B, N, _ = x.shape
@@ -145,6 +151,14 @@ def project(
     """Return queries, keys and values of block `index` without running it."""
     block, params = _read(config, take_block(layers, index))
     return block.apply(params, hidden, angles, method="qkv")
+
+
+def project_raw(
+    config: DecoderConfig, layers: Blocks, hidden: jax.Array, angles: jax.Array, index: int
+) -> jax.Array:
+    """Return what block `index` would have as values [B, N, G, C] without its norm."""
+    block, params = _read(config, take_block(layers, index))
+    return block.apply(params, hidden, angles, method="raw_values")
 
 
 def expand(

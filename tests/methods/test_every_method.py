@@ -30,6 +30,7 @@ def with_settings(name):
 VARIANTS = [
     "ivc:per_frame=true,queries=all,key_scope=all",
     "ivc:foreground=attention,scope=sample",
+    "ivc:combine=tiles,quirks=official",
     "ivc_removal:control=other",
     "pyramiddrop+pore:sigma=1.5,per_image_trend=true,endpoint=true,per_image=true",
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
@@ -122,6 +123,7 @@ def test_every_request_can_be_drawn():
     """A new request is met by `draw_signals`, so that no method is left out."""
     layout = make_layout([testing.PAIR])
     requests = [kind(1) for kind in (asks.Values, asks.Keys, asks.AttentionReceived)]
+    requests.append(asks.RawValues(1))
     requests += [asks.AttentionRows(1, "last", 2), asks.AttentionRows(1, "text"), asks.Carry()]
     requests += [asks.TowerAttention(), asks.TowerKeys(), asks.TowerFeatures()]
     requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings()]
