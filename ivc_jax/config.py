@@ -112,8 +112,8 @@ class VisionConfig:
         view_size: a picture is shown twice, as a view of the whole padded to a square of so many
             pixels, and as a mosaic of one or several tiles of that size; learned tokens end every
             row of either and stand between the two. None has no such views.
-        tiled: a picture is one or several tiles of the tower's size, a slice each, whose placeholders
-            are one run; those of two pictures never touch.
+        tiled: a picture is one or several tiles of the tower's size, a slice each, and one run of
+            placeholders; those of two pictures never touch.
         merge_norm: what the merger norms, each "patch" as blocks do or the "joined" patches of a
             token by their mean and variance; or "none".
         merge_eps: what that norm adds to the variance.

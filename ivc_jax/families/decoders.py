@@ -9,6 +9,9 @@ from typing import Any
 
 from ivc_jax.config import ConfigError, DecoderConfig, RopeConfig
 from ivc_jax.families.settings import Settings
+from ivc_jax.weights.keymap import Rule, map_linear
+
+_OURS = "decoder/layers/{layer}"
 
 _COMMON: dict[str, Any] = {
     "hidden_size": 4096,
@@ -94,3 +97,29 @@ def _read_theta(text: Settings, defaults: Mapping[str, Any]) -> float:
         if kind not in ("default", "dynamic"):
             raise ConfigError(f"rope type {kind!r} is not supported, only default and dynamic")
     return float((text | rope).find("rope_theta", default=defaults["rope_theta"]))
+
+
+def map_decoder(prefix: str, head: str) -> tuple[Rule, ...]:
+    """Return the rules of a decoder under the names that transformers gives Llama and Qwen2.
+
+    Args:
+        prefix: what stands before "layers.0".
+        head: name of the output head.
+    """
+    layer = f"{prefix}layers.{{layer}}"
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    second = "post_attention_layernorm"
+    return (
+        Rule(f"{prefix}embed_tokens.weight", "decoder/embed_tokens/embedding"),
+        Rule(f"{layer}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
+        *map_linear(f"{attention}.q_proj", f"{_OURS}/q_proj"),
+        *map_linear(f"{attention}.k_proj", f"{_OURS}/k_proj"),
+        *map_linear(f"{attention}.v_proj", f"{_OURS}/v_proj"),
+        *map_linear(f"{attention}.o_proj", f"{_OURS}/o_proj", bias=False),
+        Rule(f"{layer}.{second}.weight", f"{_OURS}/{second}/scale"),
+        *map_linear(f"{mlp}.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),
+        *map_linear(f"{mlp}.up_proj", f"{_OURS}/mlp/up_proj", bias=False),
+        *map_linear(f"{mlp}.down_proj", f"{_OURS}/mlp/down_proj", bias=False),
+        Rule(f"{prefix}norm.weight", "decoder/norm/scale"),
+        *map_linear(head, "decoder/lm_head", bias=False),
+    )

@@ -9,141 +9,23 @@ A picture is stretched over a grid of tiles and cut, and shown once more as a wh
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, Released, VisionConfig
 from ivc_jax.families.base import Family
 from ivc_jax.families.decoders import read_decoder
 from ivc_jax.families.internvl_sizes import CHAT_SIZES, HF_SIZES
+from ivc_jax.families.internvl_tensors import CHAT, EXCUSED, HF
 from ivc_jax.families.qwen import WORDS as QWEN2_WORDS
 from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.tiles import Tiles
-from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
+from ivc_jax.weights.keymap import Rule
 
 _IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _NORMS = {"layer_norm": "layernorm", "rms_norm": "rmsnorm"}
 _MERGE = 2  # pixel shuffle by a half
 _8B = 32, 4096, 92553  # blocks, width and vocabulary of the decoder of InternVL2.5-8B
-
-_LAYER, _BLOCK = "decoder/layers/{layer}", "vision/blocks/{layer}"
-
-
-def _find_rows(part: str, config: ModelConfig) -> np.ndarray:
-    """List the rows of InternLM2's `wqkv` that are queries, keys or values.
-
-    Rows go by key heads, each behind the query heads that it serves; two of each:
-
-        q0 q1 k0 v0  q2 q3 k1 v1      in units of head_dim
-    """
-    sizes = config.decoder
-    groups = sizes.num_heads // sizes.num_kv_heads
-    rows = np.arange(sizes.num_kv_heads * (groups + 2) * sizes.head_dim)
-    rows = rows.reshape(sizes.num_kv_heads, groups + 2, sizes.head_dim)
-    taken = {"q": slice(groups), "k": slice(groups, groups + 1), "v": slice(groups + 1, None)}
-    return rows[:, taken[part]].ravel()
-
-
-def _map_transformers(prefix: str, head: str) -> tuple[Rule, ...]:
-    """Return the rules of a decoder under the names that transformers gives Llama and Qwen2."""
-    layer = f"{prefix}layers.{{layer}}"
-    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    return (
-        Rule(f"{prefix}embed_tokens.weight", "decoder/embed_tokens/embedding"),
-        Rule(f"{layer}.input_layernorm.weight", f"{_LAYER}/input_layernorm/scale"),
-        *map_linear(f"{attention}.q_proj", f"{_LAYER}/q_proj"),
-        *map_linear(f"{attention}.k_proj", f"{_LAYER}/k_proj"),
-        *map_linear(f"{attention}.v_proj", f"{_LAYER}/v_proj"),
-        *map_linear(f"{attention}.o_proj", f"{_LAYER}/o_proj", bias=False),
-        Rule(f"{layer}.post_attention_layernorm.weight", f"{_LAYER}/post_attention_layernorm/scale"),
-        *map_linear(f"{mlp}.gate_proj", f"{_LAYER}/mlp/gate_proj", bias=False),
-        *map_linear(f"{mlp}.up_proj", f"{_LAYER}/mlp/up_proj", bias=False),
-        *map_linear(f"{mlp}.down_proj", f"{_LAYER}/mlp/down_proj", bias=False),
-        Rule(f"{prefix}norm.weight", "decoder/norm/scale"),
-        *map_linear(head, "decoder/lm_head", bias=False),
-    )
-
-
-_INNER = "language_model.model.layers.{layer}"
-_INTERNLM2: tuple[Rule, ...] = (
-    Rule("language_model.model.tok_embeddings.weight", "decoder/embed_tokens/embedding"),
-    Rule(f"{_INNER}.attention_norm.weight", f"{_LAYER}/input_layernorm/scale"),
-    *(
-        Rule(
-            f"{_INNER}.attention.wqkv.weight",
-            f"{_LAYER}/{part}_proj/weight",
-            rows=partial(_find_rows, part),
-        )
-        for part in "qkv"
-    ),
-    *map_linear(f"{_INNER}.attention.wo", f"{_LAYER}/o_proj", bias=False),
-    Rule(f"{_INNER}.ffn_norm.weight", f"{_LAYER}/post_attention_layernorm/scale"),
-    *map_linear(f"{_INNER}.feed_forward.w1", f"{_LAYER}/mlp/gate_proj", bias=False),
-    *map_linear(f"{_INNER}.feed_forward.w3", f"{_LAYER}/mlp/up_proj", bias=False),
-    *map_linear(f"{_INNER}.feed_forward.w2", f"{_LAYER}/mlp/down_proj", bias=False),
-    Rule("language_model.model.norm.weight", "decoder/norm/scale"),
-    *map_linear("language_model.output", "decoder/lm_head", bias=False),
-)
-
-_EMBEDDED, _STACK = "vision_model.embeddings", "vision_model.encoder.layers.{layer}"
-_CHAT_TOWER: tuple[Rule, ...] = (
-    Rule(f"{_EMBEDDED}.class_embedding", "vision/class_token", Transform.TOKEN),
-    Rule(f"{_EMBEDDED}.position_embedding", "vision/positions", Transform.ROW),
-    Rule(
-        f"{_EMBEDDED}.patch_embedding.weight", "vision/patch_embed/weight", Transform.CONVOLUTION
-    ),
-    Rule(f"{_EMBEDDED}.patch_embedding.bias", "vision/patch_embed/bias"),
-    *map_norm(f"{_STACK}.norm1", f"{_BLOCK}/norm1"),
-    *map_norm(f"{_STACK}.norm2", f"{_BLOCK}/norm2"),
-    *map_linear(f"{_STACK}.attn.qkv", f"{_BLOCK}/attn/qkv"),
-    *map_linear(f"{_STACK}.attn.proj", f"{_BLOCK}/attn/proj"),
-    Rule(f"{_STACK}.attn.q_norm.weight", f"{_BLOCK}/attn/q_norm/scale"),
-    Rule(f"{_STACK}.attn.k_norm.weight", f"{_BLOCK}/attn/k_norm/scale"),
-    Rule(f"{_STACK}.ls1", f"{_BLOCK}/ls1"),
-    Rule(f"{_STACK}.ls2", f"{_BLOCK}/ls2"),
-    *map_linear(f"{_STACK}.mlp.fc1", f"{_BLOCK}/mlp/fc1"),
-    *map_linear(f"{_STACK}.mlp.fc2", f"{_BLOCK}/mlp/fc2"),
-    *map_norm("mlp1.0", "vision/merger/ln_q"),
-    *map_linear("mlp1.1", "vision/merger/mlp/fc1"),
-    *map_linear("mlp1.3", "vision/merger/mlp/fc2"),
-)
-
-# Three generations: language_model.model. and vision_tower. on the hub, model.language_model. and
-# model.vision_tower. as transformers saves it since.
-_TOWER, _PROJECTOR = "[model.]vision_tower", "[model.]multi_modal_projector"
-_HF_BLOCK = f"{_TOWER}.encoder.layer.{{layer}}"
-_HF: tuple[Rule, ...] = (
-    *_map_transformers("[model.]language_model.(model.)", "(language_model.)lm_head"),
-    Rule(f"{_TOWER}.embeddings.cls_token", "vision/class_token", Transform.TOKEN),
-    Rule(f"{_TOWER}.embeddings.position_embeddings", "vision/positions", Transform.ROW),
-    Rule(
-        f"{_TOWER}.embeddings.patch_embeddings.projection.weight",
-        "vision/patch_embed/weight",
-        Transform.CONVOLUTION,
-    ),
-    Rule(f"{_TOWER}.embeddings.patch_embeddings.projection.bias", "vision/patch_embed/bias"),
-    *map_norm(f"{_HF_BLOCK}.layernorm_before", f"{_BLOCK}/norm1"),
-    *map_norm(f"{_HF_BLOCK}.layernorm_after", f"{_BLOCK}/norm2"),
-    *map_linear(f"{_HF_BLOCK}.attention.q_proj", f"{_BLOCK}/attn/q_proj"),
-    *map_linear(f"{_HF_BLOCK}.attention.k_proj", f"{_BLOCK}/attn/k_proj"),
-    *map_linear(f"{_HF_BLOCK}.attention.v_proj", f"{_BLOCK}/attn/v_proj"),
-    *map_linear(f"{_HF_BLOCK}.attention.projection_layer", f"{_BLOCK}/attn/proj"),
-    Rule(f"{_HF_BLOCK}.attention.q_norm.weight", f"{_BLOCK}/attn/q_norm/scale"),
-    Rule(f"{_HF_BLOCK}.attention.k_norm.weight", f"{_BLOCK}/attn/k_norm/scale"),
-    Rule(f"{_HF_BLOCK}.lambda_1", f"{_BLOCK}/ls1"),
-    Rule(f"{_HF_BLOCK}.lambda_2", f"{_BLOCK}/ls2"),
-    *map_linear(f"{_HF_BLOCK}.mlp.fc1", f"{_BLOCK}/mlp/fc1"),
-    *map_linear(f"{_HF_BLOCK}.mlp.fc2", f"{_BLOCK}/mlp/fc2"),
-    *map_norm(f"{_TOWER}.layernorm", "vision/final_norm"),
-    *map_norm(f"{_PROJECTOR}.layer_norm", "vision/merger/ln_q"),
-    *map_linear(f"{_PROJECTOR}.linear_1", "vision/merger/mlp/fc1"),
-    *map_linear(f"{_PROJECTOR}.linear_2", "vision/merger/mlp/fc2"),
-)
-
-_EXCUSED = r"(.*\.)?rotary_emb\.inv_freq|(model\.)?vision_tower\.embeddings\.mask_token"
 
 # `architectures` of llm_config, and what the decoder is then.
 _KINDS = {
@@ -163,10 +45,7 @@ def _find_kind(config: Mapping[str, Any]) -> str:
 
 
 def _choose_chat_rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
-    return _CHAT_TOWER + (_INTERNLM2 if _find_kind(config) == "internlm2" else _CHAT_HF)
-
-
-_CHAT_HF = _map_transformers("language_model.model.", "language_model.lm_head")
+    return CHAT[_find_kind(config)]
 
 
 def _read_chat_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -221,10 +100,10 @@ def _read_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     kind = text.find("model_type", default="qwen2")
     # "use_mean_pooling" is no norm behind the last block; nothing is pooled here.
     pooled = vision.find("use_mean_pooling", default=True)
+    if tower["norm"] != "layer_norm" and not pooled:
+        raise ConfigError("use_mean_pooling=false is supported with norm_type layer_norm only")
     side = _read_side(vision, "image_size", 448)
-    return _join(
-        top, text, vision, kind, tied, tower, side, fused_qkv=False, final_norm=not pooled
-    )
+    return _join(top, text, vision, kind, tied, tower, side, fused_qkv=False, final_norm=not pooled)
 
 
 def _join(
@@ -346,7 +225,7 @@ _CHAT_TEMPLATE = _write_template(
 
 _SHARED_PARTS: dict[str, Any] = {
     "name": "internvl",
-    "excused": _EXCUSED,
+    "excused": EXCUSED,
     "read_pictures": _read_pictures,
     "write_visual": _write_visual,
     "image_token": "<IMG_CONTEXT>",
@@ -356,7 +235,7 @@ _SHARED_PARTS: dict[str, Any] = {
 INTERNVL_CHAT = Family(
     model_types=("internvl_chat",),
     read_config=_read_chat_config,
-    rules=_CHAT_TOWER + _INTERNLM2,
+    rules=CHAT["internlm2"],
     choose_rules=_choose_chat_rules,
     word_pattern=QWEN2_WORDS,
     chat_template=_CHAT_TEMPLATE,
@@ -366,7 +245,7 @@ INTERNVL_CHAT = Family(
 INTERNVL = Family(
     model_types=("internvl",),
     read_config=_read_hf_config,
-    rules=_HF,
+    rules=HF,
     word_pattern=QWEN2_WORDS,
     chat_template=_write_template(),
     sizes=HF_SIZES,

@@ -1,7 +1,7 @@
 """Videos of models to which a video is pictures in a row, each behind a text of its own.
 
-    <video>   ->   Frame1: <image>
-                   Frame2: <image>
+<video>   ->   Frame1: <image>
+               Frame2: <image>
 """
 
 import dataclasses

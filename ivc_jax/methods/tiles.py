@@ -8,7 +8,6 @@ tiles too, where a cell of the thumbnail is as many cells as there are tiles:
                 c d                      c c | d d             a a c c b b d d a b c  d
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float

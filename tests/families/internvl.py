@@ -12,6 +12,7 @@ SPECIAL = (
 )
 ID = {token: 256 + number for number, token in enumerate(SPECIAL)}  # behind 256 bytes
 SIDE, PATCH, TOKENS = 32, 4, 16  # pixels of a tile and of a patch, tokens of a tile
+LARGE = "internvl_6b"  # what tests call one with the tower of 6 B parameters
 TOWER_6B = {"norm_type": "rms_norm", "attention_bias": False, "use_qk_norm": True}
 
 # As the files on the hub have it: every picture ends its line.
@@ -43,14 +44,11 @@ def text_sizes(**changed: Any) -> dict[str, Any]:
     return {**sizes, **changed}
 
 
-def config(
-    family: str, generation: str, tied: bool, tower: dict[str, Any] | None = None, **text: Any
-) -> dict[str, Any]:
+def config(family: str, generation: str, tied: bool, **text: Any) -> dict[str, Any]:
     """Return the `config.json` of a tiny model.
 
     Args:
         generation: "old" is that of the files on the hub, whose rotary settings lie flat.
-        tower: settings of the vision tower to change.
         text: decoder sizes to change, under their Hugging Face names.
     """
     dynamic = {"rope_type": "dynamic", "factor": 2.0}
@@ -66,11 +64,12 @@ def config(
         "attention_bias": True,
         "image_size": [SIDE, SIDE],
         "patch_size": [PATCH, PATCH],
-        **(tower or {}),
+        # without pooling there is a norm behind the last block
+        **(TOWER_6B if family == LARGE else {"use_mean_pooling": generation == "old"}),
     }
     return {
         "architectures": ["InternVLForConditionalGeneration"],
-        "model_type": family,
+        "model_type": family.removesuffix("_6b"),
         "tie_word_embeddings": tied,
         "image_token_id": ID["<IMG_CONTEXT>"],
         "image_seq_length": TOKENS,

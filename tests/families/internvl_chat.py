@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from families.internvl import SIDE, text_sizes, write_tokenizer
+from families.internvl import ID, SIDE, text_sizes, write_tokenizer
 
+LARGE = "internvl_chat_6b"
 TOWER_6B = {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
 
 # For text alone, as in the published folders.
@@ -16,10 +17,8 @@ _CHAT_TEMPLATE = (
 )
 
 
-def config(
-    family: str, generation: str, tied: bool, tower: dict[str, Any] | None = None, **text: Any
-) -> dict[str, Any]:
-    """Return the `config.json` of a tiny model; it does not state the id of the placeholder."""
+def config(family: str, generation: str, tied: bool, **text: Any) -> dict[str, Any]:
+    """Return the `config.json` of a tiny model; files leave the id of the placeholder out."""
     inner = {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
     if generation == "new":
         inner = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
@@ -36,11 +35,12 @@ def config(
         "norm_type": "layer_norm",
         "qkv_bias": True,
         "qk_normalization": False,
-        **(tower or {}),
+        **(TOWER_6B if family == LARGE else {}),
     }
     return {
         "architectures": ["InternVLChatModel"],
-        "model_type": family,
+        "model_type": family.removesuffix("_6b"),
+        "image_token_id": ID["<IMG_CONTEXT>"],
         "force_image_size": SIDE,
         "downsample_ratio": 0.5,
         "select_layer": -1,
@@ -67,7 +67,13 @@ def new_name(name: str) -> str:
 
 
 def write_processor_files(folder: Path) -> None:
-    """Write a tokenizer that begins with a bos_token, and the settings of the published folders."""
+    """Write a tokenizer that begins with a bos_token, and the settings of the published folders.
+
+    The tokenizer alone knows the placeholder of pictures there.
+    """
+    sizes = json.loads((folder / "config.json").read_text())
+    del sizes["image_token_id"]
+    (folder / "config.json").write_text(json.dumps(sizes, indent=1))
     specials = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     write_tokenizer(folder, **specials, chat_template=_CHAT_TEMPLATE)
     images = {

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from families.internvl import ID, TOKENS, hf_arrays
-from families import internvl, internvl_chat
-from helpers.tiny import random_tensors, tiny_config, write_checkpoint
+from families.internvl import hf_arrays
+from helpers.tiny import random_tensors, tiny_config
 
 import ivc_jax
 
@@ -29,11 +28,15 @@ def unfuse(tensors, sizes):
         "ffn_norm": "post_attention_layernorm", "feed_forward.w1": "mlp.gate_proj",
         "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
         "tok_embeddings": "embed_tokens", "language_model.output": "lm_head",
-        "language_model.model": "model.language_model", "mlp1.0": "model.multi_modal_projector.layer_norm",
-        "mlp1.1": "model.multi_modal_projector.linear_1", "mlp1.3": "model.multi_modal_projector.linear_2",
+        "language_model.lm_head": "lm_head",
+        "language_model.model": "model.language_model",
+        "mlp1.0": "model.multi_modal_projector.layer_norm",
+        "mlp1.1": "model.multi_modal_projector.linear_1",
+        "mlp1.3": "model.multi_modal_projector.linear_2",
         "vision_model.encoder.layers": "model.vision_tower.encoder.layer",
-        "vision_model.embeddings": "model.vision_tower.embeddings", "class_embedding": "cls_token",
-        "position_embedding": "position_embeddings", "patch_embedding": "patch_embeddings.projection",
+        "vision_model.embeddings": "model.vision_tower.embeddings",
+        "class_embedding": "cls_token", "position_embedding": "position_embeddings",
+        "patch_embedding": "patch_embeddings.projection",
         "attn.proj": "attention.projection_layer", "attn.q_norm": "attention.q_norm",
         "attn.k_norm": "attention.k_norm", "norm1": "layernorm_before",
         "norm2": "layernorm_after", "ls1": "lambda_1", "ls2": "lambda_2",
@@ -56,7 +59,7 @@ def unfuse(tensors, sizes):
 
 
 def assemble(config):
-    """Build the reference of a chat checkpoint out of transformers' Llama or Qwen2 and InternViT."""
+    """Build the reference of a chat checkpoint out of parts of transformers."""
     text, vision = config["llm_config"], config["vision_config"]
     kind = "llama" if text["model_type"] == "internlm2" else "qwen2"
     sizes = {name: value for name, value in text.items() if name != "architectures"}
@@ -71,9 +74,7 @@ def assemble(config):
     model = transformers.InternVLForConditionalGeneration(
         transformers.InternVLConfig(**native, attn_implementation="eager")
     )
-    missing, unexpected = model.load_state_dict(
-        unfuse(random_tensors(config), text), strict=False
-    )
+    missing, unexpected = model.load_state_dict(unfuse(random_tensors(config), text), strict=False)
     assert not unexpected
     assert not [name for name in missing if "rotary" not in name]
     return model.eval().requires_grad_(False)
@@ -82,21 +83,22 @@ def assemble(config):
 CHECKPOINTS = {
     "native": {"family": "internvl", "generation": "old"},
     "native, saved anew, tied": {"family": "internvl", "generation": "new", "tied": True},
-    "native, 6B tower": {"family": "internvl", "tower": internvl.TOWER_6B},
+    "native, 6B tower": {"family": "internvl_6b"},
     "chat, InternLM2": {"family": "internvl_chat", "generation": "old"},
-    "chat, Qwen2, 6B tower": {"family": "internvl_chat", "tower": internvl_chat.TOWER_6B},
+    "chat, Qwen2, 6B tower": {"family": "internvl_chat_6b"},
 }
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
-def pair(request, tmp_path_factory, load_torch):
-    settings = dict(CHECKPOINTS[request.param])
-    folder = tmp_path_factory.mktemp("internvl")
-    family, generation = settings.pop("family"), settings.pop("generation", "new")
-    config = tiny_config(generation, settings.pop("tied", False), family, **settings)
-    write_checkpoint(folder, config, family=family, generation=generation)
+def pair(request, tiny_hf, load_torch):
+    settings = CHECKPOINTS[request.param]
+    folder = tiny_hf(**settings)
     model, _ = ivc_jax.load(folder, dtype="float32")
-    return model, assemble(config) if family == "internvl_chat" else load_torch(folder)
+    if "chat" not in settings["family"]:
+        return model, load_torch(folder)
+    return model, assemble(
+        tiny_config(settings.get("generation", "new"), family=settings["family"])
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

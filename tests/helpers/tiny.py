@@ -20,7 +20,8 @@ FILES: dict[str, ModuleType] = {
     **{"qwen2_vl": qwen, "qwen2_5_vl": qwen, "qwen3_vl": qwen3},
     "llava": llava,
     **dict.fromkeys(("deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"), deepseek),
-    **{"internvl_chat": internvl_chat, "internvl": internvl},
+    **dict.fromkeys(("internvl", "internvl_6b"), internvl),
+    **dict.fromkeys(("internvl_chat", "internvl_chat_6b"), internvl_chat),
 }
 
 
@@ -42,7 +43,7 @@ def tiny_config(
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Draw float32 tensors under the published names, none of them near its usual start value."""
-    sizes = parse_config({"image_token_id": 0} | config)
+    sizes = parse_config(config)
     shapes = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
     rules = find_family(config).rules
     expected, draw = keymap.list_targets(shapes, rules), np.random.default_rng(seed)

@@ -7,27 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families.internvl import ID
 from helpers.layouts import C, G, gather_values
+from helpers.tiny import tiny_config
 
 from ivc_jax.config import RopeConfig
+from ivc_jax.families import parse_config
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.requests import RawValues, RopeSettings, Values
 from ivc_jax.methods.tiles import check_tiles
-from families.internvl import ID
-from helpers.tiny import tiny_config
-from ivc_jax.families import parse_config
 
 SIDE = 16  # cells of a tile
 ROPE = RopeConfig(128, 1e6)
 
 
 def make_config():
-    tower = {"image_size": [2 * SIDE, 2 * SIDE], "patch_size": [1, 1]}
-    text = {"max_position_embeddings": 8192}
-    return parse_config(tiny_config(family="internvl", tower=tower, **text))
+    config = tiny_config(family="internvl", max_position_embeddings=8192)
+    config["vision_config"] |= {"image_size": [2 * SIDE, 2 * SIDE], "patch_size": [1, 1]}
+    return parse_config(config)
 
 
 CONFIG = make_config()
@@ -202,7 +202,7 @@ def test_tiles_that_nobody_placed_are_an_error():
     layout, _ = lay_out((5, (1, 1), 6), (3, (2, 1), 7))
     check_tiles(layout)
     unknown = layout.replace(tiles=layout.tiles * 0)
-    with pytest.raises(MethodError, match="sample 1: image 0 has 3 tiles.*images_spatial_crop"):
+    with pytest.raises(MethodError, match=r"sample 1: image 0 has 3 tiles.*images_spatial_crop"):
         check_tiles(unknown)
 
 

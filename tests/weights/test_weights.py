@@ -46,8 +46,8 @@ def resave(folder, tensors):
 # Key table
 
 
-def rules_of(family):
-    return families.find_family(tiny_config(family=family)["model_type"]).rules
+def rules_of(family, generation="new"):
+    return families.find_family(tiny_config(generation, family=family)).rules
 
 
 @pytest.mark.parametrize("family", FILES)
@@ -67,7 +67,7 @@ def test_a_table_names_every_parameter_once(family):
 def test_names_go_to_hugging_face_and_back(tiny_hf, generation, family):
     path = tiny_hf(generation=generation, family=family)
     params = load_params(path, read_config(path), FLOAT32)
-    ours = dict(keymap.to_hf_names(params, read_config(path), rules_of(family)))
+    ours = dict(keymap.to_hf_names(params, read_config(path), rules_of(family, generation)))
     stored = load_file(path / "model.safetensors")
     rename = FILES[family].new_name if generation == "new" else str
     assert {rename(name) for name in ours} == stored.keys()
