@@ -10,22 +10,19 @@ from helpers.batches import BUCKET, STEPS, batch_of
 from helpers.prompts import hf_arrays
 
 import ivc_jax
+from checkpoints_convert.convert import convert
 from ivc_jax.engine.compact import Sequence, add_feature, compact
 from ivc_jax.engine.plan import Add, Cut, Span, make_plan
 from ivc_jax.engine.prefill import embed_inputs
 from ivc_jax.inputs.bucket import collate
-from ivc_jax.methods import METHODS, parse
+from ivc_jax.methods import parse
 from ivc_jax.methods.base import DENSE
 from ivc_jax.nn import decoder, rope
+from ivc_jax.nn.blocks import stack
+from ivc_jax.nn.layers import dequantized
 from ivc_jax.types import Layout, Selection
 
 VIDEO = (3, ("video", (2, 6, 4)), 3, ("image", (1, 4, 6)), 6)
-# Settings for four blocks and for few tokens.
-SETTINGS = {
-    **{"ivc_progressive": "layers=3,ratios=0.5", "ivc_removal": "layer=1", "fastv": "layer=1"},
-    **{"vflowopt": "cell=2", "ivc": "layer=2"},
-}
-SPECS = [f"{name}:{SETTINGS[name]}" if name in SETTINGS else name for name in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +152,9 @@ def test_a_cut_is_a_mask_from_its_block_on(inputs, prompts, run_masked, spec, la
     assert np.abs(prompts("dense").logits - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_every_method_chooses_and_answers_alike_beside_others(model, prompts, spec):
+@pytest.mark.parametrize("spec", ["dense", "ivc:layer=1", "sparsevlm"])
+def test_prompts_with_videos_are_answered_alike_beside_others(model, prompts, spec):
+    """Other pictures: `test_every_family`."""
     together = prompts(spec)
     tokens = ivc_jax.decode(model, together, STEPS, ()).tokens
     for row, mates in enumerate(((batch_of(2), batch_of(1)), (batch_of(1), clip()))):
@@ -180,3 +178,30 @@ def test_encoded_inputs_bring_their_features(model, inputs, prompts):
     # without the features they are other tokens
     bare = ivc_jax.prefill(model, encoded.replace(deepstack=0 * encoded.deepstack))
     assert np.abs(bare.logits - prompts("dense").logits).max() > 1e-2
+
+
+def test_stacked_blocks_have_the_same_features(model, inputs, prompts):
+    """As on TPU: loops end where features leave the tower and enter the decoder."""
+    vision, layers = model.params["vision"], model.params["decoder"]["layers"]
+    params = {
+        "vision": {**vision, "blocks": stack(vision["blocks"])},
+        "decoder": {**model.params["decoder"], "layers": stack(layers)},
+    }
+    stacked = ivc_jax.prefill(ivc_jax.Model(model.config, params), inputs, parse("ivc:layer=1"))
+    np.testing.assert_allclose(stacked.logits, prompts("ivc:layer=1").logits, rtol=0, atol=1e-5)
+    assert all(map(np.array_equal, stacked.kept, prompts("ivc:layer=1").kept))
+
+
+def test_converted_and_rounded_weights_keep_the_features(tiny_hf, model, inputs, tmp_path):
+    """Through Orbax and back, and with a decoder in int8, whose blocks lie stacked."""
+    pytest.importorskip("qwix")
+    path = tiny_hf(family="qwen3_vl", num_hidden_layers=4)
+    convert(path, tmp_path / "converted")
+    again, _ = ivc_jax.load(tmp_path / "converted", dtype="float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, model.params))
+    rounded, _ = ivc_jax.load(tmp_path / "converted", dtype="float32", weights="int8")
+    assert rounded.weights == "int8"
+    floats = ivc_jax.Model(model.config, dequantized(rounded.params, np.dtype(np.float32)))
+    ours, theirs = (ivc_jax.prefill(each, inputs, "ivc:layer=1") for each in (rounded, floats))
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=1e-5)
+    assert all(map(np.array_equal, ours.kept, theirs.kept))

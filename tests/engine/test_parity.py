@@ -18,7 +18,6 @@ CHECKPOINTS = {
     "tied": {"tied": True, "generation": "old"},
     "qwen2_5_vl": {"tied": False, "generation": "old", "family": "qwen2_5_vl"},
     "qwen3_vl": {"tied": False, "generation": "old", "family": "qwen3_vl"},
-    "qwen3_vl tied": {"tied": True, "generation": "new", "family": "qwen3_vl"},
 }
 SECONDS = {"qwen2_5_vl": 0.7}  # 2.8 time positions a frame, rounded down
 
