@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.programs import find_programs
+from helpers.programs import find_programs, stack_blocks
 
 import ivc_jax
 from ivc_jax.nn.attention import attend
@@ -51,6 +51,15 @@ def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
     assert "stablehlo.case" in exported.mlir_module()  # blocks within windows, blocks across
 
 
+@pytest.mark.parametrize("family", ["deepseek_vl2", "deepseek_vl2_base"])
+@pytest.mark.parametrize("spec", ["dense", "ivc:layer=1"])
+def test_experts_and_latent_attention_lower_for_cuda_and_tpu(tiny_hf, family, spec):
+    model = stack_blocks(ivc_jax.load(tiny_hf(family=family), dtype="bfloat16")[0])
+    for function, arguments in find_programs(model, spec):
+        exported = jax.export.export(function, platforms=["cuda", "tpu"])(*arguments)
+        assert "stablehlo.while" in exported.mlir_module()  # over the parts of experts
+
+
 @pytest.mark.parametrize(
     ("heads", "groups", "slots", "causal"),
     [(6, 2, 300, True), (2, 2, 300, False), (2, 1, 256, False)],
@@ -85,12 +94,14 @@ from ivc_jax.studies.planning import slices
 slices.prepare_environment()
 from jax.sharding import SingleDeviceSharding
 import ivc_jax
-from helpers.programs import find_programs
+from helpers.programs import find_programs, stack_blocks
 
 device = slices.find_slice("v5e:2x4").devices[0]
 assert "v5" in device.device_kind, device.device_kind
 sharding = SingleDeviceSharding(device)
 model, _ = ivc_jax.load(sys.argv[1], dtype="bfloat16")
+if model.config.decoder.experts:
+    model = stack_blocks(model)  # as they lie on a TPU: in two stacks
 for number, spec in enumerate(sys.argv[2:]):
     # The decode sees nothing but spans: the first two methods have one and two of them.
     for function, arguments in list(find_programs(model, spec, sharding))[: 2 if number < 2 else 1]:
@@ -103,15 +114,26 @@ for number, spec in enumerate(sys.argv[2:]):
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
 )
 def test_programs_compile_with_the_tpu_compiler(tiny_hf):
+    compile_for_tpu(tiny_hf(num_hidden_layers=4), COMPILED)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+def test_experts_and_latent_attention_compile_with_the_tpu_compiler(tiny_hf):
+    compile_for_tpu(tiny_hf(family="deepseek_vl2"), ["dense", "ivc:layer=1"])
+
+
+def compile_for_tpu(folder, specs):
     """Run apart: libtpu wants its environment set before JAX starts."""
     tests = os.path.dirname(os.path.dirname(__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
     environment.pop("XLA_FLAGS", None)  # libtpu has flags of its own, and ends at others
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE_FOR_TPU, str(tiny_hf(num_hidden_layers=4)), *COMPILED],
+        [sys.executable, "-c", COMPILE_FOR_TPU, str(folder), *specs],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     sizes = [int(line.split()[-1]) for line in result.stdout.splitlines()]
-    assert len(sizes) == 2 + len(COMPILED)
+    assert len(sizes) == 2 + len(specs)
     assert min(sizes) > 0

@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from families.deepseek import CELLS, IMAGE, SIDE
+from helpers.mosaics import CASES, to_arrays, write_prompts
+from helpers.tiny import tiny_config
 
 import ivc_jax
 from ivc_jax import families
@@ -13,65 +14,6 @@ from ivc_jax.config import ConfigError
 from ivc_jax.inputs.batch import InputError
 
 FAMILIES = ["deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"]
-
-# Text lengths, and (columns, rows, (height, width)) of pictures.
-CASES = {
-    "one picture": [(4, (1, 1, (20, 31)), 5)],
-    "two unequal pictures": [(2, (2, 1, (15, 60)), 3, (1, 2, (50, 20)), 6)],
-    "ragged batch": [
-        (3, (3, 1, (10, 60)), 5),
-        (11,),
-        (1, (1, 1, (30, 30)), 2, (2, 2, (40, 44)), 9),
-    ],
-}
-
-
-def count_tokens(columns, rows):
-    return CELLS * (CELLS + 1) + 1 + rows * CELLS * (columns * CELLS + 1)
-
-
-def write_prompts(prompts, seed=0):
-    """Return ids and pictures of each prompt: lists, and (tiles, columns, rows, size)."""
-    draw, made = np.random.default_rng(seed), []
-    for parts in prompts:
-        ids, pictures = [], []
-        for part in parts:
-            if isinstance(part, int):
-                ids += draw.integers(0, 255, part).tolist()
-                continue
-            columns, rows, size = part
-            ids += [IMAGE] * count_tokens(columns, rows)
-            shape = (1 + columns * rows, 3, SIDE, SIDE)
-            pictures.append((draw.standard_normal(shape).astype(np.float32), columns, rows, size))
-        made.append((ids, pictures))
-    return made
-
-
-def to_arrays(made, released=False):
-    """Return what processors return: the released one, or one slice behind the other."""
-    width = max(len(ids) for ids, _ in made)
-    tokens, mask = np.full((len(made), width), 7), np.zeros((len(made), width), np.int64)
-    for row, (ids, _) in enumerate(made):
-        tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = ids, 1
-    arrays = {"input_ids": tokens, "attention_mask": mask}
-    pictures = [picture for _, own in made for picture in own]
-    if pictures:
-        arrays["image_sizes"] = np.array([size for *_, size in pictures])
-    if released:
-        tiles = max(1, *(sum(len(picture[0]) for picture in own) for _, own in made))
-        arrays["images"] = np.zeros((len(made), tiles, 3, SIDE, SIDE), np.float32)
-        crops = np.zeros((len(made), max(1, *(len(own) for _, own in made)), 2), np.int64)
-        for row, (_, own) in enumerate(made):
-            for index, (_, *shape, _) in enumerate(own):
-                crops[row, index] = shape
-            if own:
-                stacked = np.concatenate([picture[0] for picture in own])
-                arrays["images"][row, : len(stacked)] = stacked
-        return arrays | {"images_spatial_crop": crops, "images_seq_mask": tokens == IMAGE}
-    if pictures:
-        arrays["pixel_values"] = np.concatenate([picture[0] for picture in pictures])
-        arrays["images_spatial_crop"] = np.array([picture[1:3] for picture in pictures])
-    return arrays
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -138,8 +80,6 @@ def test_images_without_their_shapes_are_refused():
 
 
 def read(**language):
-    from helpers.tiny import tiny_config
-
     config = tiny_config(family="deepseek_vl2")
     config["language_config"] |= language
     return families.parse_config(config)

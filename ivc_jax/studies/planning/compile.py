@@ -159,9 +159,7 @@ def make_abstract_inputs(
     def array(*shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind)
 
-    # the smallest square that holds V cells: towers see whole images
-    merge, side = config.vision.spatial_merge_size, math.isqrt(max(V - 1, 0)) + 1
-    patches = find_footprint((1, side * merge, side * merge), config).patches  # P, of one row
+    rows, patches = _find_rows(config, V)
     # [B, V, D], and [J, B, V, D] if the model has such features
     visual = features = None
     if not workload.tower:
@@ -169,7 +167,7 @@ def make_abstract_inputs(
         visual, J = array(*shape, kind=dtype), len(config.vision.deepstack)
         features = array(J, *shape, kind=dtype) if J else None
     inputs = Inputs(
-        # One image a sample: R = B patch rows, M = 1, and N = V + T slots without padding.
+        # One image a sample, M = 1, and N = V + T slots without padding.
         tokens=array(B, N),
         layout=Layout(
             visual_index=array(B, V),
@@ -191,8 +189,8 @@ def make_abstract_inputs(
         ),
         next_position=array(B),
         # [R, P, patch values]
-        patches=array(B, patches, config.vision.patch_values, kind=np.float32),
-        patch_positions=array(B, patches, 2),
+        patches=array(B * rows, patches, config.vision.patch_values, kind=np.float32),
+        patch_positions=array(B * rows, patches, 2),
         visual_source=array(B, V),
         visual=visual,
         deepstack=features,
@@ -201,6 +199,18 @@ def make_abstract_inputs(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
         *(inputs, shard_inputs(inputs, mesh)),
     )
+
+
+def _find_rows(config: ModelConfig, visual: int) -> tuple[int, int]:
+    """Return the patch rows of an image of so many visual tokens, and the patches of a row."""
+    vision = config.vision
+    merge = vision.spatial_merge_size
+    if vision.table_side is not None and not vision.table_interpolated:  # it sees one size
+        cells = (-(-vision.table_side // merge)) ** 2
+        return -(-visual // cells), cells * vision.merge_area
+    # the smallest square that holds all cells: towers see whole images
+    side = math.isqrt(max(visual - 1, 0)) + 1
+    return 1, find_footprint((1, side * merge, side * merge), config).patches
 
 
 def count_device_bytes(tree: Any) -> int:
@@ -218,9 +228,9 @@ def count_formula_flops(config: ModelConfig, method: Method, workload: Workload)
     total = 0.0  # the cuts of the plan shorten all blocks behind them
     for step in make_plan(layers, method):
         if isinstance(step, Span):  # a cut costs nothing by the formula
-            # operations of one block on N tokens
-            block = count_block_flops(config.decoder, np.array(visual + workload.text))
-            total += (step.stop - step.start) * float(block)  # blocks of a span see the same N
+            tokens = np.array(visual + workload.text)  # N, that all blocks of a span see
+            for layer in range(step.start, step.stop):
+                total += float(count_block_flops(config.decoder, tokens, layer))
         else:
             # V of the spans behind the cut
             visual = min(method.capacity(step.stage, workload.visual, 1), visual)
