@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, RopeConfig, VisionConfig
+from ivc_jax.config import (
+    ConfigError,
+    DecoderConfig,
+    ModelConfig,
+    Released,
+    RopeConfig,
+    VisionConfig,
+)
 from ivc_jax.decoder_parts import ExpertsConfig, LatentConfig
 from ivc_jax.families.base import Family
 from ivc_jax.families.deepseek_sizes import SIZES
@@ -120,6 +127,10 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
+# Blocks: where the released evaluation cuts (VLMEvalKit/vlmeval/config.py, "ivcp_k").
+_RELEASED_LAYERS = {27: 17}
+
+
 def _read_config(config: Mapping[str, Any]) -> ModelConfig:
     top = Settings({"": config})
     if not config.get("language_config"):
@@ -128,11 +139,19 @@ def _read_config(config: Mapping[str, Any]) -> ModelConfig:
     for name, known in (("tile_tag", "2D"), ("global_view_pos", "head")):
         if (found := top.find(name, default=known)) != known:
             raise ConfigError(f"{name} {found!r} is not supported, only {known!r}")
+    decoder = _read_decoder(text, config["language_config"])
     return ModelConfig(
         family="deepseek_vl",
         vision=_read_tower(top.enter("vision_config"), top.enter("projector_config")),
-        decoder=_read_decoder(text, config["language_config"]),
+        decoder=decoder,
         image_token_id=int(top["image_token_id"]),
+        # The smallest size has the rule as well, though the released code has no values there.
+        released=Released(
+            layer=_RELEASED_LAYERS.get(decoder.num_layers if decoder.latent else 0),
+            combine="views",
+            foreground_fraction=0.5,
+            query_offset=1,
+        ),
     )
 
 
@@ -254,20 +273,22 @@ def _write_visual(footprint: Footprint, placeholder: str) -> str:
     return placeholder * footprint.count
 
 
-# An answer that is given already ends in eos_token, the last role is left to be filled.
+# A line break follows a picture, unless the text brings blanks of its own. An answer that is given
+# already ends in eos_token.
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% else %}"
     "{% set user = message['role'] == 'user' %}"
     "{{ '<|User|>: ' if user else '<|Assistant|>: ' }}"
     "{% if message['content'] is string %}{{ message['content'].strip() }}{% else %}"
-    "{% set written = namespace(text='') %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{% set written.text = written.text + '<image>\n' %}"
-    "{% else %}{% set written.text = written.text + part['text'] %}{% endif %}{% endfor %}"
-    "{{ written.text.strip() }}{% endif %}{{ '\n\n' if user else eos_token }}{% endif %}"
+    "{% set said = namespace(text='', picture=false) %}{% for part in message['content'] %}"
+    "{% set text = '<image>' if part['type'] == 'image' else part['text'] %}"
+    "{% if said.picture and not text[:1].isspace() %}{% set said.text = said.text + '\n' %}"
+    "{% endif %}{% set said.text = said.text + text %}"
+    "{% set said.picture = part['type'] == 'image' %}{% endfor %}"
+    "{{ said.text.strip() }}{% endif %}{{ '\n\n' if user else eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
-
 
 DEEPSEEK_VL2 = Family(
     name="deepseek_vl",
@@ -278,5 +299,6 @@ DEEPSEEK_VL2 = Family(
     read_pictures=_read_pictures,
     write_visual=_write_visual,
     chat_template=_CHAT_TEMPLATE,
+    image_token="<image>",
     sizes=SIZES,
 )

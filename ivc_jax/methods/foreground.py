@@ -67,10 +67,10 @@ class Foreground:
             return AttentionRows(stage.layer - 1, "text")
         return Values(stage.layer - 1)
 
-    def count_seeds(self, max_count: int) -> np.ndarray:
-        """Tabulate the seeds of a segment of each size 0 .. max_count."""
+    def count_seeds(self, max_count: int, least: int = 1) -> np.ndarray:
+        """Tabulate the seeds of a segment of each size 0 .. max_count, `least` or all of them."""
         counts = round_counts(self.seed_fraction, max_count, self.seed_rounding)
-        return np.minimum(np.maximum(counts, 1), np.arange(max_count + 1, dtype=np.int32))
+        return np.minimum(np.maximum(counts, least), np.arange(max_count + 1, dtype=np.int32))
 
     def score(
         self,
@@ -79,6 +79,8 @@ class Foreground:
         within: Segments,
         score_dtype: str = "float32",
         visual_queries: bool = False,
+        among: jax.Array | None = None,
+        least: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """Return the foreground scores and the mask of the seeds, both [B, V].
 
@@ -87,14 +89,18 @@ class Foreground:
             within: the segments, each of which is asked on its own.
             score_dtype: as in `score_values`.
             visual_queries: as in `score_values`.
+            among: bool [B, V], what may be a seed; seeds are counted by it. None is all.
+            least: seeds of a segment, if there are so many tokens.
         """
-        counts = self.count_seeds(layout.visual_slots)
+        counts = self.count_seeds(layout.visual_slots, least)
         seed_count = within.look_up(counts)  # [B, V]
+        if among is not None:
+            seed_count = jnp.asarray(counts)[within.sum(among.astype(jnp.int32))]
         if self.foreground == "attention":
-            return score_attention(signal, layout, within, seed_count, self)
+            return score_attention(signal, layout, within, seed_count, self, among)
         bound = bound_total(counts, within.bound)
         return score_values(
-            signal, layout, within, seed_count, bound, self, score_dtype, visual_queries
+            signal, layout, within, seed_count, bound, self, score_dtype, visual_queries, among
         )
 
 
@@ -123,6 +129,7 @@ def score_values(
     rules: Foreground,
     score_dtype: str = "float32",
     visual_queries: bool = False,
+    among: Bool[Array, "B V"] | None = None,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """Score tokens by how much the text, and the tokens it likes best, resemble their values.
 
@@ -137,6 +144,7 @@ def score_values(
         score_dtype: "bfloat16" rounds the probabilities, their mean over heads and the means over
             rows as the released code does.
         visual_queries: later images of the sample act as queries too (a slip of the released code).
+        among: what may be a seed; None is all.
 
     Returns:
         f, and the mask of the seeds. A segment that nothing asks about has s = 0 everywhere.
@@ -147,13 +155,13 @@ def score_values(
     asked = _mark_queries(layout, within, rules)  # [B, M, T]
     total, rows = mass.add_up(text, asked, within), asked.sum(axis=2)  # [B, V], [B, M]
     if visual_queries and layout.num_images > 1:
-        behind = _find_last(layout, within) + rules.query_offset  # [B, M, 1]
+        behind = _find_last(layout, Segments.by_image(layout)) + rules.query_offset  # [B, M, 1]
         later = (layout.visual_index[:, None] > behind) & layout.visual_valid[:, None]
         total, rows = total + mass.add_up(visual, later, within), rows + later.sum(axis=2)
     rows = within.spread(rows)  # [B, V]
 
     mean = round_scores(total / jnp.maximum(rows, 1), score_dtype)  # s
-    seeds = layout.visual_valid & within.top(mean, seed_count)
+    seeds = layout.visual_valid & (within.rank(mean, among) < seed_count)
 
     chosen = from_mask(seeds, num_seeds)  # index [B, A]
     vectors = jnp.take_along_axis(visual, chosen.index[..., None, None], axis=1)  # [B, A, G, C]
@@ -170,6 +178,7 @@ def score_attention(
     within: Segments,
     seed_count: Int[Array, "B V"],
     rules: Foreground,
+    among: Bool[Array, "B V"] | None = None,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """Score tokens by the attention that the queries of their segment pay them.
 
@@ -181,6 +190,7 @@ def score_attention(
         rows: attention of every text slot (`AttentionRows` with queries="text").
         within: the segments.
         seed_count: seeds of the segment that the token is in.
+        among: as in `score_values`.
 
     Returns:
         The scores, 0 in a segment that nothing asks about, and the mask of the seeds.
@@ -191,7 +201,7 @@ def score_attention(
         lambda member: jnp.where(member[:, None], rows, 0.0), asked, within, layout.visual_valid
     )
     scores = total / jnp.maximum(within.spread(asked.sum(axis=2)), 1)
-    return scores, layout.visual_valid & within.top(scores, seed_count)
+    return scores, layout.visual_valid & (within.rank(scores, among) < seed_count)
 
 
 def _add_segments(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ivc_jax import ivc
 from ivc_jax.config import ModelConfig, Released
-from ivc_jax.methods import budget
+from ivc_jax.methods import budget, views
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.defaults import choose_layer, fill_in
@@ -29,8 +29,9 @@ from ivc_jax.types import Layout, Selection
 
 _PAPER_FOREGROUND = 0.4  # share of the tokens, under "union"
 _HALF = 0.5  # the keep ratio that is not asked for
+_BY_FRACTIONS = ("union", "views")  # they keep what that comes to
 _CHOICES = {
-    "combine": ("fill", "union", "tiles"),
+    "combine": ("fill", "union", "tiles", "views"),
     "scope": ("image", "sample"),
     "score_dtype": ivc.SCORE_DTYPES,
     "quirks": ("none", "official"),
@@ -61,11 +62,13 @@ class IVCPrune(Method):
         combine: "fill" tops up to keep_ratio with foreground (released code for Qwen2.5-VL);
             "union" is the paper's algorithm box: IVC tokens and a fixed share of foreground;
             "tiles" looks up the foreground of a thumbnail in the tiles of its picture, up to
-            keep_ratio (released code for InternVL2.5, see `methods.tiles`). None is the released
-            code's for the model, or "fill" in the place of "union" where a budget or another
-            keep_ratio than 0.5 is asked for.
-        foreground_fraction: that share, for "union" alone; None is the released code's for the
-            model, where it has one, or the paper's 0.4.
+            keep_ratio (released code for InternVL2.5, see `methods.tiles`); "views" looks up the
+            foreground of a view of the whole in the mosaic beside it (for DeepSeek-VL2, see
+            `methods.views`). None is the released code's for the model, or "fill" in the place of
+            "union" and "views" where a budget or another keep_ratio than 0.5 is asked for.
+        foreground_fraction: that share, for "union"; for "views" that of a view which its IVC
+            tokens and foreground are together. None is the released code's for the model, where it
+            has one, or the paper's 0.4.
         keep_seeds: keep the seeds whatever their rank; None is the released code's for the model,
             where it says so, or keeps them under "fill" and drops them under "union" (paper).
         scope: "image" prunes every image on its own; "sample" pools all images of a sample in one
@@ -99,6 +102,7 @@ class IVCPrune(Method):
     score_dtype: str = "float32"
     quirks: str = "none"
     budget: float | None = None
+    view_side: int | None = None  # cells along a view of the whole: `resolve` fills it in
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
@@ -110,16 +114,21 @@ class IVCPrune(Method):
         check_not_negative(whole_kv_layers=self.whole_kv_layers)
         for name, known in _CHOICES.items():
             check_choice(name, getattr(self, name), known)
-        if self.foreground_fraction is not None and self.combine != "union":
-            raise MethodError("foreground_fraction has an effect with combine=union only")
-        if self.budget is not None and self.combine == "union":
-            raise MethodError("combine=union keeps what its fractions say; it takes no budget")
+        if self.foreground_fraction is not None and self.combine not in _BY_FRACTIONS:
+            raise MethodError("foreground_fraction has an effect with combine=union only, or views")
+        if self.budget is not None and self.combine in _BY_FRACTIONS:
+            raise MethodError(
+                f"combine={self.combine} keeps what its fractions say; it takes no budget"
+            )
         rule = self.foreground_rule
         usual = (self.scope, self.per_frame, rule.queries) == ("image", False, "after")
         if self._official and not usual:
             raise MethodError("quirks=official fixes scope=image, per_frame=false, queries=after")
-        if self._tiled and (self.scope, self.per_frame) != ("image", False):
-            raise MethodError("combine=tiles prunes every image alone: leave scope and per_frame")
+        alone = self.combine in ("tiles", "views")
+        if alone and (self.scope, self.per_frame) != ("image", False):
+            raise MethodError(
+                f"combine={self.combine} prunes every image alone: leave scope and per_frame"
+            )
         exact = (self.quirks, self.score_dtype) == ("none", "float32")
         if rule.foreground == "attention" and not (exact and rule.key_scope in (None, "image")):
             raise MethodError(
@@ -131,7 +140,13 @@ class IVCPrune(Method):
         """Fill in what the released code does on the model, solve the budget, check the planes."""
         self.coordinates.check_planes(config.decoder.rope)
         released, combine = config.released, self._choose_combine(config.released)
-        if combine != "union":  # not a field of the others
+        vision = config.vision
+        if combine == "views" and vision.view_size is None:
+            raise MethodError(
+                f"combine=views needs a view of the whole beside a mosaic, which {config.family}"
+                " does not have; choose another, or leave it out"
+            )
+        if combine not in _BY_FRACTIONS:  # not a field of the others
             released = dataclasses.replace(released, foreground_fraction=None)
         method = dataclasses.replace(
             self,
@@ -140,6 +155,7 @@ class IVCPrune(Method):
             # now: solving the budget forgets it
             coordinates=fill_in(self.coordinates, released).shrink(self.budget),
             foreground_rule=self.foreground_rule.resolve(released),
+            view_side=vision.view_size and -(-vision.table_side // vision.spatial_merge_size),
         )
         return budget.resolve(fill_in(method, released), config.decoder.num_layers)
 
@@ -147,12 +163,14 @@ class IVCPrune(Method):
         if self.combine is not None:
             return self.combine
         asked = self.budget is not None or self.keep_ratio != _HALF
-        return "fill" if asked and released.combine == "union" else released.combine
+        return "fill" if asked and released.combine in _BY_FRACTIONS else released.combine
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One cut."""
-        if self.combine != "union":
+        if self.combine == "views":
+            ratio = self._foreground_share  # of the view; learned tokens and coordinates add to it
+        elif self.combine != "union":
             ratio = require(self.keep_ratio, self.name, "keep_ratio")
         else:
             # In this order: the sum of floats is a share that records hold.
@@ -181,6 +199,8 @@ class IVCPrune(Method):
             return bound_total(keep_one(round_counts(self.keep_ratio, visual_slots)), num_images)
         if self._official and num_images > 1:
             return visual_slots  # the first image may be the smallest, and the others stay whole
+        if self.combine == "views":
+            return self._bound_views(visual_slots, num_images)
         if self.scope == "sample":
             num_images = 1  # a sample is one segment, whatever it shows
         seeds = self.foreground_rule.count_seeds(visual_slots)  # [V + 1], by size of a segment
@@ -197,6 +217,8 @@ class IVCPrune(Method):
         """Rank by IVC scores and by what text and seeds look at, then combine."""
         if self._tiled:
             return from_mask(self._mark_tiles(signals, layout, stage), num_keep)
+        if self.combine == "views":
+            return from_mask(self._mark_views(signals, layout, stage), num_keep)
         pooled = self.scope == "sample"
         # whose softmax and seeds
         asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
@@ -230,6 +252,34 @@ class IVCPrune(Method):
         )
         seeds = seeds if self._seeds_stay else jnp.zeros_like(seeds)
         return combine_tiles(coordinates, scores, seeds, layout, self.keep_ratio)
+
+    def _mark_views(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
+        """Mark what is kept under "views": [B, V]."""
+        coordinates = views.mark_coordinates(
+            self.coordinates, layout, signals[RopeSettings()], self.score_dtype
+        )
+        shown = views.find_views(layout)
+        scores, seeds = self.foreground_rule.score(
+            *(signals[self._request(stage)], layout, shown, self.score_dtype, self._official),
+            among=shown.valid & layout.content,
+            least=0,
+        )
+        seeds = seeds if self._seeds_stay else jnp.zeros_like(seeds)
+        keep = views.combine(coordinates, scores, seeds, layout, self._foreground_share)
+        if self._official:
+            keep |= layout.visual_valid & (layout.image_id > 0)
+        return keep
+
+    def _bound_views(self, visual_slots: int, num_images: int) -> int:
+        """Bound what "views" keeps."""
+        if self.view_side is None:
+            return visual_slots
+        seeds = self.foreground_rule.count_seeds(self.view_side**2, least=0)
+        counts = views.bound_picture(
+            *(visual_slots, self.view_side, self.coordinates),
+            *(int(seeds.max()), self._foreground_share),
+        )
+        return bound_total(counts, num_images)
 
     @property
     def _foreground_share(self) -> float:

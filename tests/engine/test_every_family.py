@@ -16,7 +16,7 @@ from ivc_jax.inputs.bucket import Buckets, choose_shape, collate
 from ivc_jax.inputs.layout import arrange, take_rows
 from ivc_jax.methods import METHODS
 
-FAMILIES = ("llava", "qwen3_vl")
+FAMILIES = ("llava", "qwen3_vl", "deepseek_vl2")
 BLOCKS = 4  # of the decoder
 ANSWERED = ("dense", "ivc", "sparsevlm")  # whose answers are compared too: one, two, four spans
 STEPS = 6
