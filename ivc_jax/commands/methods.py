@@ -22,6 +22,7 @@ from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import Plugin, load_plugins
 from ivc_jax.methods.modifier import Modifier
 from ivc_jax.methods.plugins import name_own
+from ivc_jax.methods.presets import list_presets
 from ivc_jax.nearest import suggest
 
 _HIDDEN = ("host",)  # of a modifier: the method that it changes
@@ -78,6 +79,9 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
         table.add_row(Text(field.name), Text(_write_default(field)), Text(meaning))
     if table.row_count:
         console.print(table)
+    for preset, spec in list_presets().items():
+        if preset.partition("@")[0] == name:
+            console.print(Text(f"published for LLaVA-1.5: {preset} is {spec}"), soft_wrap=True)
     usage = f"METHOD{name}" if issubclass(kind, Modifier) else name
     console.print(Text(f"usage: --methods {usage}{':FIELD=VALUE,...' * bool(table.row_count)}"))
     module = sys.modules[kind.__module__]

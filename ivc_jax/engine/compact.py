@@ -15,7 +15,7 @@ visual tokens (grid, features to come) is gathered by the selection.
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.types import KVSpan, Layout, Selection, typed
 
@@ -49,12 +49,16 @@ def mark_kept(layout: Layout, selection: Selection) -> Bool[Array, "B N"]:
 
 @typed
 def compact(
-    sequence: Sequence, selection: Selection, renumber: bool = False
+    sequence: Sequence,
+    selection: Selection,
+    renumber: bool = False,
+    merged: Float[Array, "B K D"] | None = None,
 ) -> tuple[Sequence, Int[Array, "B S"]]:
     """Merge hidden states as the selection says and gather the kept tokens to the left.
 
     Args:
         renumber: number the tokens 0, 1, 2, ... instead of keeping their positions.
+        merged: what the kept tokens become that others merge into; None is the weighted sums.
 
     Returns:
         The sequence of static length S = N - V + K, and the old slot of each new slot.
@@ -93,7 +97,7 @@ def compact(
         lengths=keep.sum(axis=1, dtype=jnp.int32),
     )
     return Sequence(
-        hidden=jnp.take_along_axis(_merge(sequence, selection), order[..., None], axis=1),
+        hidden=jnp.take_along_axis(_merge(sequence, selection, merged), order[..., None], axis=1),
         layout=shorter,
         origin=jnp.take_along_axis(sequence.origin, order, axis=1),
         features=_merge_features(sequence, selection),
@@ -110,13 +114,18 @@ def add_feature(sequence: Sequence) -> Sequence:
     return sequence.replace(hidden=hidden, features=features[1:] if len(features) > 1 else None)
 
 
-def _merge(sequence: Sequence, selection: Selection) -> jax.Array:
+def _merge(sequence: Sequence, selection: Selection, merged: jax.Array | None) -> jax.Array:
     """Give the kept tokens the weighted sums of the tokens merged into them: [B, N, D]."""
-    hidden, layout = sequence.hidden, sequence.layout
-    if selection.weights is None:
+    hidden, layout, weights = sequence.hidden, sequence.layout, selection.weights
+    if weights is None:
         return hidden
     visual = jnp.take_along_axis(hidden, layout.visual_index[..., None], axis=1)  # [B, V, D]
-    merged = _weigh(selection.weights, visual, layout.visual_valid)  # [B, K, D]
+    summed = weigh(weights, visual, layout.visual_valid)  # [B, K, D]
+    if merged is None:
+        merged = summed
+    else:  # a token that nothing merges into stays as it is
+        alone = (weights != 0).sum(axis=2) <= 1  # [B, K]
+        merged = jnp.where(alone[..., None], summed, merged.astype(hidden.dtype))
     slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     slot = jnp.where(selection.valid, slot, hidden.shape[1])
     rows = jnp.arange(hidden.shape[0])[:, None]
@@ -130,10 +139,10 @@ def _merge_features(sequence: Sequence, selection: Selection) -> jax.Array | Non
     if selection.weights is None:
         index = selection.index[None, :, :, None]  # [1, B, K, 1]
         return jnp.take_along_axis(sequence.features, index, axis=2)
-    return _weigh(selection.weights, sequence.features, sequence.layout.visual_valid)
+    return weigh(selection.weights, sequence.features, sequence.layout.visual_valid)
 
 
-def _weigh(weights: jax.Array, visual: jax.Array, valid: jax.Array) -> jax.Array:
+def weigh(weights: jax.Array, visual: jax.Array, valid: jax.Array) -> jax.Array:
     """Sum vectors of visual tokens [..., B, V, D] by weights [B, K, V]: [..., B, K, D]."""
     # Padding may hold anything, and 0 * NaN is NaN.
     vectors = jnp.where(valid[..., None], visual, 0).astype(jnp.float32)

@@ -8,6 +8,7 @@ What a cut asks about is answered on the way, by the blocks before it. Where the
 for the first blocks to add, they go with the visual tokens until their block has run.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from typing import Any
 
@@ -15,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.engine.compact import Sequence, add_feature, compact, compact_caches
+from ivc_jax.engine.compact import Sequence, add_feature, compact, compact_caches, weigh
 from ivc_jax.engine.decoder_signals import answer_layer, split
 from ivc_jax.engine.plan import Add, Cut, Span, make_plan
 from ivc_jax.methods.base import Method, MethodError, Stage
-from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, RawValues, Request
+from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, RawValues, Request, TowerFeatures
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.blocks import take_block
 from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
@@ -36,9 +37,10 @@ class Walk:
         params: dict[str, Any],
         inputs: Inputs,
         signals: dict[Request, Any],
+        project: Callable[[jax.Array], jax.Array],
     ) -> None:
         self.sizes, self.method, self.params = config.decoder, method, params
-        self.inputs, self.signals = inputs, signals
+        self.inputs, self.signals, self.project = inputs, signals, project
         self.cache: list[KVSpan] = []
         self.computed: list[jax.Array] = []  # a block: visual tokens that it ran on, [B]
         self.selection: Selection | None = None  # of the last cut
@@ -115,7 +117,12 @@ class Walk:
                     " must not have compact_earlier_kv"
                 )
             self.signals[Carry()] = chosen.carry
-            sequence, order = compact(sequence, chosen, stage.renumber)  # order [B, S]
+            merged = None
+            if chosen.weights is not None and stage.merge_in == "tower":
+                features = self.signals[TowerFeatures()]  # [B, V, E]
+                merged = self.project(weigh(chosen.weights, features, layout.visual_valid))
+            # order [B, S]
+            sequence, order = compact(sequence, chosen, stage.renumber, merged)
             lengths = sequence.layout.lengths
             self.selection = Selection(sequence.layout.visual_origin, chosen.valid)
             if stage.renumber:

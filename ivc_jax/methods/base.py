@@ -31,6 +31,8 @@ class Stage:
         whole_kv_layers: first blocks whose caches stay whole all the same.
         renumber: number the surviving tokens 0, 1, 2, ... on all position axes; otherwise they
             keep their positions. Keys that are cached already keep their rotation.
+        merge_in: "decoder" merges tokens as they stand; "tower", of a cut before the decoder that
+            asks for `TowerFeatures()`, merges these and lets the projector follow.
     """
 
     layer: int
@@ -38,6 +40,7 @@ class Stage:
     compact_earlier_kv: bool = False
     whole_kv_layers: int = 0
     renumber: bool = False
+    merge_in: str = "decoder"
 
     def check(self) -> None:
         """Raise MethodError unless the keep ratio is one."""

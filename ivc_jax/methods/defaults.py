@@ -1,4 +1,4 @@
-"""What depends on the model if a method does not name it: the block to cut at, position ids."""
+"""What depends on the model if a method does not name it: where to cut, to merge, which ids."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import logging
 from typing import TypeVar
 
 from ivc_jax.config import ModelConfig, Released
+from ivc_jax.methods.base import MethodError
 
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S")
@@ -32,6 +33,23 @@ def choose_layer(config: ModelConfig) -> int:
 def choose_positions(positions: str | None, config: ModelConfig) -> str:
     """Return the rule for position ids: original ones with M-RoPE, which has no other, if None."""
     return positions or ("reindex" if config.decoder.rope.sections is None else "original")
+
+
+def choose_merge(merge_in: str | None, config: ModelConfig) -> str | None:
+    """Return where tokens merge before the decoder: in the tower if a token is one patch, if None.
+
+    None elsewhere: as tokens of the decoder, the only way there.
+
+    Raises:
+        MethodError: in the tower, where a token is made of several patches.
+    """
+    single = config.vision.merge_area == 1
+    if merge_in == "tower" and not single:
+        raise MethodError(
+            f"merge_in=tower needs a token for each patch, and one of {config.family} is made of"
+            f" {config.vision.merge_area}; leave it out"
+        )
+    return merge_in or ("tower" if single else None)
 
 
 @functools.cache  # the note appears once for each kind of model

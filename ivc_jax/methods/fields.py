@@ -53,6 +53,11 @@ def check_positions(positions: str | None) -> None:
         check_choice("positions", positions, ("original", "reindex"))
 
 
+def check_merge(merge_in: str | None) -> None:
+    """Raise MethodError unless `merge_in` is "tower", "decoder" or None."""
+    check_choice("merge_in", merge_in, ("tower", "decoder"))
+
+
 def check_seed(seed: int) -> None:
     """Raise MethodError unless a random generator can take the seed."""
     if not 0 <= seed < 2**31:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError, Stage
-from ivc_jax.methods.fields import check_choice, check_not_negative
+from ivc_jax.methods.defaults import choose_merge
+from ivc_jax.methods.fields import check_choice, check_merge, check_not_negative
 from ivc_jax.methods.question import compare_with_question
-from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention
+from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention, TowerFeatures
 from ivc_jax.methods.select import (
     NEAR,
     Segments,
@@ -49,6 +51,9 @@ class FSR(Upfront):
         relevance: "none" (the paper, for a model without a text tower), or "embedding": the cosine
             with the mean embedding of the text after the first image (chosen).
         relevance_sign: factor of the cosine before scaling; -1 where a high one marks background.
+        merge_in: distances are measured and tokens merged among the features of the "tower", whose
+            projector follows, or among what enters the "decoder"; None asks `resolve`: "tower"
+            where a token is one patch (both chosen).
         per_frame: score and scan each frame of a video alone, its count split over the frames
             (chosen); otherwise the video as a whole.
     """
@@ -62,6 +67,7 @@ class FSR(Upfront):
     relevance: str = "none"
     relevance_sign: float = 1.0
     per_frame: bool = True
+    merge_in: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,14 +77,30 @@ class FSR(Upfront):
         check_choice("relevance", self.relevance, ("none", "embedding"))
         if self.relevance_sign not in (1, -1):
             raise MethodError(f"relevance_sign must be 1 or -1, got {self.relevance_sign}")
+        check_merge(self.merge_in)
+
+    def resolve(self, config: ModelConfig) -> Upfront:
+        """Fill in keep_ratio, positions and where tokens merge."""
+        merge_in = choose_merge(self.merge_in, config)
+        return Upfront.resolve(dataclasses.replace(self, merge_in=merge_in), config)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One cut, before the decoder."""
+        return tuple(
+            dataclasses.replace(stage, merge_in=self.merge_in or "decoder")
+            for stage in super().stages
+        )
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for the tower's last attention and for the tokens that enter the decoder."""
-        return TowerAttention(), Hidden()
+        """Ask for the tower's last attention, for features to compare, and for the text."""
+        features = (TowerFeatures(),) if self.merge_in == "tower" else ()
+        asked = (Hidden(),) if self.relevance == "embedding" or not features else ()
+        return TowerAttention(), *features, *asked
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Focus, scan and refine in every image or frame."""
-        vectors, slots = signals[Hidden()], layout.visual_valid.shape[1]
+        slots = layout.visual_valid.shape[1]
         if not slots:
             chosen = from_mask(layout.visual_valid, num_keep)
             return chosen.replace(weights=keep_weights(chosen, slots))
@@ -90,12 +112,14 @@ class FSR(Upfront):
             target = within.look_up(counts)  # [B, V]
         relevance = None
         if self.relevance == "embedding":
-            relevance = self.relevance_sign * compare_with_question(vectors, layout)
+            relevance = self.relevance_sign * compare_with_question(signals[Hidden()], layout)
         joint = join_scores(
             signals[TowerAttention()](), relevance, within, alpha=self.alpha, beta=self.beta
         )
         focused = focus(joint, within, target, self.focus_mass)  # [B, V]
-        cover = scan(vectors.visual, focused, within, target, num_keep)
+        in_tower = self.merge_in == "tower"
+        vectors = signals[TowerFeatures()] if in_tower else signals[Hidden()].visual
+        cover = scan(vectors, focused, within, target, num_keep)
         return refine(cover, joint, within, num_keep, self.merge_ratio)
 
 

@@ -16,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.ivc import rank_in_segment
+from ivc_jax.methods.aggregation import aggregate
 from ivc_jax.methods.base import MethodError, Stage
-from ivc_jax.methods.fields import check_choice, require
+from ivc_jax.methods.defaults import choose_merge
+from ivc_jax.methods.fields import check_choice, check_merge, require
 from ivc_jax.methods.progressive import Family, Progressive
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import (
@@ -34,8 +36,6 @@ from ivc_jax.methods.select import (
     bound_total,
     from_mask,
     keep_one,
-    keep_weights,
-    normalize,
     round_counts,
     split_over_frames,
 )
@@ -45,7 +45,6 @@ from ivc_jax.types import Layout, Selection, typed
 _SHARES = ((0.35, 0.42), (0.60, 0.66), (0.85, 0.70))
 _LAYERS = {32: 16, 28: 15}  # depth -> second cut, as released
 _TOWER = (7, 23, 32)  # first and last block of the similarity features, and the tower's depth
-_REACH = 0.8  # of the distance between opposite corners of an even grid (code for Qwen2.5-VL)
 _ROWS = 3  # last rows of attention that the second cut reads
 
 
@@ -77,6 +76,9 @@ class Nuwa(Progressive):
         similarity: the outputs of the tower blocks from first_block to last_block are averaged;
             "merger" passes that mean through the merger, once (published); "features" averages the
             patches of a token instead.
+        merge_in: what collectors absorb: features of the "tower", whose projector follows (code
+            for LLaVA), or what enters the "decoder" (code for Qwen2.5-VL); None asks `resolve`:
+            "tower" where a token is one patch.
         first_block: None is block 7 of 32, or what is nearest to it in a tower of another depth.
         last_block: included; None is block 23 of 32.
         text_score: of the second cut: "attention" of the last three tokens, its largest head;
@@ -93,6 +95,7 @@ class Nuwa(Progressive):
     similarity: str = "merger"
     first_block: int | None = None
     last_block: int | None = None
+    merge_in: str | None = None
     text_score: str = "attention"
 
     def __post_init__(self) -> None:
@@ -110,6 +113,7 @@ class Nuwa(Progressive):
         check_choice("diagonal", self.diagonal, ("normalized", "self_one"))
         check_choice("similarity", self.similarity, ("merger", "features"))
         check_choice("text_score", self.text_score, ("attention", "attention_llava", "embedding"))
+        check_merge(self.merge_in)
         first, last = self.first_block, self.last_block
         if min(first or 0, last or 0) < 0:
             raise MethodError(f"tower blocks count from 0, got {first} and {last}")
@@ -125,7 +129,13 @@ class Nuwa(Progressive):
             raise MethodError(
                 f"nuwa: first_block={first}, last_block={last} must ascend in {depth} tower blocks"
             )
-        return dataclasses.replace(super().resolve(config), first_block=first, last_block=last)
+        merge_in = choose_merge(self.merge_in, config)
+        return dataclasses.replace(
+            super().resolve(config), first_block=first, last_block=last, merge_in=merge_in
+        )
+
+    def _make_stage(self, layer: int, ratio: float) -> Stage:
+        return Stage(layer, ratio, merge_in="decoder" if layer else self.merge_in or "decoder")
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
         middle = _LAYERS.get(num_layers, max(1, round(num_layers / 2)))
@@ -152,7 +162,8 @@ class Nuwa(Progressive):
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for tower signals at the first cut, for the text's opinion at the second."""
         if self.stage_number(stage) == 0:
-            return TowerAttention(), self._features
+            merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
+            return tuple(dict.fromkeys((TowerAttention(), self._features, *merged)))
         return (self._text_request(stage),)
 
     @property
@@ -299,51 +310,3 @@ def mark_pillars(
 
     lower, upper = value(low), value(jnp.minimum(low + 1, count - 1))
     return keep & (saliency >= (1 - NEAR) * (lower + share * (upper - lower)))
-
-
-@typed
-def aggregate(
-    features: Float[Array, "B V E"],
-    chosen: Selection,
-    pillar: Bool[Array, "B V"],
-    layout: Layout,
-    distance: float | None = None,
-    self_one: bool = False,
-) -> Float[Array, "B K V"]:
-    """Weigh what each kept token absorbs in its frame: similar tokens that lie near it.
-
-    The weight of token j is max(0, cosine) * max(0, 1 - d(i, j) / distance), d on the grid in units
-    of tokens, and rows are scaled to add up to 1. A pillar has itself alone. Quadratic: a cosine of
-    K x V tokens.
-
-    Args:
-        distance: None is 0.8 of the farthest pair of the frame, odd sides rounded up to even: of
-            3 x 3 tokens it is 0.8 * hypot(3, 3).
-        self_one: give the token itself weight 1 after the scaling.
-    """
-    within = Segments.by_frame(layout)
-    cell = layout.grid[..., 1:].astype(jnp.float32)  # [B, V, 2]
-
-    def at_kept(values: jax.Array) -> jax.Array:
-        index = chosen.index.reshape(*chosen.index.shape, *(1,) * (values.ndim - 2))
-        return jnp.take_along_axis(values, index, axis=1)
-
-    # The last row or column of an even grid is odd: 2 | 1 is 3.
-    sides = (within.max(layout.grid[..., axis]) | 1 for axis in (1, 2))
-    farthest = jnp.hypot(*(side.astype(jnp.float32) for side in sides))  # [B, V]
-    reach = _REACH * farthest if distance is None else jnp.full_like(farthest, distance)
-    gap = jnp.linalg.norm(at_kept(cell)[:, :, None] - cell[:, None], axis=-1)  # [B, K, V]
-    near = jnp.maximum(0.0, 1 - gap / jnp.maximum(at_kept(reach), 1e-6)[..., None])
-
-    units = normalize(features)
-    exact = jax.lax.Precision.HIGHEST
-    similar = jnp.einsum("bke,bve->bkv", at_kept(units), units, precision=exact)  # [B, K, V]
-    same = at_kept(within.number)[..., None] == within.number[:, None]
-    weights = jnp.where(same, jnp.maximum(similar, 0.0) * near, 0.0)
-
-    own = keep_weights(chosen, pillar.shape[1])
-    # The cosine with itself is 1, also of a vector without length: no row adds up to 0.
-    weights = jnp.where(own > 0, 1.0, jnp.where(at_kept(pillar)[..., None], 0.0, weights))
-    weights = weights / weights.sum(axis=2, keepdims=True)
-    weights = jnp.where(own > 0, 1.0, weights) if self_one else weights
-    return jnp.where(chosen.valid[..., None], weights, 0.0)

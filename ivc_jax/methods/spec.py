@@ -4,26 +4,31 @@ ivc:layer=16,keep_ratio=0.5
 fastv+ivc:keep_ratio=0.5,cos_fraction=0.05
 ivc:frequencies=0-15/20                          planes 0 to 15, and 20
 pyramiddrop:layers=7/14/21,ratios=0.5/0.25/0.125
+scope@192                                        as published, see `presets`
 ./own.py:LongValues:keep_ratio=0.25              a class in a file
 """
 
 import types
 import typing
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ivc_jax import methods  # for its tables, which are read when a string is
 from ivc_jax.methods import plugins
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.fields import list_fields, nest, read_field
 from ivc_jax.methods.modifier import unwrap
+from ivc_jax.methods.presets import list_presets
 from ivc_jax.nearest import suggest
 
+_T = TypeVar("_T")
 _BOOLS = {"true": True, "false": False}
 
 
 def parse(spec: str | Method) -> Method:
     """Build a method from "name[+ivc][:field=value,...]"; a method is returned as it is.
 
+    "name@192" is a method as published for LLaVA-1.5 at so many tokens (`presets`).
     A class in a file of one's own is "FILE.py:Class[+ivc][:field=value,...]". Packages may add
     methods through entry points of the group "ivc_jax.methods". Both are loaded here, once, and
     appear in `METHODS` under their names.
@@ -39,6 +44,10 @@ def parse(spec: str | Method) -> Method:
     spec = plugins.name_own(spec)
     names, colon, assignments = spec.partition(":")
     name, *modifiers = (part.strip() for part in names.split("+"))
+    preset = {}
+    if "@" in name and name not in methods.METHODS:
+        name, _, fields = _look_up(list_presets(), "preset", name).partition(":")
+        preset = dict(field.split("=") for field in fields.split(","))
     kinds = [_look_up(methods.METHODS, "method", name)]
     kinds += [_look_up(methods.MODIFIERS, "modifier", modifier) for modifier in modifiers]
     values: list[dict[str, Any]] = [{} for _ in kinds]
@@ -59,6 +68,8 @@ def parse(spec: str | Method) -> Method:
         if field in values[owner]:
             raise MethodError(f"{spec!r}: {field} is given twice")
         values[owner][field] = _read(field, text, known[owner][field].type)
+    for field, text in preset.items():
+        values[0].setdefault(field, _read(field, text, known[0][field].type))
     # From the inside out: fastv+pore+ivc is ivc around pore around fastv.
     method = kinds[0](**nest(kinds[0], values[0]))
     for kind, given in zip(kinds[1:], values[1:], strict=True):
@@ -81,7 +92,7 @@ def describe(method: Method) -> str:
     return ":".join([method.name, ",".join(parts)]) if parts else method.name
 
 
-def _look_up(table: dict[str, type[Method]], role: str, name: str) -> type[Method]:
+def _look_up(table: Mapping[str, _T], role: str, name: str) -> _T:
     if name not in table:
         hint = suggest(name, table) or ";"
         raise MethodError(f"unknown {role} {name!r}{hint} known {role}s: {', '.join(table)}")

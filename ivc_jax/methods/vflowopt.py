@@ -231,7 +231,8 @@ def weigh(
     """
     within, valid = Segments.by_frame(layout), layout.visual_valid
     count = jnp.maximum(within.count, 1)  # [B, V], as all that follows
-    attention = received()
+    # what all patches look at, whatever a class token looks at
+    attention = received(jnp.ones(layout.visual_valid.shape, jnp.float32))
     mean = within.sum(attention) / count
     asked = valid & (attention > (1 + NEAR) * threshold * mean)
     number = within.sum(asked.astype(jnp.int32))

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Stage
-from ivc_jax.methods.defaults import choose_positions
-from ivc_jax.methods.fields import check_positions, require
+from ivc_jax.methods.defaults import choose_merge, choose_positions
+from ivc_jax.methods.fields import check_merge, check_positions, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
 from ivc_jax.methods.requests import (
     AttentionReceived,
@@ -19,6 +19,7 @@ from ivc_jax.methods.requests import (
     Request,
     Signals,
     TowerAttention,
+    TowerFeatures,
     TowerKeys,
 )
 from ivc_jax.methods.select import (
@@ -63,6 +64,9 @@ class VisionDrop(Progressive):
             twice as many tokens of a video into the decoder.
         causal: a visual query sees what lies before it (released code); otherwise all visual
             tokens and what lies before them, which does not favour early ones.
+        merge_in: the first cut merges features of the "tower", whose projector follows (released
+            code), or what enters the "decoder"; None asks `resolve`: "tower" where a token is one
+            patch.
         positions: "original" ids, or "reindex" to number the survivors 0, 1, 2, ... after each
             cut (released code); None asks `resolve`: reindex unless the model has M-RoPE.
     """
@@ -71,21 +75,25 @@ class VisionDrop(Progressive):
     rounding: ClassVar[str] = "round"
 
     causal: bool = True
+    merge_in: str | None = None
     positions: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positions(self.positions)
+        check_merge(self.merge_in)
 
     def resolve(self, config: ModelConfig) -> Progressive:
-        """Fill in layers, ratios and positions."""
-        positions = choose_positions(self.positions, config)
-        return Progressive.resolve(dataclasses.replace(self, positions=positions), config)
+        """Fill in layers, ratios, positions and where the first cut merges."""
+        fields = {"positions": choose_positions(self.positions, config)}
+        fields["merge_in"] = choose_merge(self.merge_in, config)
+        return Progressive.resolve(dataclasses.replace(self, **fields), config)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for attention received and keys, of the tower or of the block behind the cut."""
         if stage.layer == 0:
-            return TowerAttention(), TowerKeys()
+            merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
+            return TowerAttention(), TowerKeys(), *merged
         return AttentionReceived(stage.layer, self.causal), Keys(stage.layer)
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
@@ -132,7 +140,8 @@ class VisionDrop(Progressive):
 
     def _make_stage(self, layer: int, ratio: float) -> Stage:
         renumber = require(self.positions, self.name, "positions") == "reindex"
-        return Stage(layer, ratio, renumber=renumber)
+        merge_in = "decoder" if layer else self.merge_in or "decoder"
+        return Stage(layer, ratio, renumber=renumber, merge_in=merge_in)
 
 
 @typed

@@ -112,9 +112,7 @@ def encode(
 
     def merge(x: jax.Array) -> jax.Array:
         """Turn outputs of a block into visual tokens: [R, W, out_dim]."""
-        if config.final_norm:
-            x = _norm(config).apply({"params": params["final_norm"]}, x)
-        x = drop_class(config, x)
+        x = drop_class(config, _finish(config, params, x))
         if config.cuts_cells:
             x = jnp.where(valid[..., None], x, 0)
         return PatchMerger(config).apply({"params": params["merger"]}, x)
@@ -127,6 +125,19 @@ def encode(
             own = {"params": params["deepstack"][tap.index]}
             tapped[tap] = _deep_merger(config).apply(own, drop_class(config, tapped[tap]))
     return merge(x), tapped
+
+
+def project(
+    config: VisionConfig, params: Params, x: Float[Array, "B K E"]
+) -> Float[Array, "B K D"]:
+    """Make visual tokens of outputs of the last block, where a token is one patch."""
+    x = x.astype(params["merger"]["mlp"]["fc1"]["weight"].dtype)
+    return PatchMerger(config).apply({"params": params["merger"]}, _finish(config, params, x))
+
+
+def _finish(config: VisionConfig, params: Params, x: jax.Array) -> jax.Array:
+    """Norm the outputs of the last block, if the tower does: [R, P, D]."""
+    return _norm(config).apply({"params": params["final_norm"]}, x) if config.final_norm else x
 
 
 def drop_class(config: VisionConfig, x: jax.Array) -> jax.Array:
