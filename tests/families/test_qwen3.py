@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from families.qwen import ID, change
 from families.qwen3 import write_processor_files
+from helpers.prompts import hf_arrays
 from helpers.tiny import tiny_config
 from PIL import Image
 
 from ivc_jax.config import ConfigError
 from ivc_jax.families import QWEN3_VL, list_sizes, parse_config
+from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.clip import ClipResize
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.resize import SmartResize, process_image
@@ -259,3 +261,20 @@ def test_settings_without_a_video_processor_serve_frames_as_pictures(folder, tmp
     merged["video_processor"] = json.loads((folder / "video_preprocessor_config.json").read_text())
     (tmp_path / "processor_config.json").write_text(json.dumps(merged))
     assert load_processor(tmp_path, CONFIG, QWEN3_VL).videos == clip
+
+
+def test_positions_of_several_videos_equal_hf(tiny_hf, load_torch):
+    torch = pytest.importorskip("torch")
+    model = load_torch(tiny_hf(family="qwen3_vl", generation="old")).model
+    prompt = (3, ("video", (3, 4, 6)), 2, ("image", (1, 8, 4)), 1, ("video", (1, 6, 2)), 4)
+    arrays = hf_arrays([prompt, (2, ("video", (2, 2, 10)), 5)], side="right", stamped=True)
+    ids = torch.from_numpy(arrays["input_ids"])
+    kinds = (ids == ID["<|image_pad|>"]) + 2 * (ids == ID["<|video_pad|>"])
+    grids = {name: torch.from_numpy(arrays[name]) for name in arrays if name.endswith("_thw")}
+    mask = torch.from_numpy(arrays["attention_mask"])
+    expected, _ = model.get_rope_index(
+        input_ids=ids, mm_token_type_ids=kinds.int(), attention_mask=mask, **grids
+    )
+    for row, sample in enumerate(arrange(Batch.from_hf(**arrays), CONFIG)):
+        theirs = expected[-3:, row, : len(sample.tokens)].numpy()
+        np.testing.assert_array_equal(sample.positions, theirs)
