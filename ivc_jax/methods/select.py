@@ -205,10 +205,12 @@ def _mark_changes(key: jax.Array) -> jax.Array:
 
 @typed
 def split_over_frames(layout: Layout, counts: np.ndarray) -> Int[Array, "B V"]:
-    """Split what a video keeps over its frames; an image is one frame.
+    """Split what a video keeps over its frames; an image is one frame, or one for each view of it.
 
-    Frames of a video are of one size and count from 0. Each gets the same number, the first ones
-    one more where a rest is left.
+    Frames of one size, counted from 0, get the same number, the first ones one more where a rest is
+    left. Views of several sizes get their part of it:
+
+        keep 5 of 8      frames of 4 4: 3 2      views of 3 5: 1 4      5 * 3 / 8 = 1.9
 
     Args:
         counts: tokens kept of an image or a whole video of each size 0 .. V.
@@ -216,11 +218,19 @@ def split_over_frames(layout: Layout, counts: np.ndarray) -> Int[Array, "B V"]:
     Returns:
         The number of tokens to keep in this token's frame.
     """
-    total, time = Segments.by_image(layout).look_up(counts), layout.grid[..., 0]  # [B, V]
-    in_frame = jnp.maximum(Segments.by_frame(layout).count, 1)
-    num_frames = jnp.maximum(layout.image_count // in_frame, 1)
+    images, frames = Segments.by_image(layout), Segments.by_frame(layout)
+    total, time = images.look_up(counts), layout.grid[..., 0]  # [B, V]
+    if not time.shape[1]:
+        return total
+    in_frame, size = jnp.maximum(frames.count, 1), jnp.maximum(layout.image_count, 1)
+    num_frames = jnp.maximum(size // in_frame, 1)
     one_more = layout.visual_valid & (time < total % num_frames)
-    return total // num_frames + one_more
+    even = total // num_frames + one_more
+    first = frames.first - images.first  # place of the frame in its image
+    # counted up to its end, less what is counted up to its beginning
+    part = total * (first + in_frame) // size - total * first // size
+    alike = images.max(in_frame) == images.min(in_frame)
+    return jnp.where(alike | ~layout.visual_valid, even, part)
 
 
 @typed

@@ -14,6 +14,7 @@ from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, MethodError, parse
 from ivc_jax.methods.requests import RopeSettings, TokenVectors, Values
+from ivc_jax.methods.select import split_over_frames
 
 SMALL = parse_config(list_sizes()["deepseek-vl2-small"])
 # (columns, rows, (height, width)): what the released processor makes of pictures of these sizes.
@@ -188,6 +189,20 @@ def test_a_narrow_picture_has_no_seed():
     L = count_tokens(1, 1)
     wanted = keep_released(visual[0, :L], text[0, 5:12], 4, (1, 1), (60, 384), SMALL)
     assert kept.tolist() == wanted
+
+
+def test_other_methods_split_what_they_keep_over_both_views():
+    """Views are frames of several sizes: what is kept of a picture is kept of it, no token more."""
+    layout = collate(make_batch([(2, PICTURES["landscape"], 3, (1, 1, (9, 9)))]), SMALL).layout
+    layout = jax.tree.map(jax.numpy.asarray, layout)
+    counts = np.arange(layout.visual_slots + 1) // 3
+    target = np.asarray(split_over_frames(layout, counts))[0]
+    number, frame = np.asarray(layout.image_id)[0], np.asarray(layout.grid)[0, :, 0]
+    for image, L in enumerate((count_tokens(2, 1), count_tokens(1, 1))):
+        of_view, of_mosaic = (target[(number == image) & (frame == each)] for each in (0, 1))
+        assert len(set(of_view)) == len(set(of_mosaic)) == 1
+        assert of_view[0] + of_mosaic[0] == L // 3
+        assert of_view[0] == L // 3 * 211 // L
 
 
 @pytest.mark.parametrize("family", ["deepseek_vl2", "deepseek_vl2_tiny"])
