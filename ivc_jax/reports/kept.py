@@ -120,7 +120,7 @@ def save_prompt(
     """Write the figure of a prompt with one image as PNG.
 
     Args:
-        answers: by method; their grids have one image of one frame.
+        answers: by method; their grids have one image.
         reader: says how boxes in the answers are written.
 
     Raises:
@@ -182,7 +182,7 @@ def _read_pixels(meta: Meta, record: Record) -> np.ndarray | None:
 
 def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: str) -> None:
     height, width = pixels.shape[:2]
-    axes.imshow(_shade(pixels, record.grids[0], record.kept))
+    axes.imshow(shade(pixels, record.grids[0], record.kept))
     axes.set_title(f"{title}: {record.kept_tokens} of {record.visual_tokens}", fontsize=9)
     colour = "#0a7d4f" if record.score >= 1 else "#b3261e"
     text = _shorten(record.prediction)
@@ -198,7 +198,7 @@ def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: s
 def _draw_prompt_panel(
     axes: Axes, pixels: np.ndarray, spec: str, answer: Answer, reader: Reader
 ) -> None:
-    axes.imshow(_shade(pixels, answer.grids[0], answer.kept))
+    axes.imshow(shade(pixels, answer.grids[0], answer.kept))
     kept = f"{len(answer.kept)} of {answer.visual_tokens} tokens"
     axes.set_title(f"{_shorten(spec, _LETTERS)}\n{kept}", fontsize=9)
     text = _shorten(answer.text, _LETTERS)
@@ -210,13 +210,17 @@ def _draw_prompt_panel(
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 
-def _shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.ndarray:
+def shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.ndarray:
     """Darken the cells of an image [height, width, 3] whose tokens are not in `kept`.
 
+    An image in tiles stays as it is: its tokens show a place more than once.
+
     Args:
-        grid: (1, rows, columns) of tokens.
+        grid: (tiles, rows, columns) of tokens.
     """
-    _, rows, columns = grid
+    tiles, rows, columns = grid
+    if tiles > 1:
+        return pixels
     bright = np.full(rows * columns, _DARKENED)  # [cells]
     bright[kept] = 1.0
     height, width = pixels.shape[:2]

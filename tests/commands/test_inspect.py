@@ -1,10 +1,20 @@
 """The inspection script: table, picture, and one-line errors."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ivc_jax.commands import inspect as inspect_image
 from ivc_jax.commands import main
+from ivc_jax.reports.kept import shade
+
+
+def test_dropped_cells_are_darkened_where_a_place_is_one_token():
+    pixels = np.full((4, 6, 3), 200, np.uint8)
+    halves = shade(pixels, (1, 1, 2), [1])
+    assert halves[:, :3].max() == 50
+    assert halves[:, 3:].min() == 200
+    assert shade(pixels, (3, 1, 2), [5]).min() == 200  # in tiles, whose tokens are others
 
 
 def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):

@@ -51,11 +51,10 @@ def test_a_tower_with_windows_lowers_for_cuda(tiny_hf):
     assert "stablehlo.case" in exported.mlir_module()  # blocks within windows, blocks across
 
 
-@pytest.mark.parametrize("family", ["deepseek_vl2", "deepseek_vl2_base"])
-@pytest.mark.parametrize("spec", ["dense", "ivc:layer=1"])
-def test_experts_and_latent_attention_lower_for_cuda_and_tpu(tiny_hf, family, spec):
-    model = stack_blocks(ivc_jax.load(tiny_hf(family=family), dtype="bfloat16")[0])
-    for function, arguments in find_programs(model, spec):
+def test_experts_and_latent_attention_lower_for_cuda_and_tpu(tiny_hf):
+    model, _ = ivc_jax.load(tiny_hf(family="deepseek_vl2_base"), dtype="bfloat16")
+    model = stack_blocks(model)  # in two stacks
+    for function, arguments in find_programs(model, "ivc:layer=1"):
         exported = jax.export.export(function, platforms=["cuda", "tpu"])(*arguments)
         assert "stablehlo.while" in exported.mlir_module()  # over the parts of experts
 

@@ -11,26 +11,29 @@ from helpers.tiny import tiny_config
 import ivc_jax
 from ivc_jax import families
 from ivc_jax.config import ConfigError
+from ivc_jax.engine.cost import count_block_flops
 from ivc_jax.inputs.batch import InputError
+from ivc_jax.weights import keymap
+from ivc_jax.weights.placement import abstract_params
+from ivc_jax.weights.source import DTYPES
 
 FAMILIES = ["deepseek_vl2", "deepseek_vl2_tiny", "deepseek_vl2_base"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request, tiny_hf):
-    pytest.importorskip("torch")
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [
+        *(("deepseek_vl2", case) for case in CASES),
+        *((each, "ragged batch") for each in FAMILIES[1:]),
+    ],
+)
+def test_logits_and_32_greedy_tokens_equal_transformers(tiny_hf, family, case):
+    torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from helpers.deepseek_reference import Reference
 
-    path = tiny_hf(family=request.param)
-    return ivc_jax.load(path, dtype="float32")[0], Reference(path)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
-    import torch
-
-    model, reference = pair
+    path = tiny_hf(family=family)
+    model, reference = ivc_jax.load(path, dtype="float32")[0], Reference(path)
     made = write_prompts(CASES[case])
     wanted = [
         reference.answer(
@@ -127,3 +130,19 @@ def test_published_sizes():
     assert small.vision.cuts_cells
     assert base.decoder.experts.biased
     assert json.dumps(sizes["deepseek-vl2-small"])  # as a file would say it
+
+
+@pytest.mark.parametrize("name", ["deepseek-vl2-tiny", "deepseek-vl2-small", "deepseek-vl2"])
+def test_operations_are_those_of_the_matrices_that_a_token_meets(name):
+    """Of a token alone, without attention: two for each number of its matrices."""
+    config = families.parse_config(families.list_sizes()[name])
+    decoder, experts = config.decoder, config.decoder.experts
+    layers = abstract_params(config, DTYPES["bfloat16"])["decoder"]["layers"]
+    for layer in (0, 5):
+        met = 0
+        for path, leaf in keymap.flatten(layers[layer]).items():
+            if path.endswith("weight"):
+                part = experts.chosen / experts.count if "/experts/" in path else 1
+                met += part * leaf.size
+        width = decoder.num_heads * (decoder.head_dim + decoder.value_dim)
+        assert count_block_flops(decoder, 1, layer) == pytest.approx(2 * (met + width))
