@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from checkpoints_convert.convert import check_target, convert
-from checkpoints_convert.verify import check_installed, verify
+from checkpoints_convert.verify import check_installed, check_reference, verify
 from ivc_jax.model import find_folder
 from ivc_jax.weights import checkpoint
 
@@ -73,6 +73,8 @@ def _run(chosen: Arguments) -> int:
     source = find_folder(chosen.source)
     if chosen.verify and checkpoint.is_converted(source):
         raise ValueError(f"--verify needs a Hugging Face SOURCE; {source} is a converted one")
+    if chosen.verify:
+        check_reference(source)
     start = time.perf_counter()
     written = convert(source, chosen.target, chosen.dtype)
     seconds = time.perf_counter() - start

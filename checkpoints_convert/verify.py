@@ -10,7 +10,7 @@ import ivc_jax
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.footprint import find_footprint
 from ivc_jax.model import load_params, read_config
-from ivc_jax.weights.source import DTYPES, CheckpointError
+from ivc_jax.weights.source import DTYPES, CheckpointError, read_json
 
 _GRID = (1, 8, 12)  # frames, rows and columns of patches of the random image
 _TEXT = 24  # tokens of the text-only prompt
@@ -27,6 +27,22 @@ def check_installed() -> None:
         raise CheckpointError(
             f"--verify compares with transformers on torch; install {' and '.join(missing)}"
             " or leave --verify out"
+        )
+
+
+def check_reference(source: Path) -> None:
+    """Complain early if the reference does not have the model.
+
+    Raises:
+        CheckpointError: an architecture that transformers does not come with.
+    """
+    from transformers.models.auto import modeling_auto
+
+    kind = read_json(source / "config.json").get("model_type")
+    if kind not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise CheckpointError(
+            f"--verify compares with transformers, which has no model_type {kind!r}; leave"
+            " --verify out"
         )
 
 

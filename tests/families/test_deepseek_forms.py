@@ -10,6 +10,7 @@ import pytest
 from helpers.mosaics import CASES, to_arrays, write_prompts
 
 import ivc_jax
+from checkpoints_convert import __main__ as command
 from checkpoints_convert import convert as conversion
 from ivc_jax.nn.blocks import Sections, stack, stack_sections
 from ivc_jax.nn.layers import dequantized, is_quantized
@@ -81,6 +82,14 @@ def test_it_is_converted_and_back(tiny_hf, tmp_path):
     )
     assert ours.config == theirs.config
     assert jax.tree.all(jax.tree.map(np.array_equal, ours.params, theirs.params))
+
+
+def test_what_transformers_does_not_have_is_not_verified(tiny_hf, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    source, target = str(tiny_hf(family="deepseek_vl2")), tmp_path / "converted"
+    assert command.main([source, str(target), "--verify"]) == 1
+    assert "transformers, which has no model_type 'deepseek_vl_v2'" in capsys.readouterr().err
+    assert not target.exists()
 
 
 _SHARDED = """

@@ -19,6 +19,22 @@ class _Shards:
     shape: ClassVar[dict] = {"data": 2}
 
 
+def test_learned_tokens_have_no_row():
+    """Two samples, each with a cell and two learned tokens, as they are and moved."""
+    source = np.array([[2, -1, -2], [0, -1, 0]], np.int32)
+    inputs = Inputs(
+        tokens=None,
+        layout=SimpleNamespace(visual_valid=np.array([[1, 1, 1], [1, 1, 0]], bool)),
+        next_position=None,
+        patches=np.arange(1, 4, dtype=np.float32)[:, None, None] * np.ones((3, 4, 1), np.float32),
+        patch_positions=np.zeros((3, 4, 2), np.int32),
+        visual_source=source,
+    )
+    aligned = align_rows(inputs, _Shards, merge_area=4)
+    assert aligned.patches[:, 0, 0].tolist() == [3, 1]
+    assert aligned.visual_source.tolist() == [[0, -1, -2], [1, -1, 0]]
+
+
 def test_patch_rows_move_beside_their_samples():
     """Four samples with 2, 0, 1 and 1 images of one cell each; rows hold two cells of four."""
     valid = np.array([[1, 1], [0, 0], [1, 0], [1, 0]], bool)
