@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.batches import BUCKET, STEPS, batch_of
+from helpers.programs import stack_blocks
 from helpers.prompts import hf_arrays
 
 import ivc_jax
@@ -18,7 +19,6 @@ from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import parse
 from ivc_jax.methods.base import DENSE
 from ivc_jax.nn import decoder, rope
-from ivc_jax.nn.blocks import stack
 from ivc_jax.nn.layers import dequantized
 from ivc_jax.types import Layout, Selection
 
@@ -182,12 +182,7 @@ def test_encoded_inputs_bring_their_features(model, inputs, prompts):
 
 def test_stacked_blocks_have_the_same_features(model, inputs, prompts):
     """As on TPU: loops end where features leave the tower and enter the decoder."""
-    vision, layers = model.params["vision"], model.params["decoder"]["layers"]
-    params = {
-        "vision": {**vision, "blocks": stack(vision["blocks"])},
-        "decoder": {**model.params["decoder"], "layers": stack(layers)},
-    }
-    stacked = ivc_jax.prefill(ivc_jax.Model(model.config, params), inputs, parse("ivc:layer=1"))
+    stacked = ivc_jax.prefill(stack_blocks(model), inputs, parse("ivc:layer=1"))
     np.testing.assert_allclose(stacked.logits, prompts("ivc:layer=1").logits, rtol=0, atol=1e-5)
     assert all(map(np.array_equal, stacked.kept, prompts("ivc:layer=1").kept))
 

@@ -99,8 +99,8 @@ device = slices.find_slice("v5e:2x4").devices[0]
 assert "v5" in device.device_kind, device.device_kind
 sharding = SingleDeviceSharding(device)
 model, _ = ivc_jax.load(sys.argv[1], dtype="bfloat16")
-if model.config.decoder.experts:
-    model = stack_blocks(model)  # as they lie on a TPU: in two stacks
+if model.config.decoder.experts or model.config.vision.deepstack:
+    model = stack_blocks(model)  # as they lie on a TPU; dense blocks and experts in a stack each
 for number, spec in enumerate(sys.argv[2:]):
     # The decode sees nothing but spans: the first two methods have one and two of them.
     for function, arguments in list(find_programs(model, spec, sharding))[: 2 if number < 2 else 1]:
@@ -121,6 +121,13 @@ def test_programs_compile_with_the_tpu_compiler(tiny_hf):
 )
 def test_experts_and_latent_attention_compile_with_the_tpu_compiler(tiny_hf):
     compile_for_tpu(tiny_hf(family="deepseek_vl2"), ["dense", "ivc:layer=1"])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+def test_features_between_blocks_compile_with_the_tpu_compiler(tiny_hf):
+    compile_for_tpu(tiny_hf(family="qwen3_vl"), ["dense", "ivc:layer=1"])
 
 
 def compile_for_tpu(folder, specs):
