@@ -16,7 +16,8 @@ from ivc_jax.inputs.bucket import Buckets, choose_shape, collate
 from ivc_jax.inputs.layout import arrange, take_rows
 from ivc_jax.methods import METHODS
 
-FAMILIES = ("llava", "qwen3_vl", "deepseek_vl2")
+FAMILIES = ("llava", "qwen3_vl", "deepseek_vl2", "internvl")
+OPTIONS = {"internvl": {"max_tiles": 3}}  # one picture of one tile, two of two and a thumbnail
 BLOCKS = 4  # of the decoder
 ANSWERED = ("dense", "ivc", "sparsevlm")  # whose answers are compared too: one, two, four spans
 STEPS = 6
@@ -26,7 +27,8 @@ STEPS = 6
 def shown(request, tiny_hf):
     """The model, three ragged samples together, and those with pictures alone."""
     path = tiny_hf(family=request.param, num_hidden_layers=BLOCKS)
-    model, processor = ivc_jax.load(path, dtype="float32")
+    options = OPTIONS.get(request.param, {})
+    model, processor = ivc_jax.load(path, dtype="float32", **options)
     batch, config = show_pictures(processor), model.config
     sizes = dataclasses.asdict(choose_shape(arrange(batch, config), config, Buckets()))
     one = Buckets(**{name: (size,) for name, size in sizes.items()})  # one program for both
