@@ -25,6 +25,7 @@ class ModelOptions:
             processes.
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
+        max_tiles: most tiles of a picture, for models that cut pictures.
     """
 
     model: Annotated[str | None, option("PATH", _CONFIGS)] = None
@@ -33,6 +34,7 @@ class ModelOptions:
     mesh: Annotated[str | None, option("data=N,model=N", _CONFIGS)] = None
     min_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
     max_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
+    max_tiles: Annotated[int | None, option("N", _CONFIGS)] = None
 
 
 @dataclasses.dataclass(frozen=True)

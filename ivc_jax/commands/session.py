@@ -76,8 +76,12 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
             mirror.pull([])
             folder.refuse_other_model(model_id, name_model(path))
         log(f"loading {name_model(path)}")
-        pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
-        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pixels)
+        pictures = {
+            "min_pixels": settings.min_pixels,
+            "max_pixels": settings.max_pixels,
+            "max_tiles": settings.max_tiles,
+        }
+        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pictures)
         entries = [_apply_protocol(settings, entry, model.config) for entry in entries]
         reached, unreachable = _check_methods(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
@@ -116,8 +120,10 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
 def _apply_protocol(settings: RunConfig, entry: TaskEntry, config: ModelConfig) -> TaskEntry:
     """Treat the rows of a task by the protocol of the run; bounds that are given stay."""
     released = settings.protocol == "released"
-    given = (settings.min_pixels, settings.max_pixels) != (None, None)
-    bounds = find_bounds(config, entry.task.group) if released and not given else None
+    given = (settings.min_pixels, settings.max_pixels, settings.max_tiles) != (None, None, None)
+    bounds = None
+    if released and not given:
+        bounds = find_bounds(config, entry.task.group, entry.task.name)
     return dataclasses.replace(entry, released=released, bounds=bounds)
 
 
@@ -258,6 +264,7 @@ def _identify(settings: RunConfig, model_id: str, model: Any) -> dict[str, Any]:
         "protocol": settings.protocol if settings.protocol != "own" else None,
         "min pixels": settings.min_pixels,
         "max pixels": settings.max_pixels,
+        "max tiles": settings.max_tiles,
     }
     return {
         **{name: value for name, value in unusual.items() if value is not None},

@@ -10,8 +10,8 @@ from ivc_jax.studies.study import Study, list_methods
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
-    *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "tasks", "data_dir"),
-    *("limit", "methods", "batch_size"),
+    *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "max_tiles"),
+    *("tasks", "data_dir", "limit", "methods", "batch_size"),
     *("buckets", "max_new_tokens", "seed", "protocol", "out"),
 )
 PROTOCOLS = ("own", "released")
@@ -46,6 +46,7 @@ class RunConfig:
         weights: "int8" to keep the decoder's matrices in 8 bits.
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
+        max_tiles: most tiles of a picture, for models that cut pictures.
         protocol: "released" treats pictures and cells as the released evaluation does
             (`evals.benchmarks.released`) and asks with its prompts; bounds on pictures that are
             given win over its own. "own" reads everything as it is.
@@ -75,6 +76,7 @@ class RunConfig:
     weights: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    max_tiles: int | None = None
     protocol: str = "own"
     fixed_relaxed_accuracy: bool = False
     official_prompts: bool = False

@@ -45,7 +45,8 @@ def test_bounds_are_those_of_the_model_and_the_task(config, group, least, most):
 
 def test_the_least_area_of_qwen2_vl_triples_its_tokens():
     def count(bounds):
-        _, rows, columns = SmartResize(**vars(bounds)).find_grid(640, 480)
+        area = {"min_pixels": bounds.min_pixels, "max_pixels": bounds.max_pixels}
+        _, rows, columns = SmartResize(**area).find_grid(640, 480)
         return rows * columns // 4
 
     assert count(released.find_bounds(OLD, "grounding")) == 1302
@@ -54,6 +55,15 @@ def test_the_least_area_of_qwen2_vl_triples_its_tokens():
 
 def test_other_families_keep_the_bounds_of_the_checkpoint():
     assert released.find_bounds(dataclasses.replace(LARGE, family="llava"), "grounding") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "most"),
+    [("RefCOCO_testA", 6), ("ChartQA_TEST", 12), ("DocVQA_VAL", 18), ("OCRBench", 24)],
+)
+def test_tiles_of_internvl_are_those_of_the_task(task, most):
+    config = dataclasses.replace(LARGE, family="internvl")
+    assert released.find_bounds(config, "", task) == released.Bounds(max_tiles=most)
 
 
 def test_options_vanish_as_pandas_reads_them():

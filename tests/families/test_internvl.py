@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from families.internvl import hf_arrays
+from families.internvl import TOKENS, hf_arrays
+from helpers.tiles import choose
 from helpers.tiny import random_tensors, tiny_config
 
 import ivc_jax
@@ -117,3 +118,25 @@ def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
     assert np.abs(logits).max() > 1
     np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("spec", ["ivc:layer=2", "ivc:layer=2,quirks=official"])
+def test_kept_tokens_are_those_of_the_released_rule(tiny_hf, spec):
+    """Values come from the reference: normed as in the block, or not, as the released code does."""
+    model, _ = ivc_jax.load(tiny_hf(family="internvl_chat", generation="old"), dtype="float32")
+    reference = assemble(tiny_config("old", family="internvl_chat"))
+    arrays = hf_arrays([(5, (3,), 6)], seed=1)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    hidden = reference(**tensors, output_hidden_states=True).hidden_states[1][0]  # enters block 1
+    block = reference.model.language_model.layers[1]
+    hidden = hidden if "official" in spec else block.input_layernorm(hidden)
+    width = model.config.decoder.head_dim
+    values = block.self_attn.v_proj(hidden).reshape(len(hidden), -1, width).numpy()
+    batch = ivc_jax.Batch.from_hf(**arrays, images_spatial_crop=[[1, 2]])
+    with jax.default_matmul_precision("highest"):
+        (kept,) = ivc_jax.prefill(model, batch, spec).kept
+    start, count = 6, 3 * TOKENS
+    wanted, _ = choose(values, start, (1, 2), model.config.decoder.rope.frequencies, 4)
+    found = kept[(kept >= start) & (kept < start + count)] - start
+    assert found.tolist() == wanted
+    assert len(kept) == 13 + len(wanted)  # all of the text

@@ -1,6 +1,5 @@
 """IVC-Prune of pictures in tiles: the rule of InternVL2.5 beside one written out in NumPy."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from families.internvl import ID
 from helpers.layouts import C, G, gather_values
+from helpers.tiles import choose
 from helpers.tiny import tiny_config
 
 from ivc_jax.config import RopeConfig
@@ -58,52 +58,6 @@ def lay_out(*prompts):
     return collate(batch, CONFIG, buckets).layout, [len(ids) for ids in tokens]
 
 
-def first(scores, count, taken=()):
-    """Return the best `count` indices that are not taken; ties go to the lowest."""
-    order = [token for token in np.argsort(-scores, kind="stable") if token not in taken]
-    return set(order[: max(count, 0)])
-
-
-def choose(values, start, tiles):
-    """Choose of one picture [start, start + L) of a prompt, as section by section published."""
-    columns, rows = tiles
-    size = SIDE**2
-    length = (columns * rows + (columns * rows > 1)) * size
-    values = values.astype(np.float64)
-
-    def similar(rows):
-        logits = np.einsum("qgc,kgc->gqk", values[rows], values) / np.sqrt(values.shape[2])
-        raised = np.exp(logits - logits.max(axis=2, keepdims=True))
-        return (raised / raised.sum(axis=2, keepdims=True)).mean(axis=0)  # [rows, S]
-
-    stop = start + length
-    thumb = slice(stop - size, stop)
-    asked = list(range(stop + 2, len(values)))
-    seeds = first(similar(asked).mean(axis=0)[thumb], round(0.01 * size))
-    rows_asked = [*asked, *(stop - size + seed for seed in seeds)]
-    score = similar(rows_asked).mean(axis=0)[thumb]
-    angle = np.arange(start, stop)[:, None] * ROPE.frequencies  # [L, F]
-    coordinates = set()
-    for wave in (np.cos(angle).mean(axis=1), np.sin(angle).mean(axis=1)):
-        for tile, part in enumerate(wave.reshape(-1, size)):
-            coordinates |= {tile * size + token for token in first(part, round(0.1 * size))}
-    base = length - size
-    inside = {token - base for token in coordinates if token >= base}
-    looked_at = first(score, round(0.5 * size) - len(inside), inside)
-    kept = coordinates | {base + token for token in looked_at | seeds}
-    if columns * rows > 1:
-        for token, down, across in itertools.product(looked_at, range(rows), range(columns)):
-            y, x = token // SIDE * rows + down, token % SIDE * columns + across
-            tile = y // SIDE * columns + x // SIDE
-            kept.add(tile * size + y % SIDE * SIDE + x % SIDE)
-    target = max(1, round(0.5 * length))
-    priority = len(kept)
-    if priority < target:
-        more = first(score, target - priority, {token - base for token in kept})
-        kept |= {base + token for token in more}
-    return sorted(kept)[:target], priority
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def select(method, stage, num_keep, layout, values):
     signals = {RopeSettings(): ROPE, Values(0): values}
@@ -133,7 +87,7 @@ def run(layout, lengths, spec="ivc:combine=tiles,key_scope=all,layer=1", values=
 def test_the_published_rule_and_its_worked_numbers(tiles, priority):
     layout, lengths = lay_out((5, tiles, 6))
     ((found,), (values,)) = run(layout, lengths)
-    wanted, found_priority = choose(values, 6, tiles)
+    wanted, found_priority = choose(values, 6, tiles, ROPE.frequencies, SIDE)
     assert found == wanted
     assert found_priority == pytest.approx(priority, abs=20)
     count = np.prod(tiles) + (np.prod(tiles) > 1)
@@ -155,7 +109,7 @@ def test_a_single_tile_is_cut_off_at_its_end():
     values[image, 1, 2] = draw.uniform(2, 3, SIDE**2)
     values[seeds, 0, 1], values[seeds, 1, 2] = 0.5, 0.5
     ((found,), _) = run(layout, lengths, values=[values])
-    wanted, priority = choose(values, 6, (1, 1))
+    wanted, priority = choose(values, 6, (1, 1), ROPE.frequencies, SIDE)
     assert priority == 131
     assert found == wanted
     assert len(found) == 128
@@ -164,7 +118,7 @@ def test_a_single_tile_is_cut_off_at_its_end():
 def test_with_many_tiles_the_thumbnail_runs_out():
     layout, lengths = lay_out((5, (4, 3), 6))
     ((found,), (values,)) = run(layout, lengths)
-    wanted, _ = choose(values, 6, (4, 3))
+    wanted, _ = choose(values, 6, (4, 3), ROPE.frequencies, SIDE)
     assert found == wanted
     assert len(found) == pytest.approx(1600, abs=20)  # of 3328, as with the released code
 
@@ -173,13 +127,13 @@ def test_pictures_of_a_batch_are_pruned_each_alone():
     first_layout, first_lengths = lay_out((5, (2, 1), 4, (1, 1), 6), (3, (1, 2), 7))
     kept, values = run(first_layout, first_lengths)
     second = 3 * SIDE**2  # visual tokens of the first picture
-    wanted, _ = choose(values[0], 6, (2, 1))
+    wanted, _ = choose(values[0], 6, (2, 1), ROPE.frequencies, SIDE)
     # of the first picture all later text asks; the reference above asks later pictures too
     assert len([token for token in kept[0] if token < second]) == len(wanted)
     start = 6 + second + 1 + 4 + 1
-    wanted, _ = choose(values[0], start, (1, 1))
+    wanted, _ = choose(values[0], start, (1, 1), ROPE.frequencies, SIDE)
     assert [token - second for token in kept[0] if token >= second] == wanted
-    wanted, _ = choose(values[1], 4, (1, 2))
+    wanted, _ = choose(values[1], 4, (1, 2), ROPE.frequencies, SIDE)
     assert kept[1] == wanted
 
 

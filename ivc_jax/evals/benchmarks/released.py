@@ -29,19 +29,29 @@ _WITHOUT_ALPHA = ("RGBA", "LA", "P")
 _3B = 36, 2048  # blocks and width of the decoder of Qwen2.5-VL-3B
 
 
+# Most tiles that InternVL cuts a picture of some tasks into; of all others it is 6.
+_TILES = {
+    **{"ChartQA_TEST": 12, "OCRVQA_TESTCORE": 12},
+    **{"DocVQA_VAL": 18, "InfoVQA_VAL": 24, "OCRBench": 24},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Least and largest area of a resized picture, in pixels."""
+    """Least and largest area of a resized picture, in pixels, or the most tiles of one."""
 
-    min_pixels: int
-    max_pixels: int
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tiles: int | None = None
 
 
-def find_bounds(config: ModelConfig, group: str) -> Bounds | None:
-    """Return the bounds on pictures that a model was run with on a group of tasks.
+def find_bounds(config: ModelConfig, group: str, task: str = "") -> Bounds | None:
+    """Return the bounds on pictures that a model was run with on a task of a group.
 
     None leaves those of the checkpoint: the other families have no such bounds.
     """
+    if config.family == "internvl":
+        return Bounds(max_tiles=_TILES.get(task, 6))
     if config.family == "qwen2_vl":
         return Bounds(1280 * _CELL, 16384 * _CELL)
     if config.family != "qwen2_5_vl":

@@ -88,7 +88,7 @@ class ModelAnswerer:
     def _bound(self, bounds: Bounds | None) -> Processor:
         if bounds is None:
             return self.processor
-        return self.processor.bound(bounds.min_pixels, bounds.max_pixels)
+        return self.processor.bound(**dataclasses.asdict(bounds))
 
     def collate(
         self,
