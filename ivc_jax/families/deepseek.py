@@ -300,5 +300,6 @@ DEEPSEEK_VL2 = Family(
     write_visual=_write_visual,
     chat_template=_CHAT_TEMPLATE,
     image_token="<image>",
+    end_token="<\uff5cend\u2581of\u2581sentence\uff5c>",  # a wide bar, a low block
     sizes=SIZES,
 )

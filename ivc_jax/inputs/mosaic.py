@@ -67,6 +67,21 @@ class Mosaic(PictureRule):
             )
         return super().from_hf({**config, "candidate_resolutions": shapes})
 
+    def limit(self, max_tiles: int) -> "Mosaic":
+        """Return the rule with the candidates of at most so many tiles.
+
+        Raises:
+            InputError: there is none.
+        """
+        tile = self.view_size**2
+        shapes = tuple(
+            shape for shape in self.candidate_resolutions if shape[0] * shape[1] <= max_tiles * tile
+        )
+        if not shapes:
+            least = min(across * down for across, down in self.candidate_resolutions) // tile
+            raise InputError(f"max_tiles must be at least {least}, got {max_tiles}")
+        return dataclasses.replace(self, candidate_resolutions=shapes)
+
     def share(self, num_images: int) -> "Mosaic":
         """Return the rule for a prompt with so many images: of more than two none is cut."""
         if num_images <= _FEW_IMAGES:

@@ -123,6 +123,9 @@ def test_candidates_are_whole_tiles():
     assert len(usual.candidate_resolutions) == 23
     assert usual.find_tiles(800, 600) == (3, 2)  # 1024 x 768 show every pixel, 768 x 576 do not
     assert usual.find_tiles(3000, 300) == (8, 1)
+    assert usual.limit(4).find_tiles(3000, 300) == (4, 1)
+    with pytest.raises(InputError, match="max_tiles must be at least 1, got 0"):
+        usual.limit(0)
 
 
 def test_the_tokenizer_knows_the_placeholder(tiny_hf, tmp_path, loaded):
