@@ -177,7 +177,7 @@ def trace_prefill(
     hidden, features, signals = embed_inputs(config, params, inputs, list(asked))
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)  # [B, N]
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
-    project = partial(tower.project, config.vision, params["vision"])
+    project = partial(tower.project, config.vision, params.get("vision"))
     walk = Walk(with_rope(config, rope), method, params["decoder"], inputs, signals, project)
     origin = slots.astype(jnp.int32)
     sequence = walk.run(Sequence(constrain_hidden(hidden), layout, origin, features))
