@@ -1,5 +1,6 @@
 """LLaVA-1.5 against transformers: tensor names, logits, greedy tokens, prompts, bad files."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,11 +11,15 @@ from families import llava
 from families.llava import ID, PATCH, RAGGED, SIDE, TOKENS, hf_arrays
 from families.qwen import change
 from helpers.tiny import tiny_config, write_checkpoint
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import ivc_jax
 from checkpoints_convert.__main__ import main as convert
 from ivc_jax.config import ConfigError
+from ivc_jax.evals.benchmarks import tasks
+from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.evals.running.tsv import Row
 from ivc_jax.families import LLAVA, list_sizes, parse_config
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.messages import quote
@@ -279,3 +284,35 @@ def test_int8_weights_answer_alike(folder):
     )
     difference = np.abs(np.asarray(exact) - np.asarray(rounded)).max()
     assert 0 < difference < 0.05 * np.abs(exact).max()
+
+
+def test_a_quoted_placeholder_in_a_message_is_words(loaded):
+    """A question of a benchmark may hold <image>, which is this model's placeholder."""
+    _, processor = loaded
+    (shown,) = pictures(0)
+    words = {"type": "text", "text": quote("What does <image> mean?")}
+    picture = {"type": "image", "image": shown}
+    (tokens,) = processor([{"role": "user", "content": [picture, words]}]).tokens
+    assert (tokens == ID["<image>"]).sum() == TOKENS
+    bare = {"type": "text", "text": "What does <image> mean?"}
+    with pytest.raises(InputError, match="its text holds <image>, which stands for images"):
+        processor([{"role": "user", "content": [picture, bare]}])
+
+
+def test_benchmarks_are_asked_as_released(loaded):
+    """By the released protocol a sentence comes first: the picture starts at 35, as there."""
+    _, processor = loaded
+    cells = {"question": "Is there a cat?", "answer": "Yes"}
+    row = Row(0, "1", cells, tuple(map(Image.fromarray, pictures(0))), 0)
+    entry = TaskEntry(tasks.find(("POPE",))[0], None, released=True)
+    (ids,) = processor(entry.write_messages(row, "llava")).tokens
+    own = dataclasses.replace(entry, released=False)
+    assert len(own.write_messages(row, "llava")) == 1
+    assert len(entry.write_messages(row, "qwen2_vl")) == 1
+    shown = processor.writer.tokenizer.decode(ids, skip_special_tokens=False)
+    before, after = shown.split("<image>" * TOKENS)
+    assert before == (
+        "<s>A chat between a curious human and an artificial intelligence assistant. The assistant"
+        " gives helpful, detailed, and polite answers to the human's questions. USER: "
+    )
+    assert after == "\nIs there a cat? ASSISTANT:"

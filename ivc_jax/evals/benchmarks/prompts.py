@@ -16,6 +16,13 @@ Prompt = Callable[[Cells], str]
 ByFamily = Mapping[str, Prompt]
 
 PICTURE = "<image>"
+# What the released evaluation tells a model before it asks, beside what chat templates say.
+SYSTEM: Mapping[str, str] = {
+    "llava": (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant"
+        " gives helpful, detailed, and polite answers to the human's questions."
+    )
+}
 
 _CHINESE = re.compile("[\u4e00-\u9fff]")  # the unified ideographs
 _CHINESE_LETTER = "请直接回答选项字母。"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ivc_jax.evals.benchmarks.cells import is_missing, read_text
+from ivc_jax.evals.benchmarks.prompts import SYSTEM
 from ivc_jax.evals.benchmarks.released import Bounds, drop_missing, save_as_jpeg
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.batching import Example
@@ -57,7 +58,8 @@ class TaskEntry:
     def write_messages(self, row: Row, family: str) -> Messages:
         """Return what a model is asked about a row; special tokens in its cells are words.
 
-        Those of a released prompt (`<|object_ref_start|>`) stay what they are.
+        Those of a released prompt (`<|object_ref_start|>`) stay what they are. In front is what
+        the released evaluation tells the family (`prompts.SYSTEM`), where its protocol is followed.
 
         Raises:
             TaskError: the family is unknown to the task.
@@ -67,7 +69,11 @@ class TaskEntry:
             for name, text in row.cells.items()
             if name != "image"  # long, and no words
         }
-        return self.task.write_messages(cells, family, row.images)
+        asked = self.task.write_messages(cells, family, row.images)
+        told = SYSTEM.get(family) if self.released else None
+        if told is None:
+            return asked
+        return [{"role": "system", "content": [{"type": "text", "text": told}]}, *asked]
 
     def locate(self, row: Row) -> str:
         """Name a row in messages."""
