@@ -26,6 +26,7 @@ class ModelOptions:
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
         max_tiles: most tiles of a picture, for models that cut pictures.
+        pad: lay pictures on a square, or cut their middle out, for models that take squares.
     """
 
     model: Annotated[str | None, option("PATH", _CONFIGS)] = None
@@ -35,6 +36,7 @@ class ModelOptions:
     min_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
     max_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
     max_tiles: Annotated[int | None, option("N", _CONFIGS)] = None
+    pad: Annotated[bool | None, option("True|False", _CONFIGS)] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
             "min_pixels": settings.min_pixels,
             "max_pixels": settings.max_pixels,
             "max_tiles": settings.max_tiles,
+            "pad": settings.pad,
         }
         model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pictures)
         entries = [_apply_protocol(settings, entry, model.config) for entry in entries]
@@ -265,6 +266,7 @@ def _identify(settings: RunConfig, model_id: str, model: Any) -> dict[str, Any]:
         "min pixels": settings.min_pixels,
         "max pixels": settings.max_pixels,
         "max tiles": settings.max_tiles,
+        "pad": settings.pad,
     }
     return {
         **{name: value for name, value in unusual.items() if value is not None},

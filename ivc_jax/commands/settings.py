@@ -10,7 +10,7 @@ from ivc_jax.studies.study import Study, list_methods
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
-    *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "max_tiles"),
+    *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "max_tiles", "pad"),
     *("tasks", "data_dir", "limit", "methods", "batch_size"),
     *("buckets", "max_new_tokens", "seed", "protocol", "out"),
 )
@@ -47,6 +47,7 @@ class RunConfig:
         min_pixels: least area of a resized picture, instead of that of preprocessor_config.json.
         max_pixels: largest area, likewise.
         max_tiles: most tiles of a picture, for models that cut pictures.
+        pad: lay pictures on a square (True) or cut their middle out, for models that take squares.
         protocol: "released" treats pictures and cells as the released evaluation does
             (`evals.benchmarks.released`) and asks with its prompts; bounds on pictures that are
             given win over its own. "own" reads everything as it is.
@@ -77,6 +78,7 @@ class RunConfig:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
+    pad: bool | None = None
     protocol: str = "own"
     fixed_relaxed_accuracy: bool = False
     official_prompts: bool = False
