@@ -136,7 +136,7 @@ def test_features_between_blocks_compile_with_the_tpu_compiler(tiny_hf):
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
 )
-@pytest.mark.parametrize("family", ["llava"])
+@pytest.mark.parametrize("family", ["llava", "internvl_6b"])
 def test_other_families_compile_with_the_tpu_compiler(tiny_hf, family):
     compile_for_tpu(tiny_hf(family=family), ["dense", "ivc:layer=1"], "shown")
 

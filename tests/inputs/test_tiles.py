@@ -147,6 +147,17 @@ def test_prompts_are_those_of_the_released_model(chat, prompt, images, videos, l
     arrange(batch, chat.config)
 
 
+def test_a_template_of_the_folder_that_writes_pictures_is_taken(tiny_hf):
+    """A video is written as by transformers' processor: a line a frame."""
+    folder = tiny_hf(family="internvl", generation="old")
+    native = load_processor(folder, read_config(folder), find_family(folder))
+    batch = native(["When?"], [[WIDE]], [[[SQUARE, SQUARE]]])
+    assert text_of(native, batch) == (
+        "<|im_start|>user\n<img>[3]</img>\nFrame1: <img>[1]</img>\nFrame2: <img>[1]</img>\nWhen?"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_messages_with_a_system_turn_and_a_video_between_pictures(chat):
     messages = [
         {"role": "system", "content": "Be brief."},

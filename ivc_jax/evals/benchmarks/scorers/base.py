@@ -44,6 +44,7 @@ class Reader:
 
 _TIDY: Mapping[str, Callable[[str], str]] = {
     "deepseek_vl": lambda text: text.rstrip("."),
+    "internvl": str.strip,
     "llava": str.strip,
 }
 
