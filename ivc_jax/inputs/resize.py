@@ -113,6 +113,10 @@ class PictureRule(abc.ABC):
         del num_images
         return self
 
+    def show(self, picture: Image.Image) -> Image.Image:
+        """Return what of a picture the model sees, at any size: the whole, unless it is cut off."""
+        return picture
+
     @abc.abstractmethod
     def cut(self, pictures: Sequence[Image.Image]) -> Visual:
         """Cut a picture, or the frames of a video, all of one size, into patches.

@@ -71,8 +71,11 @@ class Square(PictureRule):
 
     def cut(self, pictures: Sequence[Image.Image]) -> Visual:
         """Bring pictures to the square and cut it into patches."""
-        shown = [self._fit(self._pad(each) if self.do_pad else each) for each in pictures]
-        return Visual(*self.patchify(np.stack(shown)))
+        return Visual(*self.patchify(np.stack([np.asarray(self.show(each)) for each in pictures])))
+
+    def show(self, picture: Image.Image) -> Image.Image:
+        """Return the square that the model sees."""
+        return self._fit(self._pad(picture) if self.do_pad else picture)
 
     def _pad(self, picture: Image.Image) -> Image.Image:
         side, (width, height) = max(picture.size), picture.size
@@ -81,14 +84,14 @@ class Square(PictureRule):
         square.paste(picture, ((side - width) // 2, (side - height) // 2))
         return square
 
-    def _fit(self, picture: Image.Image) -> np.ndarray:
-        """Resize the shorter side and cut the middle of the longer out: [side, side, channels]."""
+    def _fit(self, picture: Image.Image) -> Image.Image:
+        """Resize the shorter side and cut the middle of the longer out."""
         shorter = min(picture.size)
         # of the longer side the fraction of a pixel is dropped
         size = [self.side * length // shorter for length in picture.size]
-        values = np.asarray(picture.resize(size, resample=self.resample))
         left, top = ((length - self.side) // 2 for length in size)
-        return values[top : top + self.side, left : left + self.side]
+        resized = picture.resize(size, resample=self.resample)
+        return resized.crop((left, top, left + self.side, top + self.side))
 
 
 def _read_side(size: Any, *names: str) -> int | None:

@@ -128,6 +128,7 @@ def save_prompt(
     """
     columns = min(_COLUMNS, len(answers))
     lines = -(-len(answers) // columns)
+    picture = reader.pictures.show(picture.convert("RGB"))
     shape = picture.height / picture.width
     figure, grid = pyplot.subplots(
         lines, columns, squeeze=False, layout="constrained",
@@ -136,7 +137,7 @@ def save_prompt(
     for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(_shorten(question, 40 * columns), fontweight="bold")
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(picture)
     for axes, (spec, answer) in zip(grid.flat, answers.items(), strict=False):
         _draw_prompt_panel(axes, pixels, spec, answer, reader)
     try:

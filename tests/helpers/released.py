@@ -89,6 +89,8 @@ class Released:
     to the outputs of the first blocks stays with its tokens.
     """
 
+    whole = 0  # first blocks whose caches are not pruned
+
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
         self.text = model.model.language_model
@@ -122,6 +124,10 @@ class Released:
             added[-1][seen["visual_pos_masks"][0]] = feature
         return hidden, seen["position_ids"][-3:, 0].numpy(), added
 
+    def choose(self, values: np.ndarray, positions: np.ndarray, span: Span) -> np.ndarray:
+        """Return the ascending prompt slots that survive, by values [S, heads, C]."""
+        return kept_tokens(values, positions, span, self.turns)
+
     def generate(
         self, arrays: dict[str, torch.Tensor], layer: int | None, span: Span, steps: int
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -136,10 +142,10 @@ class Released:
         for number, block in enumerate(self.text.layers):
             if number == layer:
                 values = caches[-1][1].numpy()
-                kept = kept_tokens(values, positions, span, self.turns)
+                kept = self.choose(values, positions, span)
                 hidden, positions = hidden[kept], positions[:, kept]
                 added = [each[kept] for each in added]
-                caches = [(keys[kept], values[kept]) for keys, values in caches]
+                caches[self.whole :] = [(k[kept], v[kept]) for k, v in caches[self.whole :]]
             hidden, cache = self._block(block, hidden, positions, None)
             hidden = hidden + added[number] if number < len(added) else hidden
             caches.append(cache)

@@ -87,6 +87,9 @@ def test_a_wide_picture_by_hand():
     np.testing.assert_array_equal(picture[2, 2:4], np.ones((2, 4, 4), np.float32))
     assert not picture[2, 0].any()
     assert isinstance(padded, Visual)
+    shown = np.asarray(rule.show(Image.fromarray(pixels)))
+    assert shown.shape == (24, 24, 3)
+    assert (shown == 255).all()
 
 
 @pytest.mark.parametrize(
