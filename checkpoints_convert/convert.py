@@ -18,7 +18,7 @@ from ivc_jax.weights.placement import abstract_params
 from ivc_jax.weights.source import DTYPES, CheckpointError, TensorFiles
 
 # Small files that belong to a model; the weights and their index are what is converted.
-_COMPANIONS = ("*.json", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*")
+_COMPANIONS = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "NOTICE*")
 _INDEX = "*.safetensors.index.json"
 
 

@@ -27,7 +27,7 @@ from ivc_jax.weights.source import DTYPES, CheckpointError, has_weights, read_js
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
-_HUB_FILES = ("*.json", "*.jinja", "merges.txt")  # all but weights
+_HUB_FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")  # all but weights
 BUNDLED = "bundled"
 
 

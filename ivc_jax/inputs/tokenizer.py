@@ -1,4 +1,5 @@
-"""The tokenizer of a checkpoint: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+"""The tokenizer of a checkpoint: `tokenizer.json`, `vocab.json` and `merges.txt`, or
+`tokenizer.model`.
 
 Tokens beyond the vocabulary are listed in `tokenizer_config.json`, or in `added_tokens.json`.
 """
@@ -11,6 +12,7 @@ from typing import Any
 
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.messages import GUARD, unquote
+from ivc_jax.inputs.sentencepiece import build_backend
 
 _NAMED = (  # a string, or a dictionary with "content"
     "bos_token",
@@ -82,7 +84,7 @@ class Tokenizer:
         config = read_json(path / "tokenizer_config.json")
         if "added_tokens_decoder" not in config:
             config = _read_older(path, config)
-        return cls(_read_backend(path, word_pattern), config)
+        return cls(_read_backend(path, word_pattern, config), config)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`; special tokens written in it are recognised, quoted ones not.
@@ -204,7 +206,7 @@ def _list_special(config: Mapping[str, Any]) -> list[str]:
     return [_read_content(token) for token in tokens]
 
 
-def _read_backend(path: Path, word_pattern: str | None) -> Any:
+def _read_backend(path: Path, word_pattern: str | None, config: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer as Backend
 
     single, vocab, merges = (path / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -213,6 +215,13 @@ def _read_backend(path: Path, word_pattern: str | None) -> Any:
             return Backend.from_file(str(single))
         if word_pattern and vocab.is_file() and merges.is_file():
             return _build_backend(vocab, merges, word_pattern)
+        if (model := path / "tokenizer.model").is_file():
+            declared = config.get("added_tokens_decoder") or {}
+            renamed = {int(number): entry["content"] for number, entry in declared.items()}
+            begins = config.get("add_bos_token", True) and config.get("bos_token")
+            return build_backend(model, renamed, _read_content(begins) if begins else None)
+    except InputError:
+        raise
     except Exception as error:  # The library raises bare Exception.
         raise InputError(f"{path}: damaged tokenizer ({error}); fetch it again") from None
     raise InputError(
