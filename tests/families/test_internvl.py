@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from families.internvl import TOKENS, hf_arrays
-from helpers.tiles import choose
 from helpers.tiny import random_tensors, tiny_config
 
 import ivc_jax
@@ -120,23 +119,26 @@ def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
 
 
-@pytest.mark.parametrize("spec", ["ivc:layer=2", "ivc:layer=2,quirks=official"])
-def test_kept_tokens_are_those_of_the_released_rule(tiny_hf, spec):
-    """Values come from the reference: normed as in the block, or not, as the released code does."""
-    model, _ = ivc_jax.load(tiny_hf(family="internvl_chat", generation="old"), dtype="float32")
-    reference = assemble(tiny_config("old", family="internvl_chat"))
-    arrays = hf_arrays([(5, (3,), 6)], seed=1)
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("tiles", [(1, 1), (2, 3)])
+def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(tiny_hf, tiles, raw):
+    released = pytest.importorskip("helpers.released_internvl")
+    settings = {"num_hidden_layers": 5}
+    path = tiny_hf(family="internvl_chat", generation="old", **settings)
+    model, _ = ivc_jax.load(path, dtype="float32", processor=False)
+    reference = assemble(tiny_config("old", family="internvl_chat", **settings))
+    count = np.prod(tiles) + (np.prod(tiles) > 1)
+    arrays = hf_arrays([(5, (int(count),), 9)], seed=int(count))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    hidden = reference(**tensors, output_hidden_states=True).hidden_states[1][0]  # enters block 1
-    block = reference.model.language_model.layers[1]
-    hidden = hidden if "official" in spec else block.input_layernorm(hidden)
-    width = model.config.decoder.head_dim
-    values = block.self_attn.v_proj(hidden).reshape(len(hidden), -1, width).numpy()
-    batch = ivc_jax.Batch.from_hf(**arrays, images_spatial_crop=[[1, 2]])
+    walk = released.ReleasedInternVL(reference, tiles, side=4, raw=raw)
+    with torch.no_grad():
+        span = released.Span(6, int(count) * TOKENS)
+        kept, logits, tokens = walk.generate(tensors, 3, span, 24)
+    batch = ivc_jax.Batch.from_hf(**arrays, images_spatial_crop=[tiles])
     with jax.default_matmul_precision("highest"):
-        (kept,) = ivc_jax.prefill(model, batch, spec).kept
-    start, count = 6, 3 * TOKENS
-    wanted, _ = choose(values, start, (1, 2), model.config.decoder.rope.frequencies, 4)
-    found = kept[(kept >= start) & (kept < start + count)] - start
-    assert found.tolist() == wanted
-    assert len(kept) == 13 + len(wanted)  # all of the text
+        prompt = ivc_jax.prefill(model, batch, f"ivc:layer=3{',quirks=official' * raw}")
+        out = ivc_jax.decode(model, prompt, 24, ())
+    np.testing.assert_array_equal(prompt.kept[0], kept)
+    assert len(kept) == 16 + round(0.5 * count * TOKENS)
+    np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
+    assert out.tokens[0].tolist() == tokens
