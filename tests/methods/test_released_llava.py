@@ -21,8 +21,7 @@ def loaded(tiny_hf, load_torch):
     return ivc_jax.load(path, dtype="float32")[0], load_torch(path)
 
 
-@pytest.mark.parametrize("whole", [0, 1])
-@pytest.mark.parametrize(("before", "behind"), [(4, 9), (34, 16)])
+@pytest.mark.parametrize(("before", "behind", "whole"), [(4, 9, 0), (34, 16, 1)])
 @pytest.mark.parametrize("layer", [2, 4])
 def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(
     loaded, layer, before, behind, whole
