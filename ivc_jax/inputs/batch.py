@@ -222,8 +222,7 @@ def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Seque
     tiles = [(1, 1)] * total
     counts = [1] * total
     if crops is not None:
-        crops = np.asarray(crops, np.int64).reshape(-1, 2)
-        tiles = [(int(columns), int(rows)) for columns, rows in crops if columns and rows]
+        tiles = _list_pairs(crops, "images_spatial_crop")
         area = [columns * rows for columns, rows in tiles]
         # Some show the whole once more in any case, some only if there are several tiles.
         always, cut = [n + 1 for n in area], [n + (n > 1) for n in area]
@@ -234,7 +233,7 @@ def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Seque
             tiles = [(1, 1) if count == 1 else (0, 0) for count in counts]
     shapes: list[tuple[int, int] | None] = [None] * len(counts)
     if sizes is not None:
-        shapes = [(int(h), int(w)) for h, w in np.asarray(sizes, np.int64).reshape(-1, 2)]
+        shapes = _list_pairs(sizes, "image_sizes")
     if sum(counts) != total or len(tiles) != len(counts) or len(shapes) != len(counts):
         raise InputError(
             f"pixel_values holds {total} pictures or tiles; num_patches, images_spatial_crop and"
@@ -246,6 +245,14 @@ def _split_slices(pixels: Any, num_slices: Any, crops: Any, sizes: Any) -> Seque
         Visual(pixels[end - count : end], (count, height, width), tiles=tile, size=size)
         for end, count, tile, size in zip(ends, counts, tiles, shapes, strict=True)
     ]
+
+
+def _list_pairs(pairs: Any, name: str) -> list[tuple[int, int]]:
+    """List the pairs of [images, 2] or [B, images, 2] without rows of zeros, which are padding."""
+    found = np.asarray(pairs, np.int64)
+    if found.size and (found.ndim < 2 or found.shape[-1] != 2 or (found < 0).any()):
+        raise InputError(f"{name} must be [images, 2] and not negative, got {found.tolist()}")
+    return [(int(first), int(second)) for first, second in found.reshape(-1, 2) if first and second]
 
 
 def _split_patches(

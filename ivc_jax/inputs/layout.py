@@ -75,6 +75,10 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
         InputError: placeholders and grids disagree, in number or in size, or an id lies beyond the
             embedding.
     """
+    if batch.videos and config.video_token_id is None:
+        raise InputError(
+            f"this model takes no videos, the batch has {len(batch.videos)}; leave them out"
+        )
     images = _join_tiles(batch, config) if config.vision.tiled else batch.images
     visuals = {"image": images, "video": batch.videos}
     supply = {kind: _measure(visuals[kind], kind, config) for kind in _KINDS}
@@ -176,6 +180,12 @@ def _measure(
             raise InputError(
                 f"{kind} {index}: patches {visual.patches.shape} should be"
                 f" {(t * h * w, vision.patch_values)}; use the checkpoint's own preprocessor"
+            )
+        columns, rows = visual.tiles
+        if vision.view_size is not None and t != 1 + columns * rows:
+            raise InputError(
+                f"{kind} {index}: {t} slices are not a view of the whole and {columns} x {rows}"
+                " tiles; pass images_spatial_crop=[(columns, rows), ...], the view not counted"
             )
         seconds = visual.seconds if kind == "video" else None  # an image has no time
         known = (visual.tiles, visual.size, visual.times)

@@ -159,6 +159,8 @@ class Processor:
             images, videos = ([found[kind] for found in visuals] for kind in ("image", "video"))
         picture_lists = _list_per_sample(images, len(prompts), "image")
         video_lists = _list_per_sample(videos, len(prompts), "video")
+        if self.config.video_token_id is None and self.writer.frame_text is None:
+            _refuse_videos(video_lists)
         rates = _list_rates(fps, video_lists)
         # Visuals of all samples lie one behind the other; the placeholders say whose they are.
         tokens, flat_images, flat_videos = [], [], []
@@ -303,6 +305,12 @@ def _list_per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
                 f"sample {sample}: its {kind}s are a {type(entry).__name__}, not a list; {remedy}"
             )
     return [list(entry or ()) for entry in lists]
+
+
+def _refuse_videos(video_lists: list[list]) -> None:
+    for sample, clips in enumerate(video_lists):
+        if clips:
+            raise InputError(f"sample {sample}: this model takes no videos; leave them out")
 
 
 def _time_slices(frames: int, rate: float, depth: int) -> tuple[float, ...]:

@@ -158,9 +158,6 @@ class PromptWriter:
             InputError: marks and visuals differ in number, the text of a message holds a
                 placeholder, a token has no embedding, or there is no chat template.
         """
-        for kind, each in footprints.items():
-            if each and kind not in self._placeholder_ids():
-                raise InputError(f"sample {sample}: this model takes no {kind}s; leave them out")
         if not isinstance(prompt, str):
             text = self._render_messages(prompt, frames, sample)
         else:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from families.deepseek import CANDIDATES, CELLS, IMAGE, SIDE
 from helpers.mosaics import count_tokens
+from helpers.tiny import tiny_config
 from PIL import Image, ImageOps
 
 import ivc_jax
 from ivc_jax.families import list_sizes, parse_config
-from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.footprint import find_footprint, sort_patches
+from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.mosaic import Mosaic
 
+TINY = parse_config(tiny_config(family="deepseek_vl2"))
 SMALL = parse_config(list_sizes()["deepseek-vl2-small"])
 MODES = ["RGB", "L", "RGBA", "P", "CMYK"]
 BAR, BLOCK = "\uff5c", "\u2581"  # wide, low
@@ -114,6 +117,24 @@ def test_of_more_than_two_pictures_none_is_cut(processor):
         assert {visual.tiles for visual in batch.images} == {tiles}
         measured = processor.measure("What?", [(55, 20)] * count)
         assert measured.visual == (batch.tokens[0] == IMAGE).sum()
+
+
+def test_videos_are_refused(loaded):
+    model, processor = loaded
+    with pytest.raises(InputError, match="sample 1: this model takes no videos; leave them out"):
+        processor(["a", "b"], videos=[None, [np.zeros((2, 20, 20, 3), np.uint8)]])
+    arrays = {"pixel_values_videos": np.zeros((49, 48)), "video_grid_thw": np.array([[1, 7, 7]])}
+    batch = ivc_jax.Batch.from_hf(input_ids=np.array([[1, 2]]), **arrays)
+    with pytest.raises(InputError, match="this model takes no videos, the batch has 1; leave"):
+        arrange(batch, model.config)
+
+
+@pytest.mark.parametrize(("slices", "tiles"), [(1, (1, 1)), (2, (1, 2))])
+def test_tiles_that_are_not_as_many_as_their_shape_are_refused(slices, tiles):
+    visual = Visual(np.zeros((slices, 3, SIDE, SIDE)), (slices, SIDE, SIDE), tiles=tiles)
+    message = rf"image 0: {slices} slices are not a view .* {tiles[1]} tiles; pass images_spatial"
+    with pytest.raises(InputError, match=message):
+        arrange(Batch((np.full(41, IMAGE, np.int32),), (visual,)), TINY)
 
 
 def test_candidates_are_whole_tiles():

@@ -15,6 +15,7 @@ from ivc_jax.inputs.layout import arrange, number_sample, take_rows
 CONFIG = parse_config(tiny_config())
 TIMED = parse_config(tiny_config(family="qwen2_5_vl"))  # 4 time positions a second
 I, V = CONFIG.image_token_id, CONFIG.video_token_id  # noqa: E741
+PIXELS = np.zeros((1, 3, 4, 4))
 
 
 def visual(t: int, h: int, w: int, value: float = 0) -> Visual:
@@ -247,6 +248,18 @@ def test_patches_of_another_model_are_named():
         (
             {"input_ids": [[1]], "pixel_values": [[0.0]], "image_grid_thw": [[0, 2, 2]]},
             "image_grid_thw must be",
+        ),
+        (
+            {"input_ids": [[1]], "pixel_values": PIXELS, "images_spatial_crop": [1, 1]},
+            r"images_spatial_crop must be \[images, 2\] and not negative, got \[1, 1\]",
+        ),
+        (
+            {"input_ids": [[1]], "pixel_values": PIXELS, "images_spatial_crop": [[-1, -1]]},
+            r"images_spatial_crop must be \[images, 2\] and not negative, got \[\[-1, -1\]\]",
+        ),
+        (
+            {"input_ids": [[1]], "pixel_values": PIXELS, "image_sizes": [4, 4, 4]},
+            r"image_sizes must be \[images, 2\]",
         ),
         (
             {"input_ids": [[1]], "second_per_grid_ts": [1.0]},
