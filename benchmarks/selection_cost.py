@@ -16,6 +16,7 @@ why in docs/methods.md.
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ from ivc_jax.methods.requests import (
     TokenVectors,
     TowerRequest,
 )
-from ivc_jax.nn import rope
+from ivc_jax.nn import rope, tower
 from ivc_jax.nn.blocks import take_block
 from ivc_jax.nn.tower import Features, Projections
 from ivc_jax.nn.vision import PatchMerger, VisionBlock
@@ -84,8 +85,9 @@ def make_selection(config: ModelConfig, method: Method) -> Callable[..., Any]:
                 jnp.take_along_axis(drawn["hidden"], layout.visual_index[..., None], axis=1),
                 jnp.take_along_axis(drawn["hidden"], layout.text_index[..., None], axis=1),
             )
+        project = partial(tower.project, config.vision, params["vision"])
         walk = _Selections(
-            config, method, params["decoder"], inputs, signals,
+            config, method, params["decoder"], inputs, signals, project,
             queries=drawn["queries"], keys=drawn["keys"],
         )  # fmt: skip
         slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
