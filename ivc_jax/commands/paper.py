@@ -150,7 +150,7 @@ def describe(config: Any, methods: Mapping[str, Any], tables: Sequence[str]) -> 
         "model": published.model if published else None,
         "tables": [table for table in TABLES if table in tables],
         "rows": rows,
-        "resolved": {spec: written(method) for spec, method in resolved.items()},
+        "resolved": {spec: written(m, config.released) for spec, m in resolved.items()},
     }
 
 

@@ -24,7 +24,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import InputError, check_ids
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.frames import Piece, spread_messages, spread_pieces, write_part
-from ivc_jax.inputs.messages import Messages, list_parts, list_texts
+from ivc_jax.inputs.messages import Messages, list_parts, list_texts, unquote
 from ivc_jax.inputs.tokenizer import Tokenizer, read_json
 
 MARKS = {"image": "<image>", "video": "<video>"}
@@ -262,7 +262,8 @@ class PromptWriter:
         for kind, number in self._placeholder_ids().items():
             placeholder = self.tokenizer.token(number)
             for name, text in list_texts(messages, sample):
-                if placeholder in text:  # what is quoted is no placeholder
+                # A quoted mark is words; any other placeholder is refused, quoted or not.
+                if placeholder in (text if placeholder in MARKS.values() else unquote(text)):
                     raise InputError(
                         f"{name}: its text holds {placeholder}, which stands for {kind}s; take it"
                         f" out, or write a part of type {kind}"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ivc_jax import methods  # for its tables, which are read when a string is
+from ivc_jax.config import Released
 from ivc_jax.methods import plugins
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.fields import list_fields, nest, read_field
@@ -77,17 +78,24 @@ def parse(spec: str | Method) -> Method:
     return method
 
 
-def describe(method: Method) -> str:
+def describe(method: Method, released: Released | None = None) -> str:
     """Write a method as the string that `parse` reads back to an equal one.
 
     It holds keep_ratio and every field that differs from its default, in the order of
     `fields.list_fields`: one method has one string, which serves as its key in records.
+
+    Args:
+        method: to write.
+        released: of the model that the method was resolved against; what it fills in is left out,
+            the layer excepted.
     """
+    usual = vars(released) | {"layer": None} if released else {}
     parts = []
     for layer in reversed(unwrap(method)):
         for name, field in list_fields(type(layer)).items():
             value = read_field(layer, name)
-            if value != field.default or (name == "keep_ratio" and value is not None):
+            said = (field.default, usual.get(name, field.default))
+            if value is not None if name == "keep_ratio" else value not in said:
                 parts.append(f"{name}={_write(value, field.type)}")
     return ":".join([method.name, ",".join(parts)]) if parts else method.name
 

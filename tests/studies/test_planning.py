@@ -258,7 +258,8 @@ def test_sizes_are_found_without_weights(tmp_path):
 @pytest.mark.parametrize("name", list_sizes())
 def test_presets_are_whole(name):
     config = parse_config(list_sizes()[name])
-    assert config.decoder.rope.head_dim == 128
+    narrow = name in ("internvl2.5-1b", "internvl3-1b")  # of Qwen2.5-0.5B
+    assert config.decoder.head_dim == (64 if narrow else 192 if config.decoder.latent else 128)
     assert config.vision.out_dim == config.decoder.hidden_size
 
 
