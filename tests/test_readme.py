@@ -9,6 +9,7 @@ from helpers.prompts import hf_arrays
 
 import ivc_jax
 from ivc_jax.engine.observe import observe
+from ivc_jax.families import list_families
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import METHODS, MODIFIERS
 from ivc_jax.methods.requests import AttentionRows
@@ -81,3 +82,17 @@ def test_the_table_names_every_method(text):
     rows = "\n".join(line for line in text.splitlines() if line.startswith("| "))
     for name in (*METHODS, *(f"+{name}" for name in MODIFIERS)):
         assert f"{name}`" in rows or name == "dense"
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+    assert len(links) > 50
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_table_of_models_names_every_kind_of_checkpoint():
+    section = README.split("## Models")[1].split("## Methods")[0]
+    names = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
+    names |= {"llava": "LLaVA-1.5", "deepseek_vl_v2": "DeepSeek-VL2"}
+    names |= {kind: f"`{kind}`" for kind in ("internvl_chat", "internvl")}
+    assert [kind for kind in list_families() if names[kind] not in section] == []
