@@ -15,6 +15,11 @@ from ivc_jax.inputs.resize import PictureRule
 from ivc_jax.weights.keymap import Rule
 
 
+def repeat_placeholder(footprint: Footprint, placeholder: str) -> str:
+    """Write a visual as its placeholder, once for each visual token."""
+    return placeholder * footprint.count
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """One kind of checkpoint.
@@ -50,7 +55,7 @@ class Family:
     rules: tuple[Rule, ...]
     excused: str
     read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule]
-    write_visual: Callable[[Footprint, str], str]
+    write_visual: Callable[[Footprint, str], str] = repeat_placeholder
     choose_rules: Callable[[Mapping[str, Any]], tuple[Rule, ...]] | None = None
     word_pattern: str | None = None
     chat_template: str | None = None

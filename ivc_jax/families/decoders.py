@@ -4,7 +4,7 @@ A file states what differs from the defaults of the class that reads it. Those o
 the extreme: not one size of the decoder is in its file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ivc_jax.config import ConfigError, DecoderConfig, RopeConfig
@@ -62,8 +62,7 @@ def read_decoder(text: Settings, kind: str, tied: bool = False) -> DecoderConfig
 
     if find("use_sliding_window"):
         raise ConfigError("use_sliding_window=true is not supported; set it to false")
-    if (activation := text.find("hidden_act", default="silu")) != "silu":
-        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
+    check_activation(text)
     for name in _BIASES:
         if find(name):
             raise ConfigError(
@@ -71,6 +70,9 @@ def read_decoder(text: Settings, kind: str, tied: bool = False) -> DecoderConfig
                 " have a bias); state false if the weights have none"
             )
     hidden, heads = int(find("hidden_size")), int(find("num_attention_heads"))
+    # Dynamic scaling (NTK) changes the base beyond max_position_embeddings alone, where prompts are
+    # refused.
+    theta = read_theta(text, defaults["rope_theta"], ("default", "dynamic"))
     return DecoderConfig(
         num_layers=int(find("num_hidden_layers")),
         hidden_size=hidden,
@@ -78,7 +80,7 @@ def read_decoder(text: Settings, kind: str, tied: bool = False) -> DecoderConfig
         num_heads=heads,
         num_kv_heads=int(find("num_key_value_heads") or heads),
         vocab_size=int(find("vocab_size")),
-        rope=RopeConfig(int(text.find("head_dim") or hidden // heads), _read_theta(text, defaults)),
+        rope=RopeConfig(int(text.find("head_dim") or hidden // heads), theta),
         norm_eps=float(find("rms_norm_eps")),
         tie_embeddings=tied,
         max_positions=int(find("max_position_embeddings")),
@@ -86,25 +88,42 @@ def read_decoder(text: Settings, kind: str, tied: bool = False) -> DecoderConfig
     )
 
 
-def _read_theta(text: Settings, defaults: Mapping[str, Any]) -> float:
+def check_activation(text: Settings) -> None:
+    """Refuse a decoder with another activation than SiLU.
+
+    Raises:
+        ConfigError: it states another one.
+    """
+    if (activation := text.find("hidden_act", default="silu")) != "silu":
+        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
+
+
+def read_theta(text: Settings, default: float, kinds: Sequence[str]) -> float:
     """Return the base of the rotary embedding.
 
-    Dynamic scaling (NTK) changes it beyond max_position_embeddings alone, where prompts are
-    refused.
+    Args:
+        text: settings of the decoder.
+        default: the base where they state none.
+        kinds: of rotary embeddings that can be run.
+
+    Raises:
+        ConfigError: another kind.
     """
     rope = text.enter("rope_scaling", "rope_parameters")
+    # Two names of one kind, often side by side in one file.
     for kind in rope.list("rope_type", "type").values():
-        if kind not in ("default", "dynamic"):
-            raise ConfigError(f"rope type {kind!r} is not supported, only default and dynamic")
-    return float((text | rope).find("rope_theta", default=defaults["rope_theta"]))
+        if kind not in kinds:
+            raise ConfigError(f"rope type {kind!r} is not supported, only {' and '.join(kinds)}")
+    return float((text | rope).find("rope_theta", default=default))
 
 
-def map_decoder(prefix: str, head: str) -> tuple[Rule, ...]:
+def map_decoder(prefix: str, head: str = "lm_head", bias: bool = True) -> tuple[Rule, ...]:
     """Return the rules of a decoder under the names that transformers gives Llama and Qwen2.
 
     Args:
         prefix: what stands before "layers.0".
         head: name of the output head.
+        bias: whether queries, keys and values have one in any model of the table.
     """
     layer = f"{prefix}layers.{{layer}}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
@@ -112,9 +131,9 @@ def map_decoder(prefix: str, head: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{prefix}embed_tokens.weight", "decoder/embed_tokens/embedding"),
         Rule(f"{layer}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
-        *map_linear(f"{attention}.q_proj", f"{_OURS}/q_proj"),
-        *map_linear(f"{attention}.k_proj", f"{_OURS}/k_proj"),
-        *map_linear(f"{attention}.v_proj", f"{_OURS}/v_proj"),
+        *map_linear(f"{attention}.q_proj", f"{_OURS}/q_proj", bias),
+        *map_linear(f"{attention}.k_proj", f"{_OURS}/k_proj", bias),
+        *map_linear(f"{attention}.v_proj", f"{_OURS}/v_proj", bias),
         *map_linear(f"{attention}.o_proj", f"{_OURS}/o_proj", bias=False),
         Rule(f"{layer}.{second}.weight", f"{_OURS}/{second}/scale"),
         *map_linear(f"{mlp}.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),

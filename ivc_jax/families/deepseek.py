@@ -19,9 +19,9 @@ from ivc_jax.config import (
 )
 from ivc_jax.decoder_parts import ExpertsConfig, LatentConfig
 from ivc_jax.families.base import Family
+from ivc_jax.families.decoders import check_activation
 from ivc_jax.families.deepseek_sizes import SIZES
 from ivc_jax.families.settings import Settings
-from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.mosaic import Mosaic
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
@@ -136,9 +136,8 @@ def _read_config(config: Mapping[str, Any]) -> ModelConfig:
     if not config.get("language_config"):
         raise KeyError("language_config")
     text = top.enter("language_config")
-    for name, known in (("tile_tag", "2D"), ("global_view_pos", "head")):
-        if (found := top.find(name, default=known)) != known:
-            raise ConfigError(f"{name} {found!r} is not supported, only {known!r}")
+    top.require("tile_tag", "2D")
+    top.require("global_view_pos", "head")
     decoder = _read_decoder(text, config["language_config"])
     return ModelConfig(
         family="deepseek_vl",
@@ -164,10 +163,8 @@ def _read_tower(vision: Settings, projector: Settings) -> VisionConfig:
             f"projector_config {kind!r} of depth {depth} and downsample_ratio {merge} is not"
             " supported, only 'downsample_mlp_gelu' of depth 2 and ratio 2"
         )
-    width, out_dim = (
-        int(vision.find("width", default=1024)),
-        int(projector.find("n_embed", default=2048)),
-    )
+    width = int(vision.find("width", default=1024))
+    out_dim = int(projector.find("n_embed", default=2048))
     size = int(vision.find("image_size", default=384))
     patch = int(vision.find("patch_size", default=16))
     return VisionConfig(
@@ -187,8 +184,8 @@ def _read_tower(vision: Settings, projector: Settings) -> VisionConfig:
         view_size=size,
         merge_norm="none",
         merge_dim=int(out_dim * projector.find("mlp_ratio", default=1)),
-        pixel_mean=(0.5, 0.5, 0.5),
-        pixel_std=(0.5, 0.5, 0.5),
+        pixel_mean=Mosaic.image_mean,
+        pixel_std=Mosaic.image_std,
     )
 
 
@@ -199,8 +196,7 @@ def _read_decoder(text: Settings, content: Mapping[str, Any]) -> DecoderConfig:
     for name in ("attention_bias", "mlp_bias"):
         if text.find(name):
             raise ConfigError(f"{name}=true is not supported; set it to false")
-    if (activation := text.find("hidden_act", default="silu")) != "silu":
-        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
+    check_activation(text)
     hidden = int(text.find("hidden_size", default=4096))
     num_heads = int(text.find("num_attention_heads", default=32))
     latent = _read_latent(text, content) if text.find("use_mla", default=True) else None
@@ -269,10 +265,6 @@ def _read_pictures(settings: Mapping[str, Any], config: ModelConfig) -> Mosaic:
     return Mosaic.from_hf({**settings, "view_size": config.vision.view_size})
 
 
-def _write_visual(footprint: Footprint, placeholder: str) -> str:
-    return placeholder * footprint.count
-
-
 # A line break follows a picture, unless the text brings blanks of its own. An answer that is given
 # already ends in eos_token.
 _CHAT_TEMPLATE = (
@@ -297,7 +289,6 @@ DEEPSEEK_VL2 = Family(
     rules=_RULES,
     excused=_EXCUSED,
     read_pictures=_read_pictures,
-    write_visual=_write_visual,
     chat_template=_CHAT_TEMPLATE,
     image_token="<image>",
     end_token="<\uff5cend\u2581of\u2581sentence\uff5c>",  # a wide bar, a low block

@@ -22,7 +22,6 @@ from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.tiles import Tiles
 from ivc_jax.weights.keymap import Rule
 
-_IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _NORMS = {"layer_norm": "layernorm", "rms_norm": "rmsnorm"}
 _MERGE = 2  # pixel shuffle by a half
 _8B = 32, 4096, 92553  # blocks, width and vocabulary of the decoder of InternVL2.5-8B
@@ -51,13 +50,9 @@ def _choose_chat_rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
 def _read_chat_config(config: Mapping[str, Any]) -> ModelConfig:
     top = Settings({"": config})
     text, vision = top.enter("llm_config"), top.enter("vision_config")
-    for name, default, known in (
-        ("select_layer", -1, -1),
-        ("downsample_ratio", 0.5, 1 / _MERGE),
-        ("ps_version", "v1", "v2"),
-    ):
-        if (value := top.find(name, default=default)) != known:
-            raise ConfigError(f"{name} {value!r} is not supported, only {known!r}")
+    top.require("select_layer", -1)
+    top.require("downsample_ratio", 1 / _MERGE)
+    top.require("ps_version", "v2", default="v1")
     tied = text.find("tie_word_embeddings", default=False)
     side = top.find("force_image_size") or vision.find("image_size", default=224)
     # The class that reads it defaults to the tower of 6 B parameters.
@@ -76,14 +71,10 @@ def _read_chat_config(config: Mapping[str, Any]) -> ModelConfig:
 def _read_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     top = Settings({"": config})
     text, vision = top.enter("text_config"), top.enter("vision_config")
-    for name, default, known in (
-        ("vision_feature_layer", -1, -1),
-        ("vision_feature_select_strategy", "default", "default"),
-        ("downsample_ratio", 0.5, 1 / _MERGE),
-        ("projector_hidden_act", "gelu", "gelu"),
-    ):
-        if (value := top.find(name, default=default)) != known:
-            raise ConfigError(f"{name} {value!r} is not supported, only {known!r}")
+    top.require("vision_feature_layer", -1)
+    top.require("vision_feature_select_strategy", "default")
+    top.require("downsample_ratio", 1 / _MERGE)
+    top.require("projector_hidden_act", "gelu")
     if not vision.find("use_absolute_position_embeddings", default=True):
         raise ConfigError("use_absolute_position_embeddings=false is not supported")
     # True by class default, though its files hold a head of their own: the tensors decide.
@@ -149,7 +140,8 @@ def _join(
             merge_norm="joined",
             merge_eps=1e-5,  # of a norm in the projector, whatever the tower's
             merge_dim=decoder.hidden_size,
-            **_IMAGENET,
+            pixel_mean=Tiles.image_mean,
+            pixel_std=Tiles.image_std,
             **traits,
         ),
         decoder=decoder,

@@ -13,15 +13,13 @@ from typing import Any
 
 from ivc_jax.config import ConfigError, ModelConfig, Released, VisionConfig
 from ivc_jax.families.base import Family
-from ivc_jax.families.decoders import read_decoder
+from ivc_jax.families.decoders import map_decoder, read_decoder
 from ivc_jax.families.settings import Settings
-from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.square import Square
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
 _TEXT = "[model.]language_model.(model.)"
 _TOWER, _PROJECTOR = "[model.]vision_tower.(vision_model.)", "[model.]multi_modal_projector"
-_LAYER, _OURS = f"{_TEXT}layers.{{layer}}", "decoder/layers/{layer}"
 _BLOCK, _BLOCKS = f"{_TOWER}encoder.layers.{{layer}}", "vision/blocks/{layer}"
 
 _RULES: tuple[Rule, ...] = (
@@ -43,18 +41,7 @@ _RULES: tuple[Rule, ...] = (
     *map_linear(f"{_BLOCK}.mlp.fc2", f"{_BLOCKS}/mlp/fc2"),
     *map_linear(f"{_PROJECTOR}.linear_1", "vision/merger/mlp/fc1"),
     *map_linear(f"{_PROJECTOR}.linear_2", "vision/merger/mlp/fc2"),
-    Rule(f"{_TEXT}embed_tokens.weight", "decoder/embed_tokens/embedding"),
-    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}/input_layernorm/scale"),
-    *map_linear(f"{_LAYER}.self_attn.q_proj", f"{_OURS}/q_proj", bias=False),
-    *map_linear(f"{_LAYER}.self_attn.k_proj", f"{_OURS}/k_proj", bias=False),
-    *map_linear(f"{_LAYER}.self_attn.v_proj", f"{_OURS}/v_proj", bias=False),
-    *map_linear(f"{_LAYER}.self_attn.o_proj", f"{_OURS}/o_proj", bias=False),
-    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}/post_attention_layernorm/scale"),
-    *map_linear(f"{_LAYER}.mlp.gate_proj", f"{_OURS}/mlp/gate_proj", bias=False),
-    *map_linear(f"{_LAYER}.mlp.up_proj", f"{_OURS}/mlp/up_proj", bias=False),
-    *map_linear(f"{_LAYER}.mlp.down_proj", f"{_OURS}/mlp/down_proj", bias=False),
-    Rule(f"{_TEXT}norm.weight", "decoder/norm/scale"),
-    *map_linear("(language_model.)lm_head", "decoder/lm_head", bias=False),
+    *map_decoder(_TEXT, "(language_model.)lm_head", bias=False),
 )
 
 # Nobody reads the norm behind the tower nor the blocks behind the feature layer; a block that runs
@@ -97,8 +84,7 @@ _RELEASED_LAYERS = {32: 16}
 def _read_config(config: Mapping[str, Any]) -> ModelConfig:
     top = Settings({"": config})
     for name, only in _FIXED.items():
-        if (found := top.find(name, default=only)) != only:
-            raise ConfigError(f"{name} {found!r} is not supported, only {only!r}")
+        top.require(name, only)
     text = top.enter("text_config")
     if (kind := text.find("model_type", default="llama")) != "llama":
         raise ConfigError(f"decoder model_type {kind!r} is not supported in LLaVA, only llama")
@@ -167,10 +153,6 @@ def _read_pictures(settings: Mapping[str, Any], config: ModelConfig) -> Square:
     return Square.from_hf(settings, config.vision)
 
 
-def _write_visual(footprint: Footprint, placeholder: str) -> str:
-    return placeholder * footprint.count
-
-
 # Pictures of a turn come first, each on a line of its own.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -216,7 +198,6 @@ LLAVA = Family(
     rules=_RULES,
     excused=_EXCUSED,
     read_pictures=_read_pictures,
-    write_visual=_write_visual,
     chat_template=_CHAT_TEMPLATE,
     sizes=_SIZES,
 )

@@ -17,8 +17,8 @@ from ivc_jax.config import (
     VisionConfig,
 )
 from ivc_jax.families.base import Family
+from ivc_jax.families.decoders import check_activation, map_decoder, read_theta
 from ivc_jax.families.settings import Settings
-from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.resize import SmartResize
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
@@ -36,30 +36,6 @@ EXCUSED = r"(.*\.)?(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq"
 #     visual.blocks.3.norm1.weight           model.visual.blocks.3.norm1.weight
 _TEXT, _TOWER = "model.[language_model.]", "[model.]visual."
 _BLOCK, _BLOCKS = f"{_TOWER}blocks.{{layer}}", "vision/blocks/{layer}"
-
-
-def map_decoder(prefix: str, bias: bool = True) -> list[Rule]:
-    """Return the rules of a decoder of Qwen2's kind, with its output head.
-
-    Args:
-        prefix: of all names but that of the head, such as "model.".
-        bias: whether queries, keys and values have one.
-    """
-    layer, ours = f"{prefix}layers.{{layer}}", "decoder/layers/{layer}"
-    return [
-        Rule(f"{prefix}embed_tokens.weight", "decoder/embed_tokens/embedding"),
-        Rule(f"{layer}.input_layernorm.weight", f"{ours}/input_layernorm/scale"),
-        *map_linear(f"{layer}.self_attn.q_proj", f"{ours}/q_proj", bias),
-        *map_linear(f"{layer}.self_attn.k_proj", f"{ours}/k_proj", bias),
-        *map_linear(f"{layer}.self_attn.v_proj", f"{ours}/v_proj", bias),
-        *map_linear(f"{layer}.self_attn.o_proj", f"{ours}/o_proj", bias=False),
-        Rule(f"{layer}.post_attention_layernorm.weight", f"{ours}/post_attention_layernorm/scale"),
-        *map_linear(f"{layer}.mlp.gate_proj", f"{ours}/mlp/gate_proj", bias=False),
-        *map_linear(f"{layer}.mlp.up_proj", f"{ours}/mlp/up_proj", bias=False),
-        *map_linear(f"{layer}.mlp.down_proj", f"{ours}/mlp/down_proj", bias=False),
-        Rule(f"{prefix}norm.weight", "decoder/norm/scale"),
-        *map_linear("lm_head", "decoder/lm_head", bias=False),
-    ]
 
 
 # What one of the two lacks (biases of RMS norms, fc1 or gate_proj) has no parameter there, and its
@@ -145,9 +121,7 @@ def _read_tower_2_5(vision: Settings) -> dict[str, Any]:
 def _read_decoder(text: Settings, tied: bool) -> DecoderConfig:
     if text.find("use_sliding_window"):
         raise ConfigError("use_sliding_window=true is not supported; set it to false")
-    activation = text.find("hidden_act", default="silu")
-    if activation != "silu":
-        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
+    check_activation(text)
     num_heads = int(text["num_attention_heads"])
     head_dim = int(text.find("head_dim") or text["hidden_size"] // num_heads)
     return DecoderConfig(
@@ -169,12 +143,8 @@ _SECTIONS = (16, 24, 24)
 
 
 def _read_rope(text: Settings, head_dim: int) -> RopeConfig:
-    rope = text.enter("rope_scaling", "rope_parameters")
-    # Two names of one kind, often side by side in one file.
-    for kind in rope.list("rope_type", "type").values():
-        if kind not in ("default", "mrope"):
-            raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
-    sections = rope.find("mrope_section")
+    theta = read_theta(text, 1e6, ("default", "mrope"))
+    sections = text.enter("rope_scaling", "rope_parameters").find("mrope_section")
     if sections is None and 2 * sum(_SECTIONS) != head_dim:
         raise ConfigError(
             f"config.json states no mrope_section, and the usual {list(_SECTIONS)} does not fit"
@@ -182,7 +152,7 @@ def _read_rope(text: Settings, head_dim: int) -> RopeConfig:
         )
     return RopeConfig(
         head_dim=head_dim,
-        theta=float((text | rope).find("rope_theta", default=1e6)),
+        theta=theta,
         sections=tuple(int(planes) for planes in (_SECTIONS if sections is None else sections)),
     )
 
@@ -190,10 +160,6 @@ def _read_rope(text: Settings, head_dim: int) -> RopeConfig:
 def _read_pictures(settings: Mapping[str, Any], config: ModelConfig) -> SmartResize:
     del config  # the settings say it all
     return SmartResize.from_hf(settings)
-
-
-def _write_visual(footprint: Footprint, placeholder: str) -> str:
-    return placeholder * footprint.count
 
 
 # Sizes of published models, as their files state them.
@@ -285,7 +251,6 @@ _SHARED_PARTS: dict[str, Any] = {
     "rules": _RULES,
     "excused": EXCUSED,
     "read_pictures": _read_pictures,
-    "write_visual": _write_visual,
     "word_pattern": WORDS,
 }
 QWEN2_VL = Family(

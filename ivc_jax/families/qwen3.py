@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ivc_jax.config import ConfigError, DecoderConfig, ModelConfig, RopeConfig, VisionConfig
-from ivc_jax.families.base import Family
-from ivc_jax.families.qwen import EXCUSED, WORDS, map_decoder
+from ivc_jax.families.base import Family, repeat_placeholder
+from ivc_jax.families.decoders import check_activation, map_decoder, read_theta
+from ivc_jax.families.qwen import EXCUSED, WORDS
 from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.clip import ClipResize
 from ivc_jax.inputs.footprint import Footprint
@@ -96,9 +97,7 @@ def _read_tower(vision: Settings) -> VisionConfig:
 def _read_decoder(text: Settings) -> DecoderConfig:
     if text.find("attention_bias"):
         raise ConfigError("attention_bias=true is not supported; set it to false")
-    activation = text.find("hidden_act", default="silu")
-    if activation != "silu":
-        raise ConfigError(f"decoder hidden_act {activation!r} is not supported, only silu")
+    check_activation(text)
     return DecoderConfig(
         num_layers=int(text.find("num_hidden_layers", default=32)),
         hidden_size=int(text.find("hidden_size", default=4096)),
@@ -117,17 +116,14 @@ def _read_decoder(text: Settings) -> DecoderConfig:
 
 
 def _read_rope(text: Settings) -> RopeConfig:
+    theta = read_theta(text, 5e5, ("default", "mrope"))
     rope = text.enter("rope_scaling", "rope_parameters")
-    # two names of one kind, often side by side in one file
-    for kind in rope.list("rope_type", "type").values():
-        if kind not in ("default", "mrope"):
-            raise ConfigError(f"rope type {kind!r} is not supported, only default and mrope")
     if not rope.find("mrope_interleaved", default=True):
         raise ConfigError("mrope_interleaved=false is not supported; leave it out")
     return RopeConfig(
         # stated on its own: hidden_size / num_attention_heads is another number in some sizes
         head_dim=int(text.find("head_dim", default=128)),
-        theta=float((text | rope).find("rope_theta", default=5e5)),
+        theta=theta,
         sections=tuple(map(int, rope.find("mrope_section", default=(24, 20, 20)))),
         interleaved=True,
     )
@@ -145,9 +141,9 @@ def _write_visual(footprint: Footprint, placeholder: str) -> str:
 
     <0.2 seconds><|vision_start|>pads<|vision_end|><1.2 seconds><|vision_start|>pads<|vision_end|>
     """
-    pads = placeholder * (footprint.count // footprint.runs)
     if not footprint.times:
-        return pads
+        return repeat_placeholder(footprint, placeholder)
+    pads = placeholder * (footprint.count // footprint.runs)
     slices = (
         f"<{time:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for time in footprint.times
     )

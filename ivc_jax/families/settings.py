@@ -65,6 +65,21 @@ class Settings:
                 )
         return value
 
+    def require(self, name: str, only: Any, default: Any = None) -> None:
+        """Refuse a setting that has another value than the only one that is built here.
+
+        Args:
+            name: of the setting.
+            only: its value.
+            default: what a file means that does not state it; None is `only`.
+
+        Raises:
+            ConfigError: another value.
+        """
+        found = self.find(name, default=only if default is None else default)
+        if found != only:
+            raise ConfigError(f"{name} {found!r} is not supported, only {only!r}")
+
     def __getitem__(self, name: str) -> Any:
         """Return a setting that the file must state.
 
