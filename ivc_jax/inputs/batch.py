@@ -150,19 +150,7 @@ class Batch:
         del mm_token_type_ids, images_seq_mask
         if images is not None:
             pixel_values = _join_tiles(images, images_spatial_crop)
-        ids = np.asarray(input_ids)  # [B, N]
-        if ids.ndim != 2:
-            raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise InputError(f"input_ids must be integers, got {ids.dtype}")
-        # [B, N]
-        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
-        if mask.shape != ids.shape:
-            raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
-        mask = mask.astype(bool)
-        for sample, (row, kept) in enumerate(zip(ids, mask, strict=True)):
-            # They are stored as int32, where larger ones would wrap into other tokens.
-            check_ids(row[kept], 2**31, f"sample {sample}")
+        tokens = _drop_padding(input_ids, attention_mask)
         videos = _split_patches(
             pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw"
         )
@@ -170,12 +158,25 @@ class Batch:
             visuals = _split_slices(pixel_values, num_patches, images_spatial_crop, image_sizes)
         else:
             visuals = _split_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
-        return cls(
-            # padding on either side goes: [n] each
-            tokens=tuple(row[kept].astype(np.int32) for row, kept in zip(ids, mask, strict=True)),
-            images=tuple(visuals),
-            videos=_with_seconds(videos, second_per_grid_ts),
-        )
+        return cls(tokens, tuple(visuals), _with_seconds(videos, second_per_grid_ts))
+
+
+def _drop_padding(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, ...]:
+    """Return the ids of each sample, int32 [n], without the padding on either side."""
+    ids = np.asarray(input_ids)  # [B, N]
+    if ids.ndim != 2:
+        raise InputError(f"input_ids must be [batch, length], got shape {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"input_ids must be integers, got {ids.dtype}")
+    # [B, N]
+    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask {mask.shape} must match input_ids {ids.shape}")
+    rows = [row[kept] for row, kept in zip(ids, mask.astype(bool), strict=True)]  # [n] each
+    for sample, row in enumerate(rows):
+        # They are stored as int32, where larger ones would wrap into other tokens.
+        check_ids(row, 2**31, f"sample {sample}")
+    return tuple(row.astype(np.int32) for row in rows)
 
 
 def _with_seconds(videos: Sequence[Visual], seconds: Any) -> tuple[Visual, ...]:

@@ -100,8 +100,8 @@ class Shape(Size):
 def collate(batch: Batch, config: ModelConfig, buckets: Buckets = Buckets()) -> Inputs:
     """Pad a batch into the smallest bucket.
 
-    One patch row is one image or one temporal slice of a video. A batch without visuals has
-    V = R = P = 0.
+    One patch row is one image, one tile of an image, or one temporal slice of a video. A batch
+    without visuals has V = R = P = 0.
 
     Args:
         batch: unpadded samples, at least one.

@@ -1,7 +1,8 @@
 """What a picture or a video takes up, from its size alone: patch rows, visual tokens, positions.
 
-An image is one patch row, a video one row for each temporal slice. The patches of one merged cell
-lie next to each other, and each cell becomes a visual token. Merge 2, an image of 4 x 4 patches:
+An image in one piece is one patch row; one that is cut into tiles has a row for each, a video for
+each temporal slice. The patches of one merged cell lie next to each other, and each cell becomes a
+visual token. Merge 2, an image of 4 x 4 patches:
 
     patches      0  1 |  4  5        row        0 1 2 3  4 5 6 7  8 9 10 11  12 13 14 15
                  2  3 |  6  7                   `cell 0' `cell 1' `-cell 2-' `-cell 3--'
@@ -24,6 +25,7 @@ import functools
 import numpy as np
 
 from ivc_jax.config import ModelConfig, VisionConfig
+from ivc_jax.inputs.batch import Visual
 from ivc_jax.inputs.views import lay_views
 
 _FAR = 2**30  # more than the positions of any model; int32 holds it with room for sums
@@ -42,8 +44,8 @@ class Footprint:
         patch_positions: [rows, patches, 2] int32, (row, column) of the patch in each slot; -1 is
             padding.
         source: [v] int32, the merged cell that becomes each visual token, counted through all
-            rows: patches / merge² cells a row; below 0 a token
-            that no patch makes (`inputs.views`).
+            rows: patches / merge² cells a row; below 0 a token that no patch makes
+            (`inputs.views`).
         grid: [v, 3] int32, (frame, row, column) of each token in merged cells; a tile is a frame.
         content: [v] bool, whether a token shows a part of the picture.
         tiles: (columns, rows) of its tiles.
@@ -71,6 +73,12 @@ class Footprint:
     def count(self) -> int:
         """Number of visual tokens."""
         return len(self.source)
+
+
+def measure_visual(visual: Visual, kind: str, config: ModelConfig) -> Footprint:
+    """Work out the footprint of an "image" or a "video"; an image has no time."""
+    seconds = visual.seconds if kind == "video" else None
+    return find_footprint(visual.grid, config, seconds, visual.tiles, visual.size, visual.times)
 
 
 # A data set has few sizes, and a picture is measured for its prompt and again for its layout.

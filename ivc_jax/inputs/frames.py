@@ -4,7 +4,6 @@
                Frame2: <image>
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,4 +81,4 @@ def _split(clip: Visual) -> list[Visual]:
     """Return the frames of a clip as pictures."""
     count, *sides = clip.grid
     patches = clip.patches.reshape(count, -1, clip.patches.shape[-1])  # [t, h * w, values]
-    return [dataclasses.replace(clip, patches=each, grid=(1, *sides)) for each in patches]
+    return [Visual(each, (1, *sides)) for each in patches]

@@ -8,6 +8,8 @@ where it starts, and the text behind it goes on after the longer side of its gri
     height     0   1  1  1  2  2  2   4   5
     width      0   1  2  3  1  2  3   4   5        next position 6
 
+Models that number all tokens on one line (`RopeConfig.line`) count visual ones as text.
+
 Models with absolute time count the frames of a video in steps of time. The text behind does not
 wait for the last frame, so that ids may go down there and their largest may exceed the slots.
 """
@@ -20,7 +22,7 @@ from jaxtyping import Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual, check_ids
-from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.footprint import Footprint, measure_visual
 from ivc_jax.inputs.patches import cut_patches
 from ivc_jax.types import typed
 
@@ -187,9 +189,7 @@ def _measure(
                 f"{kind} {index}: {t} slices are not a view of the whole and {columns} x {rows}"
                 " tiles; pass images_spatial_crop=[(columns, rows), ...], the view not counted"
             )
-        seconds = visual.seconds if kind == "video" else None  # an image has no time
-        known = (visual.tiles, visual.size, visual.times)
-        pairs.append((visual, find_footprint(visual.grid, config, seconds, *known)))
+        pairs.append((visual, measure_visual(visual, kind, config)))
     return pairs
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from ivc_jax.inputs.batch import InputError, Visual
 from ivc_jax.inputs.patches import cut_patches
 from ivc_jax.inputs.resize import PictureRule, normalize
+from ivc_jax.inputs.tiles import cut_tiles
 
 # (width, height) in tiles, of at most nine; the order breaks ties.
 _SHAPES = (
@@ -67,7 +68,7 @@ class Mosaic(PictureRule):
             )
         return super().from_hf({**config, "candidate_resolutions": shapes})
 
-    def limit(self, max_tiles: int) -> "Mosaic":
+    def limit(self, max_tiles: int) -> Self:
         """Return the rule with the candidates of at most so many tiles.
 
         Raises:
@@ -82,7 +83,7 @@ class Mosaic(PictureRule):
             raise InputError(f"max_tiles must be at least {least}, got {max_tiles}")
         return dataclasses.replace(self, candidate_resolutions=shapes)
 
-    def share(self, num_images: int) -> "Mosaic":
+    def share(self, num_images: int) -> Self:
         """Return the rule for a prompt with so many images: of more than two none is cut."""
         if num_images <= _FEW_IMAGES:
             return self
@@ -112,12 +113,10 @@ class Mosaic(PictureRule):
         (width, height), side = picture.size, self.view_size
         columns, rows = self.find_tiles(width, height)
         whole, mosaic = (
-            np.asarray(self._pad(picture, shape))
+            cut_tiles(np.asarray(self._pad(picture, shape)), side)
             for shape in ((side, side), (side * columns, side * rows))
         )
-        tiles = mosaic.reshape(rows, side, columns, side, -1).swapaxes(1, 2)
-        tiles = tiles.reshape(rows * columns, side, side, -1)
-        pixels = normalize(self, np.concatenate([whole[None], tiles]))  # [t, 3, side, side]
+        pixels = normalize(self, np.concatenate([whole, mosaic]))  # [t, 3, side, side]
         patches, grid = cut_patches(
             pixels, self.patch_size, self.merge_size, self.temporal_patch_size
         )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.inputs.batch import Batch, InputError
+from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, measure_sample
-from ivc_jax.inputs.footprint import Footprint, find_footprint
+from ivc_jax.inputs.footprint import Footprint, find_footprint, measure_visual
 from ivc_jax.inputs.frames import interleave
 from ivc_jax.inputs.messages import Messages, find_conversations, list_visuals
 from ivc_jax.inputs.picture import Picture
@@ -165,22 +165,8 @@ class Processor:
         # Visuals of all samples lie one behind the other; the placeholders say whose they are.
         tokens, flat_images, flat_videos = [], [], []
         for sample, prompt in enumerate(prompts):
-            rule = self.images.share(len(picture_lists[sample]))
-            pictures = [
-                process_image(picture, rule, f"sample {sample}, image {index}")
-                for index, picture in enumerate(picture_lists[sample])
-            ]
-            clips = [
-                dataclasses.replace(
-                    process_video(frames, self.videos, f"sample {sample}, video {index}"),
-                    # so many frames become one temporal slice
-                    seconds=self.videos.temporal_patch_size / rates[sample][index],
-                    times=_time_slices(
-                        len(frames), rates[sample][index], self.videos.temporal_patch_size
-                    ),
-                )
-                for index, frames in enumerate(video_lists[sample])
-            ]
+            pictures = self._cut_images(picture_lists[sample], sample)
+            clips = self._cut_videos(video_lists[sample], rates[sample], sample)
             num_frames: list[int] = []
             if self.writer.frame_text is not None and clips:
                 counts = {"image": len(pictures), "video": len(clips)}
@@ -188,19 +174,30 @@ class Processor:
                 num_frames = [clip.grid[0] for clip in clips]
                 pictures, clips = interleave(kinds, pictures, clips), []
             footprints = {
-                "image": [
-                    find_footprint(each.grid, self.config, None, each.tiles, each.size)
-                    for each in pictures
-                ],
-                "video": [
-                    find_footprint(each.grid, self.config, each.seconds, times=each.times)
-                    for each in clips
-                ],
+                kind: [measure_visual(each, kind, self.config) for each in cut]
+                for kind, cut in (("image", pictures), ("video", clips))
             }
             tokens.append(self.writer.write(prompt, footprints, sample, chat, num_frames))
             flat_images += pictures
             flat_videos += clips
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
+
+    def _cut_images(self, pictures: Sequence[Picture], sample: int) -> list[Visual]:
+        rule = self.images.share(len(pictures))
+        return [
+            process_image(picture, rule, f"sample {sample}, image {index}")
+            for index, picture in enumerate(pictures)
+        ]
+
+    def _cut_videos(
+        self, videos: Sequence[Video], rates: Sequence[float], sample: int
+    ) -> list[Visual]:
+        clips, depth = [], self.videos.temporal_patch_size  # frames of a temporal slice
+        for index, (frames, rate) in enumerate(zip(videos, rates, strict=True)):
+            clip = process_video(frames, self.videos, f"sample {sample}, video {index}")
+            times = _time_slices(len(frames), rate, depth)
+            clips.append(dataclasses.replace(clip, seconds=depth / rate, times=times))
+        return clips
 
     def measure(
         self, prompt: str | Messages, sizes: Sequence[tuple[int, int]], chat: bool = True

@@ -168,24 +168,7 @@ class PromptWriter:
             if frames:
                 pieces = spread_pieces(pieces, frames, self.frame_text or "")
             text = self._render(pieces) if chat else "".join(map(self._raw, pieces))
-        lengths = {}
-        for kind, number in self._placeholder_ids().items():
-            placeholder = self.tokenizer.token(number)
-            found, expected = text.count(placeholder), len(footprints[kind])
-            if found != expected:
-                raise InputError(
-                    f"sample {sample}: the rendered prompt has {found} {kind} placeholders for"
-                    f" {expected} {kind}s; check the chat template"
-                )
-            written = [self.write_visual(each, placeholder) for each in footprints[kind]]
-            parts = text.split(placeholder)  # one more than there are visuals
-            text = "".join(itertools.chain(*zip(parts, [*written, ""], strict=True)))
-            # Tokenizing a thousand placeholders takes milliseconds: each run is tokenized as one.
-            runs = re.compile(f"(?:{re.escape(placeholder)})+")
-            # [runs], visual tokens of each
-            lengths[number] = [len(run) // len(placeholder) for run in runs.findall(text)]
-            # a run is one placeholder again, until `np.repeat`
-            text = runs.sub(lambda _, one=placeholder: one, text)
+        text, lengths = self._write_visuals(text, footprints, sample)
         # A template that writes no first token leaves it to the tokenizer, as a raw prompt does.
         start = self.tokenizer.special_tokens.get("bos_token")
         whole = chat and (start is None or text.startswith(start))
@@ -202,8 +185,35 @@ class PromptWriter:
             repeats[slots] = counts
         return np.repeat(tokens, repeats)  # [n]
 
+    def _write_visuals(
+        self, text: str, footprints: Mapping[str, Sequence[Footprint]], sample: int
+    ) -> tuple[str, dict[int, list[int]]]:
+        """Write visuals in the place of their placeholders, each run of them as one.
+
+        Returns:
+            The text, and for each placeholder the visual tokens of each of its runs, in order.
+        """
+        lengths = {}
+        for kind, number in self._placeholder_ids().items():
+            placeholder = self.tokenizer.token(number)
+            found, expected = text.count(placeholder), len(footprints[kind])
+            if found != expected:
+                raise InputError(
+                    f"sample {sample}: the rendered prompt has {found} {kind} placeholders for"
+                    f" {expected} {kind}s; check the chat template"
+                )
+            written = [self.write_visual(each, placeholder) for each in footprints[kind]]
+            parts = text.split(placeholder)  # one more than there are visuals
+            text = "".join(itertools.chain(*zip(parts, [*written, ""], strict=True)))
+            # Tokenizing a thousand placeholders takes milliseconds: each run is tokenized as one.
+            runs = re.compile(f"(?:{re.escape(placeholder)})+")
+            lengths[number] = [len(run) // len(placeholder) for run in runs.findall(text)]  # [runs]
+            # a run is one placeholder again, until `np.repeat`
+            text = runs.sub(lambda _, one=placeholder: one, text)
+        return text, lengths
+
     def _placeholder_ids(self) -> dict[str, int]:
-        """The placeholder of each kind of visual that the model takes."""
+        """Return the placeholder of each kind of visual that the model takes."""
         ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         return {kind: number for kind, number in ids.items() if number is not None}
 

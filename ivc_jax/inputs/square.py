@@ -45,8 +45,8 @@ class Square(PictureRule):
         """
         side = vision.table_side * vision.patch_size
         stated = {
-            "size": _read_side(config.get("size", side), "shortest_edge"),
-            "crop_size": _read_side(config.get("crop_size", side), "height", "width"),
+            "size": _read_side(config.get("size") or side, "shortest_edge"),
+            "crop_size": _read_side(config.get("crop_size") or side, "height", "width"),
         }
         for name, found in stated.items():
             if found != side:

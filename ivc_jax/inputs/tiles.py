@@ -55,7 +55,7 @@ class Tiles(PictureRule):
             InputError: settings that contradict each other or the tower.
         """
         side = vision.table_side * vision.patch_size
-        size = settings.get("size", side)
+        size = settings.get("size") or side
         sizes = set(size.values()) if isinstance(size, Mapping) else {size}
         if sizes != {side}:
             raise InputError(
@@ -99,17 +99,22 @@ class Tiles(PictureRule):
         """Stretch a picture and cut it into tiles; several, frames of a video, are a tile each."""
         size = self.tile_size
         columns, rows = (1, 1) if len(pictures) > 1 else self.find_tiles(*pictures[0].size)
-        shown = [self._stretch(picture, columns, rows) for picture in pictures]
-        # [rows, y, columns, x, channels] of each: tiles in raster order
-        blocks = [whole.reshape(rows, size, columns, size, -1) for whole in shown]
-        tiles = [block.swapaxes(1, 2).reshape(-1, size, size, block.shape[-1]) for block in blocks]
+        tiles = [cut_tiles(self._stretch(each, columns, rows), size) for each in pictures]
         if columns * rows > 1:
-            tiles.append(self._stretch(pictures[0], 1, 1)[None])
+            tiles.append(cut_tiles(self._stretch(pictures[0], 1, 1), size))
         return Visual(*self.patchify(np.concatenate(tiles)), tiles=(columns, rows))
 
     def _stretch(self, picture: Image.Image, columns: int, rows: int) -> np.ndarray:
         size = columns * self.tile_size, rows * self.tile_size  # width, height
         return np.asarray(picture.resize(size, resample=self.resample))
+
+
+def cut_tiles(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Cut pixels into tiles row by row: [tiles, side, side, channels]."""
+    height, width, channels = pixels.shape  # whole tiles
+    # [rows, y, columns, x, channels]
+    blocks = pixels.reshape(height // side, side, width // side, side, channels)
+    return blocks.swapaxes(1, 2).reshape(-1, side, side, channels)
 
 
 @functools.cache

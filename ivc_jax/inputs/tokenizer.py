@@ -75,7 +75,7 @@ class Tokenizer:
         Args:
             path: the directory.
             word_pattern: regex by which vocab.json and merges.txt want text cut beforehand;
-                without it tokenizer.json alone is read.
+                without it these two are not read.
 
         Raises:
             InputError: no tokenizer files, or damaged ones.

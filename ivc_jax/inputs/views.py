@@ -81,4 +81,4 @@ def _meet(side: int, vision: VisionConfig, tiles: int, whole: int, length: int) 
     # the last cell of a tile reaches over its border
     stop = np.minimum(start + cell, (tile + 1) * vision.view_size)
     first = (whole - length) // 2
-    return (np.maximum(start, first) < np.minimum(stop, first + length)).astype(bool)
+    return np.maximum(start, first) < np.minimum(stop, first + length)

@@ -86,10 +86,11 @@ class TensorFiles:
         """Return the name of a tensor's dtype in `DTYPES`, None if it is not among them."""
         return _STORED.get(self.headers[name].dtype)
 
-    def _dtype(self, header: TensorHeader) -> np.dtype:
-        dtype = DTYPES.get(_STORED.get(header.dtype), _COMPARED.get(header.dtype))
+    def _dtype(self, name: str) -> np.dtype:
+        stored = self.headers[name].dtype
+        dtype = DTYPES.get(_STORED.get(stored), _COMPARED.get(stored))
         if dtype is None:
-            raise CheckpointError(f"{header.file} holds numbers that are not read: {header.dtype}")
+            raise CheckpointError(f"unsupported dtype: {name} is {stored}")
         return dtype
 
     def main_dtype(self) -> str:
@@ -136,14 +137,14 @@ class TensorFiles:
         header = self.headers[name]
         sizes = zip(index, header.shape, strict=False)
         whole = tuple(len(range(*part.indices(size))) for part, size in sizes) == header.shape
-        same = transform is Transform.SAME and dtype in (None, self._dtype(header))
+        same = transform is Transform.SAME and dtype in (None, self._dtype(name))
         if whole and same and rows is None:
-            return self._read_whole(header)
+            return self._read_whole(header, self._dtype(name))
         return copy_aligned(self.read(name, transform, index, rows), dtype)
 
-    def _read_whole(self, header: TensorHeader) -> np.ndarray:
+    def _read_whole(self, header: TensorHeader, dtype: np.dtype) -> np.ndarray:
         """Read a tensor without its mapping, whose pages would be looked up one by one."""
-        values = allocate(header.shape, self._dtype(header))
+        values = allocate(header.shape, dtype)
         target, done = memoryview(values.reshape(-1).view(np.uint8)), 0
         with header.file.open("rb", buffering=0) as stream:
             while done < len(target):
@@ -185,7 +186,7 @@ class TensorFiles:
             first = int(wanted.min())
             stored = (slice(first, int(wanted.max()) + 1), *stored[1:])
             picked = wanted - first
-        dtype = self._dtype(header)
+        dtype = self._dtype(name)
         stop = header.offset + math.prod(header.shape) * dtype.itemsize
         tensor = self._bytes[header.file][header.offset : stop].view(dtype).reshape(header.shape)
         values = transform.to_ours(tensor[stored][picked])
