@@ -119,11 +119,8 @@ def load(
     """
     chosen = _choose_dtype(dtype, mesh)
     quantize.check(weights)
-    if not processor and (min_pixels, max_pixels) != (None, None):
-        raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
-    for name, option in (("pad", pad), ("max_tiles", max_tiles)):
-        if not processor and option is not None:
-            raise InputError(f"{name} is the processor's; load it or leave it out")
+    if not processor:
+        _refuse_options(min_pixels, max_pixels, pad, max_tiles)
     folder = find_folder(path, revision, token)
     home = folder
     if processor and processor is not True:
@@ -137,9 +134,7 @@ def load(
         config = _with_pixels(config, made.images)
     elif rules := read_rules(folder, config, family.read_pictures):
         config = _with_pixels(config, rules[0])
-    stops = read_stop_ids(folder, end_token=family.end_token) or (made.stop_ids if made else ())
-    # An answer would never end at one that cannot be generated.
-    check_ids(np.array(stops, np.int64), config.decoder.vocab_size, f"{folder}, end tokens")
+    stops = _find_stops(folder, config, family, made)
     params = load_params(folder, config, chosen, mesh, weights)
     return Model(config, params, mesh, stops), made
 
@@ -306,6 +301,27 @@ def check_dtype(name: str, platform: str) -> None:
     # Attention multiplies halves and adds them up in float32, which XLA has on GPU only.
     if name == "float16" and platform != "gpu":
         raise ValueError(f"float16 is not computed on {platform}; use dtype bfloat16 or float32")
+
+
+def _refuse_options(
+    min_pixels: int | None, max_pixels: int | None, pad: bool | None, max_tiles: int | None
+) -> None:
+    """Refuse settings for pictures where there is no processor to have them."""
+    if (min_pixels, max_pixels) != (None, None):
+        raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
+    for name, option in (("pad", pad), ("max_tiles", max_tiles)):
+        if option is not None:
+            raise InputError(f"{name} is the processor's; load it or leave it out")
+
+
+def _find_stops(
+    folder: Path, config: ModelConfig, family: Family, made: Processor | None
+) -> tuple[int, ...]:
+    """Find the ids that end an answer: those of the checkpoint, else of the processor."""
+    stops = read_stop_ids(folder, end_token=family.end_token) or (made.stop_ids if made else ())
+    # An answer would never end at one that cannot be generated.
+    check_ids(np.array(stops, np.int64), config.decoder.vocab_size, f"{folder}, end tokens")
+    return stops
 
 
 def _with_pixels(config: ModelConfig, images: PictureRule) -> ModelConfig:

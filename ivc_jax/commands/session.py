@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 import ivc_jax
 from ivc_jax.commands.data import choose_tasks, open_task, read_bounds
@@ -26,7 +27,9 @@ from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
 from ivc_jax.evals.running.survey import TaskEntry
 from ivc_jax.evals.schema import Meta
 from ivc_jax.inputs.layout import arrange
+from ivc_jax.inputs.processor import Processor
 from ivc_jax.inputs.resize import SmartResize
+from ivc_jax.model import Model
 from ivc_jax.parallel.processes import wait_for_all
 from ivc_jax.studies.study import Study
 
@@ -76,13 +79,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
             mirror.pull([])
             folder.refuse_other_model(model_id, name_model(path))
         log(f"loading {name_model(path)}")
-        pictures = {
-            "min_pixels": settings.min_pixels,
-            "max_pixels": settings.max_pixels,
-            "max_tiles": settings.max_tiles,
-            "pad": settings.pad,
-        }
-        model, processor = ivc_jax.load(path, settings.dtype, mesh, settings.weights, **pictures)
+        model, processor = _load(settings, path, mesh)
         entries = [_apply_protocol(settings, entry, model.config) for entry in entries]
         reached, unreachable = _check_methods(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
@@ -116,6 +113,19 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     share = settings.share_tower and can_share_pictures(resolved)
     answerer = ModelAnswerer(model, processor, settings.share_tower, share)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
+
+
+def _load(settings: RunConfig, path: str, mesh: Mesh | None) -> tuple[Model, Processor | None]:
+    return ivc_jax.load(
+        path,
+        settings.dtype,
+        mesh,
+        settings.weights,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        max_tiles=settings.max_tiles,
+        pad=settings.pad,
+    )
 
 
 def _apply_protocol(settings: RunConfig, entry: TaskEntry, config: ModelConfig) -> TaskEntry:
