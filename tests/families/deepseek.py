@@ -1,8 +1,9 @@
 """Tiny DeepSeek-VL2: `config.json`, tensor names, tokenizer and picture settings."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from helpers.files import write_settings, write_tokenizer
 
 # The first two are written with a wide bar and a low block, as published.
 _SPECIAL = (
@@ -94,14 +95,7 @@ def new_name(name: str) -> str:
 
 def write_processor_files(folder: Path) -> None:
     """Write a byte-level tokenizer with the family's marks, and its picture settings."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in _SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder, _SPECIAL)
     tokenizer_config = {
         "tokenizer_class": "LlamaTokenizerFast",
         "bos_token": _SPECIAL[0],
@@ -120,8 +114,4 @@ def write_processor_files(folder: Path) -> None:
         "image_token": "<image>",
         "sft_format": "deepseek",
     }
-    for name, content in {
-        "tokenizer_config": tokenizer_config,
-        "processor_config": processor,
-    }.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+    write_settings(folder, tokenizer_config=tokenizer_config, processor_config=processor)

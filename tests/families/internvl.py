@@ -1,10 +1,11 @@
 """Tiny transformers-native InternVL, and what its files share with `internvl_chat`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers import files
+from helpers.prompts import pad_rows
 
 SPECIAL = (
     *("<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"),
@@ -87,14 +88,7 @@ def new_name(name: str) -> str:
 
 def write_tokenizer(folder: Path, **settings: Any) -> None:
     """Write a byte-level tokenizer with InternVL's marks."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    files.write_tokenizer(folder, SPECIAL)
     usual = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<|endoftext|>",
@@ -106,7 +100,7 @@ def write_tokenizer(folder: Path, **settings: Any) -> None:
         },
         "model_max_length": 1024,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(usual | settings, indent=1))
+    files.write_settings(folder, tokenizer_config=usual | settings)
 
 
 def write_processor_files(folder: Path) -> None:
@@ -123,7 +117,7 @@ def write_processor_files(folder: Path) -> None:
         "image_std": [0.229, 0.224, 0.225],
         "resample": 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=1))
+    files.write_settings(folder, preprocessor_config=images)
 
 
 def hf_arrays(prompts, side: str = "left", seed: int = 0) -> dict[str, np.ndarray]:
@@ -139,12 +133,7 @@ def hf_arrays(prompts, side: str = "left", seed: int = 0) -> dict[str, np.ndarra
             row += [ID["<img>"], *[ID["<IMG_CONTEXT>"]] * part[0] * TOKENS, ID["</img>"]]
             tiles += part[0]
         rows.append(row)
-    width = max(map(len, rows))
-    ids, mask = np.full((len(rows), width), 7), np.zeros((len(rows), width), np.int64)
-    for row, (target, valid) in zip(rows, zip(ids, mask, strict=True), strict=True):
-        where = slice(width - len(row), None) if side == "left" else slice(len(row))
-        target[where], valid[where] = row, 1
-    arrays = {"input_ids": ids, "attention_mask": mask}
+    arrays = pad_rows(rows, side)
     if tiles:
         pixels = draw.standard_normal((tiles, 3, SIDE, SIDE)).astype(np.float32)
         arrays["pixel_values"] = pixels

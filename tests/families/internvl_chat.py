@@ -1,10 +1,11 @@
 """Tiny InternVL in the layout of its authors: InternLM2 inside ("old") or Qwen2 ("new")."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from families.internvl import ID, SIDE, text_sizes, write_tokenizer
+from families.qwen import change
+from helpers.files import write_settings
 
 LARGE = "internvl_chat_6b"
 TOWER_6B = {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
@@ -71,9 +72,7 @@ def write_processor_files(folder: Path) -> None:
 
     The tokenizer alone knows the placeholder of pictures there.
     """
-    sizes = json.loads((folder / "config.json").read_text())
-    del sizes["image_token_id"]
-    (folder / "config.json").write_text(json.dumps(sizes, indent=1))
+    change(folder / "config.json", image_token_id=None)
     specials = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     write_tokenizer(folder, **specials, chat_template=_CHAT_TEMPLATE)
     images = {
@@ -87,6 +86,5 @@ def write_processor_files(folder: Path) -> None:
         "resample": 3,
         "size": SIDE,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=1))
     stops = {"eos_token_id": 2, "_from_model_config": True}
-    (folder / "generation_config.json").write_text(json.dumps(stops))
+    write_settings(folder, preprocessor_config=images, generation_config=stops)

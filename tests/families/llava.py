@@ -1,10 +1,11 @@
 """Tiny LLaVA: `config.json`, tensor names, tokenizer, picture settings and arrays."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers.files import write_settings, write_tokenizer
+from helpers.prompts import pad_rows
 
 _SPECIAL = ("<unk>", "<s>", "</s>", "<image>", "<pad>")
 ID = {token: 256 + number for number, token in enumerate(_SPECIAL)}  # behind 256 bytes
@@ -101,17 +102,7 @@ def unread_tensors() -> dict[str, np.ndarray]:
 
 def write_processor_files(folder: Path) -> None:
     """Write a byte-level tokenizer that puts <s> in front, the template and picture settings."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in _SPECIAL])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", ID["<s>"])]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder, _SPECIAL, begin="<s>")
     images = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
@@ -143,15 +134,14 @@ def write_processor_files(folder: Path) -> None:
         "extra_special_tokens": {"image_token": "<image>"},
         "model_max_length": 1024,
     }
-    files = {
-        "tokenizer_config": tokens,
-        "preprocessor_config": images,
-        "processor_config": processor,
-        "chat_template": {"chat_template": _CHAT_TEMPLATE},
-        "generation_config": {"bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"]},
-    }
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+    write_settings(
+        folder,
+        tokenizer_config=tokens,
+        preprocessor_config=images,
+        processor_config=processor,
+        chat_template={"chat_template": _CHAT_TEMPLATE},
+        generation_config={"bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"]},
+    )
 
 
 def hf_arrays(prompts, side: str = "left", seed: int = 0) -> dict[str, np.ndarray]:
@@ -167,12 +157,7 @@ def hf_arrays(prompts, side: str = "left", seed: int = 0) -> dict[str, np.ndarra
             else:
                 row += draw.integers(0, 255, part).tolist()
         rows.append(row)
-    width = max(map(len, rows))
-    ids, mask = np.full((len(rows), width), 7), np.zeros((len(rows), width), np.int64)
-    for row, (target, valid) in zip(rows, zip(ids, mask, strict=True), strict=True):
-        where = slice(width - len(row), None) if side == "left" else slice(len(row))
-        target[where], valid[where] = row, 1
-    arrays = {"input_ids": ids, "attention_mask": mask}
+    arrays = pad_rows(rows, side)
     if count:
         pixels = draw.standard_normal((count, 3, SIDE, SIDE)).astype(np.float32)
         arrays["pixel_values"] = pixels

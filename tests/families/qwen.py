@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from helpers.files import write_settings, write_tokenizer
+
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
@@ -92,14 +94,7 @@ def new_name(name: str) -> str:
 
 def write_processor_files(folder: Path) -> None:
     """Write a byte-level tokenizer with the Qwen2-VL marks, and settings for 4-pixel patches."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in _SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder, _SPECIAL)
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
@@ -121,8 +116,7 @@ def write_processor_files(folder: Path) -> None:
     }
     stops = {"eos_token_id": [ID["<|im_end|>"], ID["<|endoftext|>"]], "do_sample": False}
     files = {"tokenizer_config": tokenizer_config, "preprocessor_config": images}
-    for name, content in {**files, "generation_config": stops}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+    write_settings(folder, **files, generation_config=stops)
 
 
 def change(path: Path, **fields) -> None:

@@ -1,10 +1,10 @@
 """Tiny Qwen3-VL: `config.json`, tensor names, tokenizer and picture settings."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from families import qwen
+from helpers.files import write_settings
 
 
 def config(family: str, generation: str, tied: bool, **text: Any) -> dict[str, Any]:
@@ -69,5 +69,5 @@ def write_processor_files(folder: Path) -> None:
         "video_processor_type": "Qwen3VLVideoProcessor",
         "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 48 * 48},
     }
-    for name, content in {"preprocessor": images, "video_preprocessor": videos}.items():
-        (folder / f"{name}_config.json").write_text(json.dumps({**pixels, **content}))
+    files = {"preprocessor_config": images, "video_preprocessor_config": videos}
+    write_settings(folder, **{name: {**pixels, **content} for name, content in files.items()})

@@ -2,6 +2,7 @@
 
 import numpy as np
 from families.deepseek import CELLS, IMAGE, SIDE
+from helpers.prompts import pad_rows
 
 # Text lengths, and (columns, rows, (height, width)) of pictures.
 CASES = {
@@ -39,16 +40,12 @@ def write_prompts(prompts, seed=0):
 
 def to_arrays(made, released=False):
     """Return what processors return: one slice behind the other, or as the released one does."""
-    width = max(len(ids) for ids, _ in made)
-    tokens, mask = np.full((len(made), width), 7), np.zeros((len(made), width), np.int64)
-    for row, (ids, _) in enumerate(made):
-        tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = ids, 1
-    arrays = {"input_ids": tokens, "attention_mask": mask}
+    arrays = pad_rows([ids for ids, _ in made])
     pictures = [picture for _, own in made for picture in own]
     if pictures:
         arrays["image_sizes"] = np.array([size for *_, size in pictures])
     if released:
-        return arrays | _pad_tiles(made) | {"images_seq_mask": tokens == IMAGE}
+        return arrays | _pad_tiles(made) | {"images_seq_mask": arrays["input_ids"] == IMAGE}
     if pictures:
         arrays["pixel_values"] = np.concatenate([picture[0] for picture in pictures])
         arrays["images_spatial_crop"] = np.array([picture[1:3] for picture in pictures])

@@ -37,6 +37,16 @@ def prompt(draw, *parts, stamped=False):
     return ids
 
 
+def pad_rows(rows, side="left"):
+    """Pad ids to one width; what they hold where the mask is 0 is nothing to look at."""
+    width = max(map(len, rows))
+    ids, mask = np.full((len(rows), width), 7), np.zeros((len(rows), width), np.int64)
+    for row, target, valid in zip(rows, ids, mask, strict=True):
+        where = slice(width - len(row), None) if side == "left" else slice(len(row))
+        target[where], valid[where] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 def hf_arrays(prompts, side="left", seed=0, seconds=None, stamped=False):
     """Build what an HF processor returns for prompts made of `prompt` parts.
 
@@ -45,13 +55,7 @@ def hf_arrays(prompts, side="left", seed=0, seconds=None, stamped=False):
     """
     draw = np.random.default_rng(seed)
     rows = [prompt(draw, *parts, stamped=stamped) for parts in prompts]
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), 7)
-    mask = np.zeros((len(rows), width), np.int64)
-    for row, (target, valid) in zip(rows, zip(ids, mask, strict=True), strict=True):
-        where = slice(width - len(row), None) if side == "left" else slice(len(row))
-        target[where], valid[where] = row, 1
-    arrays = {"input_ids": ids, "attention_mask": mask}
+    arrays = pad_rows(rows, side)
     visuals = [part for parts in prompts for part in parts if not isinstance(part, int)]
     for kind, pixels, grid in (
         ("image", "pixel_values", "image_grid_thw"),
