@@ -4,14 +4,14 @@ Every case goes through the public calls on a tiny random checkpoint whose param
 their usual start values, in float32 at highest matmul precision.
 """
 
-import jax
 import numpy as np
 import pytest
 from helpers.prompts import CASES, IMAGE, VIDEO, hf_arrays
 
 import ivc_jax
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+from helpers import parity
 
 CHECKPOINTS = {
     "untied": {"tied": False, "generation": "new"},
@@ -23,7 +23,7 @@ SECONDS = {"qwen2_5_vl": 0.7}  # 2.8 time positions a frame, rounded down
 
 
 def hf_call(arrays):
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = parity.to_tensors(arrays)
     kinds = (tensors["input_ids"] == IMAGE) + 2 * (tensors["input_ids"] == VIDEO)
     return {**tensors, "mm_token_type_ids": kinds.int()}
 
@@ -40,18 +40,7 @@ def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     model, reference = pair
     stamped = model.config.vision.timestamps
     arrays = hf_arrays(CASES[case], seconds=SECONDS.get(model.config.family), stamped=stamped)
-    with torch.no_grad():
-        logits = reference(**hf_call(arrays)).logits[:, -1].numpy()
-        sequences = reference.generate(
-            **hf_call(arrays), max_new_tokens=32, do_sample=False, eos_token_id=None
-        )
-    with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays))
-        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
-    np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
-    assert np.abs(logits).max() > 1  # the comparison is not between two zeros
-    np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
-    np.testing.assert_array_equal(out.lengths, 32)
+    parity.check_answers(model, arrays, *parity.ask(reference, hf_call(arrays)))
 
 
 def test_padding_side_does_not_matter(pair):

@@ -1,6 +1,5 @@
 """InternVL in both layouts against transformers: logits and greedy tokens."""
 
-import jax
 import numpy as np
 import pytest
 from families.internvl import TOKENS, hf_arrays
@@ -8,8 +7,11 @@ from helpers.tiny import random_tensors, tiny_config
 
 import ivc_jax
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import torch
+import transformers
+from helpers import parity
 
 CASES = {
     "several tiles and one": [(2, (3,), 3, (1,), 5)],
@@ -103,18 +105,7 @@ def pair(request, tiny_hf, load_torch):
 def test_logits_and_32_greedy_tokens_equal_transformers(pair, case):
     model, reference = pair
     arrays = hf_arrays(CASES[case])
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        logits = reference(**tensors).logits[:, -1].numpy()
-        sequences = reference.generate(
-            **tensors, max_new_tokens=32, do_sample=False, eos_token_id=None
-        )
-    with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays))
-        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
-    np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
-    assert np.abs(logits).max() > 1
-    np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
+    parity.check_answers(model, arrays, *parity.ask(reference, parity.to_tensors(arrays)))
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +123,12 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(deep, tile
     model, reference = deep
     count = np.prod(tiles) + (np.prod(tiles) > 1)
     arrays = hf_arrays([(5, (int(count),), 9)], seed=int(count))
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     walk = released.ReleasedInternVL(reference, tiles, side=4, raw=raw)
     with torch.no_grad():
         span = released.Span(6, int(count) * TOKENS)
-        kept, logits, tokens = walk.generate(tensors, 3, span, 24)
-    batch = ivc_jax.Batch.from_hf(**arrays, images_spatial_crop=[tiles])
-    with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, batch, f"ivc:layer=3{',quirks=official' * raw}")
-        out = ivc_jax.decode(model, prompt, 24, ())
+        kept, logits, tokens = walk.generate(parity.to_tensors(arrays), 3, span, 24)
+    arrays["images_spatial_crop"] = [tiles]
+    method = f"ivc:layer=3{',quirks=official' * raw}"
+    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method)
     np.testing.assert_array_equal(prompt.kept[0], kept)
     assert len(kept) == 16 + round(0.5 * count * TOKENS)
-    np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
-    assert out.tokens[0].tolist() == tokens

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 from families import llava
@@ -81,21 +80,12 @@ def pairs(folder, load_torch):
     ],
 )
 def test_logits_and_32_greedy_tokens_equal_transformers(pairs, name, case):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    from helpers import parity
+
     model, reference = pairs(name)
     arrays = hf_arrays(CASES[case])
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        logits = reference(**tensors).logits[:, -1].numpy()
-        sequences = reference.generate(
-            **tensors, max_new_tokens=32, do_sample=False, eos_token_id=None
-        )
-    with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays))
-        out = ivc_jax.decode(model, prompt, max_new_tokens=32, stop_ids=())
-    np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
-    assert np.abs(logits).max() > 1
-    np.testing.assert_array_equal(out.tokens, sequences[:, arrays["input_ids"].shape[1] :])
+    parity.check_answers(model, arrays, *parity.ask(reference, parity.to_tensors(arrays)))
 
 
 def test_what_nobody_reads_is_excused_and_nothing_else(folder):

@@ -1,18 +1,19 @@
 """IVC-Prune against the released method, walked by hand on a transformers model."""
 
-import jax
 import numpy as np
 import pytest
+from helpers.batches import BUCKET, PROMPTS, batch_of
 from helpers.prompts import END, IMAGE, START, VIDEO, hf_arrays
 from helpers.tiny import QWEN
 
 import ivc_jax
-from ivc_jax.inputs.bucket import Buckets, collate
+from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
-released = pytest.importorskip("helpers.released")
+import torch
+from helpers import parity, released
 
 STEPS = 16
 # Merged grids of 4 x 6 and 7 x 5 tokens, neither a multiple of Qwen2.5-VL's windows in the tests.
@@ -20,7 +21,7 @@ GRIDS = [(1, 8, 12), (1, 14, 10)]
 
 
 def tensors(arrays):
-    found = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    found = parity.to_tensors(arrays)
     kinds = (found["input_ids"] == IMAGE) + 2 * (found["input_ids"] == VIDEO)
     return {**found, "mm_token_type_ids": kinds.int()}
 
@@ -42,37 +43,17 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(pair, grid
         if layer is None:  # the walk by hand is the model itself
             own = reference.model(**tensors(arrays)).logits[0, -1]
             np.testing.assert_allclose(logits, own, rtol=0, atol=1e-4)
-    method = ivc_jax.methods.parse("dense") if layer is None else IVCPrune(layer=layer)
-    with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays), method)
-        out = ivc_jax.decode(model, prompt, STEPS, ())
+    method = "dense" if layer is None else IVCPrune(layer=layer)
+    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method)
     # Exact ties of V and U, transposed cells, go to the lowest index on both sides.
     np.testing.assert_array_equal(prompt.kept[0], kept)
     visual = span.length if layer is None else round(0.5 * span.length)
     assert len(kept) == 17 + visual
-    np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
-    assert out.tokens[0].tolist() == tokens
-
-
-PROMPTS = [
-    (3, ("image", (1, 6, 8)), 5),
-    (1, ("image", (1, 8, 8)), 2, ("image", (1, 4, 10)), 9),
-    (11,),
-    (2, ("video", (2, 6, 4)), 6),
-]
-BUCKET = Buckets(text=(24,), visual=(32,), patches=(64,), rows=(5,), images=(2,))
 
 
 def test_a_mixed_batch_equals_its_prompts_alone(pair):
     model, _ = pair
-    batches = [
-        ivc_jax.Batch.from_hf(**hf_arrays([parts], seed=row)) for row, parts in enumerate(PROMPTS)
-    ]
-    together = ivc_jax.Batch(
-        tokens=sum((batch.tokens for batch in batches), ()),
-        images=sum((batch.images for batch in batches), ()),
-        videos=sum((batch.videos for batch in batches), ()),
-    )
+    together, *batches = batch_of(*range(len(PROMPTS))), *map(batch_of, range(len(PROMPTS)))
     method = IVCPrune(layer=4)
     joint = ivc_jax.generate(model, collate(together, model.config, BUCKET), method, STEPS, ())
     for row, batch in enumerate(batches):

@@ -1,16 +1,15 @@
 """IVC-Prune on LLaVA against the released method, walked by hand on a transformers model."""
 
-import jax
 import numpy as np
 import pytest
 from families.llava import ID, TOKENS, hf_arrays
 
 import ivc_jax
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
-released = pytest.importorskip("helpers.released")
-released_llava = pytest.importorskip("helpers.released_llava")
+import torch
+from helpers import parity, released, released_llava
 
 STEPS = 24
 
@@ -30,18 +29,14 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(
     arrays = hf_arrays([(before, "image", behind)], seed=before + layer)
     ids = arrays["input_ids"][0]
     span = released.Span(int(np.flatnonzero(ids == ID["<image>"])[0]), TOKENS)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = parity.to_tensors(arrays)
     with torch.no_grad():
         walk = released_llava.ReleasedLlava(reference, whole)
         kept, logits, tokens = walk.generate(tensors, layer, span, STEPS)
         own = reference(**tensors).logits[0, -1]
         dense, _ = walk.generate(tensors, None, span, 1)[1:]
     np.testing.assert_allclose(dense, own, rtol=0, atol=1e-4)
-    with jax.default_matmul_precision("highest"):
-        method = f"ivc:layer={layer},whole_kv_layers={whole}"
-        prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays), method)
-        out = ivc_jax.decode(model, prompt, STEPS, ())
+    method = f"ivc:layer={layer},whole_kv_layers={whole}"
+    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method)
     np.testing.assert_array_equal(prompt.kept[0], kept)
     assert len(kept) < len(ids) - TOKENS // 2
-    np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
-    assert out.tokens[0].tolist() == tokens
