@@ -1,6 +1,7 @@
 """The programs compile for TPU and lower for CUDA on a machine that has neither."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_long_sequences_take_the_kernel_on_tpu_alone():
 
 
 COMPILE_FOR_TPU = """
-import sys
+import json, sys, traceback
 from ivc_jax.studies.planning import slices
 slices.prepare_environment()
 from jax.sharding import SingleDeviceSharding
@@ -99,62 +100,65 @@ from helpers.programs import find_programs, stack_blocks
 device = slices.find_slice("v5e:2x4").devices[0]
 assert "v5" in device.device_kind, device.device_kind
 sharding = SingleDeviceSharding(device)
-model, processor = ivc_jax.load(sys.argv[1], dtype="bfloat16", processor=sys.argv[2] == "shown")
-batch = show_pictures(processor) if processor else None
-if model.config.decoder.experts or model.config.vision.deepstack:
-    model = stack_blocks(model)  # as they lie on a TPU; dense blocks and experts in a stack each
-for number, spec in enumerate(sys.argv[3:]):
-    # The decode sees nothing but spans: the first two methods have one and two of them.
-    programs = list(find_programs(model, spec, sharding, batch))[: 2 if number < 2 else 1]
-    for function, arguments in programs:
-        compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
-        print(spec, function.__name__, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def compile_programs(folder, shown, specs):
+    model, processor = ivc_jax.load(folder, dtype="bfloat16", processor=shown)
+    batch = show_pictures(processor) if shown else None
+    if model.config.decoder.experts or model.config.vision.deepstack:
+        # As they lie on a TPU; dense blocks and experts in a stack each.
+        model = stack_blocks(model)
+    for number, spec in enumerate(specs):
+        # The decode sees nothing but spans: the first two methods have one and two of them.
+        programs = list(find_programs(model, spec, sharding, batch))[: 2 if number < 2 else 1]
+        for function, arguments in programs:
+            compiled = function.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+            yield compiled.memory_analysis().temp_size_in_bytes
+
+
+for family, arguments in json.loads(sys.argv[1]).items():
+    try:
+        print(json.dumps([family, list(compile_programs(*arguments))]))
+    except Exception:
+        print(json.dumps([family, traceback.format_exc()]))
 """
+# Whether pictures come through the processor, or their patches are drawn, and what is compiled.
+FAMILIES = {
+    "qwen2_vl": (False, COMPILED),
+    **dict.fromkeys(("deepseek_vl2", "qwen3_vl"), (False, ["dense", "ivc:layer=1"])),
+    **dict.fromkeys(("llava", "internvl_6b"), (True, ["dense", "ivc:layer=1"])),
+}
+BLOCKS = {"qwen2_vl": {"num_hidden_layers": 4}}
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
-)
-def test_programs_compile_with_the_tpu_compiler(tiny_hf):
-    compile_for_tpu(tiny_hf(num_hidden_layers=4), COMPILED)
+@pytest.fixture(scope="module")
+def compiled(tiny_hf):
+    """Compile in another process: libtpu wants its environment set before JAX starts.
 
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
-)
-def test_experts_and_latent_attention_compile_with_the_tpu_compiler(tiny_hf):
-    compile_for_tpu(tiny_hf(family="deepseek_vl2"), ["dense", "ivc:layer=1"])
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
-)
-def test_features_between_blocks_compile_with_the_tpu_compiler(tiny_hf):
-    compile_for_tpu(tiny_hf(family="qwen3_vl"), ["dense", "ivc:layer=1"])
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
-)
-@pytest.mark.parametrize("family", ["llava", "internvl_6b"])
-def test_other_families_compile_with_the_tpu_compiler(tiny_hf, family):
-    compile_for_tpu(tiny_hf(family=family), ["dense", "ivc:layer=1"], "shown")
-
-
-def compile_for_tpu(folder, specs, batch="drawn"):
-    """Run apart: libtpu wants its environment set before JAX starts.
-
-    Args:
-        batch: "shown" are pictures through the processor, "drawn" their patches.
+    Returns:
+        Temporary bytes of each program of a family, or how it failed.
     """
+    work = {
+        family: (str(tiny_hf(family=family, **BLOCKS.get(family, {}))), *rest)
+        for family, rest in FAMILIES.items()
+    }
     tests = os.path.dirname(os.path.dirname(__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
     environment.pop("XLA_FLAGS", None)  # libtpu has flags of its own, and ends at others
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE_FOR_TPU, str(folder), batch, *specs],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", COMPILE_FOR_TPU, json.dumps(work)],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
-    sizes = [int(line.split()[-1]) for line in result.stdout.splitlines()]
+    return dict(map(json.loads, result.stdout.splitlines()))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_programs_compile_with_the_tpu_compiler(compiled, family):
+    sizes, (_, specs) = compiled[family], FAMILIES[family]
+    assert isinstance(sizes, list), sizes[-2000:]
     assert len(sizes) == 2 + len(specs)
     assert max(sizes) > 0
