@@ -7,6 +7,9 @@ import numpy as np
 import torch
 
 import ivc_jax
+from ivc_jax.inputs.bucket import Buckets, collate
+
+DEFAULT = Buckets()
 
 
 def to_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -27,16 +30,25 @@ def ask(
 
 
 def check_answers(
-    model: ivc_jax.Model, arrays: dict[str, np.ndarray], logits: Any, tokens: Any, method="dense"
+    model: ivc_jax.Model,
+    arrays: dict[str, np.ndarray],
+    logits: Any,
+    tokens: Any,
+    method: str | ivc_jax.methods.Method = "dense",
+    buckets: Buckets = DEFAULT,
 ) -> ivc_jax.Prefill:
     """Hold our logits [B, vocab] and greedy tokens [B, steps] to the wanted ones.
+
+    Args:
+        buckets: few sizes, so that cases of as many prompts share a program.
 
     Returns:
         What the prompts left behind.
     """
-    batch, steps = ivc_jax.Batch.from_hf(**arrays), np.shape(tokens)[1]
+    inputs = collate(ivc_jax.Batch.from_hf(**arrays), model.config, buckets)
+    steps = np.shape(tokens)[1]
     with jax.default_matmul_precision("highest"):
-        prompt = ivc_jax.prefill(model, batch, method)
+        prompt = ivc_jax.prefill(model, inputs, method)
         out = ivc_jax.decode(model, prompt, max_new_tokens=steps, stop_ids=())
     np.testing.assert_allclose(prompt.logits, logits, rtol=0, atol=1e-4)
     assert (np.abs(logits).max(axis=1) > 1).all()  # the comparison is not between two zeros
