@@ -36,7 +36,7 @@ def stack_blocks(model):
 def find_programs(model, spec, sharding=None, batch=None):
     """Yield (jitted function, abstract arguments) of prefill and decode.
 
-    Without a batch it is one of Qwen2-VL, or of a model that shows pictures as views.
+    Without a batch (or inputs) it is one of Qwen2-VL, or of a model that shows pictures as views.
     """
     batch = batch or ivc_jax.Batch.from_hf(**find_arrays(model.config))
 
@@ -47,7 +47,7 @@ def find_programs(model, spec, sharding=None, batch=None):
         return jax.tree.map(leaf, tree)
 
     method = parse(spec).resolve(model.config)
-    inputs = collate(batch, model.config)
+    inputs = collate(batch, model.config) if isinstance(batch, ivc_jax.Batch) else batch
     arguments = abstract(model.params), abstract(inputs)
     yield run_prefill, (model.config, method, *arguments)
     prompt = jax.eval_shape(lambda *a: run_prefill(model.config, method, *a), *arguments)
