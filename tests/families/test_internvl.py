@@ -6,6 +6,7 @@ from families.internvl import TOKENS, hf_arrays
 from helpers.tiny import random_tensors, tiny_config
 
 import ivc_jax
+from ivc_jax.inputs.bucket import Buckets
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -129,6 +130,7 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(deep, tile
         kept, logits, tokens = walk.generate(parity.to_tensors(arrays), 3, span, 24)
     arrays["images_spatial_crop"] = [tiles]
     method = f"ivc:layer=3{',quirks=official' * raw}"
-    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method)
+    bucket = Buckets(visual=(7 * TOKENS,), rows=(7,))  # a program for both counts of tiles
+    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method, bucket)
     np.testing.assert_array_equal(prompt.kept[0], kept)
     assert len(kept) == 16 + round(0.5 * count * TOKENS)

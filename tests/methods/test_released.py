@@ -7,7 +7,7 @@ from helpers.prompts import END, IMAGE, START, VIDEO, hf_arrays
 from helpers.tiny import QWEN
 
 import ivc_jax
-from ivc_jax.inputs.bucket import collate
+from ivc_jax.inputs.bucket import Buckets, collate
 from ivc_jax.methods import IVCPrune
 
 pytest.importorskip("torch")
@@ -44,7 +44,8 @@ def test_kept_sets_logits_and_greedy_tokens_equal_the_released_method(pair, grid
             own = reference.model(**tensors(arrays)).logits[0, -1]
             np.testing.assert_allclose(logits, own, rtol=0, atol=1e-4)
     method = "dense" if layer is None else IVCPrune(layer=layer)
-    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method)
+    buckets = Buckets(visual=(36,), patches=(192,))  # a program for both grids
+    prompt = parity.check_answers(model, arrays, logits[None], [tokens], method, buckets)
     # Exact ties of V and U, transposed cells, go to the lowest index on both sides.
     np.testing.assert_array_equal(prompt.kept[0], kept)
     visual = span.length if layer is None else round(0.5 * span.length)
