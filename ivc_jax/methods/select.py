@@ -8,6 +8,7 @@ Everything has static shapes; how many tokens a sample keeps is data.
     first            0 0 0 0 4 4 6 6
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -98,20 +99,36 @@ class Segments:
     @classmethod
     def by_frame(cls, layout: Layout) -> "Segments":
         """Make every frame a segment; an image is one frame."""
-        time = layout.grid[..., 0]  # [B, V]
-        B, V = time.shape
-        if V == 0:
-            return cls.by_image(layout)
         # Frames and images both count up, so that a change of either begins a new frame.
-        begins = _mark_changes(layout.image_id) | _mark_changes(time)
+        return cls.by_runs(layout.visual_valid, layout.image_id, layout.grid[..., 0])
+
+    @classmethod
+    def by_runs(cls, valid: jax.Array, *keys: jax.Array) -> "Segments":
+        """Make every run of tokens with equal keys, [B, V] each, a segment.
+
+        Args:
+            valid: bool [B, V], all of a run or nothing; the rest is as padding.
+            keys: whatever tells neighbours of two runs apart.
+        """
+        B, V = valid.shape
+        if V == 0:
+            empty = jnp.zeros((B, V), jnp.int32)
+            return cls(empty, empty, V)
+        begins = functools.reduce(jnp.logical_or, map(_mark_changes, keys))
         slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (B, V))
         # begins  1 0 0 1 0 1      ends, the same one earlier  0 0 1 0 1 1
         ends = jnp.concatenate([begins[:, 1:], jnp.ones((B, 1), bool)], axis=1)
         first = jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
         last = jax.lax.cummin(jnp.where(ends, slots, V), axis=1, reverse=True)
         number = jnp.cumsum(begins, axis=1, dtype=jnp.int32) - 1
-        valid = layout.visual_valid
         return cls(jnp.where(valid, number, -1), jnp.where(valid, last - first + 1, 0), V)
+
+    @classmethod
+    def by_number(cls, number: jax.Array, bound: int) -> "Segments":
+        """Make segments of their numbers, int32 [B, V], -1 outside of all."""
+        inside = (number >= 0).astype(jnp.int32)
+        segments = cls(number, inside, bound)
+        return segments.replace(count=segments.sum(inside))
 
     @property
     def valid(self) -> jax.Array:
@@ -182,6 +199,12 @@ class Segments:
     def mean(self, values: Float[Array, "B V"]) -> Float[Array, "B V"]:
         """Average values, with the sums of `total`."""
         return self.total(values) / jnp.maximum(self.count, 1)
+
+    @typed
+    def read(self, values: Shaped[Array, "B V"], place: Int[Array, "B V"]) -> Shaped[Array, "B V"]:
+        """Read a value at a place within each token's segment, 0 its first; beyond is anything."""
+        last = max(values.shape[1] - 1, 0)
+        return jnp.take_along_axis(values, jnp.clip(self.first + place, 0, last), axis=1)
 
     @typed
     def spread(self, per_segment: Shaped[Array, "B M"]) -> Shaped[Array, "B V"]:

@@ -42,11 +42,10 @@ def check_tiles(layout: Layout) -> None:
 
 def find_thumbnails(layout: Layout) -> Segments:
     """Make the last tile of every picture, which shows all of it, a segment."""
-    count, frames = layout.tiles.prod(axis=-1), Segments.by_frame(layout)  # [B, V]
+    count = layout.tiles.prod(axis=-1)  # [B, V]
     last = jnp.where(count > 1, count, 0)  # the only tile is the whole picture
     shows = layout.visual_valid & (layout.grid[..., 0] == last)
-    number, size = jnp.where(shows, layout.image_id, -1), jnp.where(shows, frames.count, 0)
-    return Segments(number, size, layout.num_images)
+    return Segments.by_number(jnp.where(shows, layout.image_id, -1), layout.num_images)
 
 
 @typed
@@ -97,7 +96,5 @@ def project(chosen: Bool[Array, "B V"], layout: Layout) -> Bool[Array, "B V"]:
     # cell of the mosaic, and with it that of the thumbnail
     down, across = tile // columns * height + row, tile % columns * width + column
     cell = down // rows * width + across // columns
-    source = images.first + columns * rows * height * width + cell
-    V = chosen.shape[1]
-    looked_up = jnp.take_along_axis(chosen, jnp.clip(source, 0, max(V - 1, 0)), axis=1)
+    looked_up = images.read(chosen, columns * rows * height * width + cell)
     return looked_up & layout.visual_valid & (tile < columns * rows) & (columns * rows > 1)

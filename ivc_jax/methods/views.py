@@ -50,24 +50,14 @@ def find_views(layout: Layout) -> Segments:
     """Make the view of every picture, with the learned tokens of its rows, a segment."""
     cells = _Cells.find(layout)
     inside = layout.visual_valid & (cells.frame == _VIEW) & ~cells.separates
-    return _count(jnp.where(inside, layout.image_id, -1), layout.num_images)
+    return Segments.by_number(jnp.where(inside, layout.image_id, -1), layout.num_images)
 
 
 def _find_rows(layout: Layout) -> Segments:
     """Make every row of a mosaic a segment."""
     cells = _Cells.find(layout)
     inside = layout.visual_valid & (cells.frame == _MOSAIC)
-    keys = jnp.stack([layout.image_id, cells.frame, cells.row])  # [3, B, V]
-    changes = (keys[..., 1:] != keys[..., :-1]).any(axis=0)
-    number = jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
-    return _count(jnp.where(inside, number[:, : inside.shape[1]], -1), inside.shape[1])
-
-
-def _count(number: jax.Array, bound: int) -> Segments:
-    """Make segments of their numbers [B, V], -1 outside of all."""
-    inside = (number >= 0).astype(jnp.int32)
-    segments = Segments(number, inside, bound)
-    return segments.replace(count=jnp.where(number >= 0, segments.sum(inside), 0))
+    return Segments.by_runs(inside, layout.image_id, cells.frame, cells.row)
 
 
 @typed
@@ -119,9 +109,7 @@ def project(chosen: Bool[Array, "B V"], layout: Layout) -> Bool[Array, "B V"]:
     columns, rows = jnp.moveaxis(jnp.maximum(layout.tiles, 1), -1, 0)  # [B, V]
     side = cells.last_column // columns  # cells along the view, and along a tile
     source = cells.row // rows * (side + 1) + cells.column // columns
-    source = Segments.by_image(layout).first + source
-    V = chosen.shape[1]
-    looked_up = jnp.take_along_axis(chosen, jnp.clip(source, 0, max(V - 1, 0)), axis=1)
+    looked_up = Segments.by_image(layout).read(chosen, source)
     return looked_up & (cells.frame == _MOSAIC) & (cells.column < cells.last_column)
 
 
