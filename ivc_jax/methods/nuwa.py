@@ -163,7 +163,7 @@ class Nuwa(Progressive):
         """Ask for tower signals at the first cut, for the text's opinion at the second."""
         if self.stage_number(stage) == 0:
             merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
-            return tuple(dict.fromkeys((TowerAttention(), self._features, *merged)))
+            return TowerAttention(), self._features, *merged
         return (self._text_request(stage),)
 
     @property

@@ -116,9 +116,9 @@ class DecoderBlock(nn.Module):
         x = x + self.o_proj(mixed.reshape(B, N, -1))  # heads side by side: [B, N, H * E]
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def expand(self, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the keys [B, N, G, C] and values [B, N, G, E] that a cache stands for."""
-        return (keys, values) if self.config.latent is None else self.latent.expand(keys)
+    def expand(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the keys [B, N, H, C] and values [B, N, H, E] that latent keys stand for."""
+        return self.latent.expand(latents)
 
     def __call__(
         self, x: jax.Array, angles: jax.Array, attend: Attend, cached: bool = False
@@ -156,7 +156,7 @@ def project(
 def project_raw(
     config: DecoderConfig, layers: Blocks, hidden: jax.Array, angles: jax.Array, index: int
 ) -> jax.Array:
-    """Return what block `index` would have as values [B, N, G, C] without its norm."""
+    """Return what block `index` would have as values [B, N, G, E] without its norm."""
     block, params = _read(config, take_block(layers, index))
     return block.apply(params, hidden, angles, method="raw_values")
 
@@ -164,11 +164,11 @@ def project_raw(
 def expand(
     config: DecoderConfig, layers: Blocks, index: int, keys: jax.Array, values: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the keys and values [B, N, G, C] of block `index` that its cache stands for."""
+    """Make keys [B, N, G, C] and values [B, N, G, E] of what the cache of block `index` holds."""
     if config.latent is None:
         return keys, values
     block, params = _read(config, take_block(layers, index))
-    return block.apply(params, keys, values, method="expand")
+    return block.apply(params, keys, method="expand")
 
 
 @typed
