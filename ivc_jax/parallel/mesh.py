@@ -5,6 +5,7 @@ the second by rows, so that a block needs one reduction for each. Batches are sp
 (`parallel.batch`).
 """
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -108,10 +109,15 @@ def shard_param(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     spec = find_spec(path)
     for size, axis in zip(shape, spec, strict=False):
         if axis is not None and size % mesh.shape[axis]:
-            if re.search(r"/[1-9]\d*/", path) is None:  # blocks are alike: the first one tells
-                _log.warning(
-                    "%s %s is replicated: %d does not divide over %d devices of axis %r",
-                    *(path, shape, size, mesh.shape[axis], axis),
-                )
+            every = re.sub(r"/\d+/", "/*/", path)
+            _note_replicated(every, shape, size, mesh.shape[axis], axis)
             return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, spec)
+
+
+@functools.cache  # one note for all blocks, and for a model that is loaded again
+def _note_replicated(path: str, shape: tuple[int, ...], size: int, devices: int, axis: str) -> None:
+    _log.warning(
+        "%s %s is replicated: %d does not divide over %d devices of axis %r",
+        *(path, shape, size, devices, axis),
+    )

@@ -1,12 +1,14 @@
 """Mesh, its spelling, and the table that shards parameters."""
 
+import logging
 import re
 
+import jax
 import pytest
 from helpers.tiny import FILES, tiny_config
 
 from ivc_jax.families import parse_config
-from ivc_jax.parallel.mesh import PARAM_RULES, find_spec, make_mesh, parse_mesh
+from ivc_jax.parallel.mesh import PARAM_RULES, find_spec, make_mesh, parse_mesh, shard_param
 from ivc_jax.weights import keymap
 from ivc_jax.weights.placement import abstract_params
 from ivc_jax.weights.source import DTYPES
@@ -40,6 +42,19 @@ def test_every_matrix_of_the_blocks_is_split(family):
     weights = [path for path in leaves(family) if re.search(r"(layers|blocks)/.*/weight$", path)]
     weights = [path for path in weights if not WHOLE.search(path)]
     assert [path for path in weights if "model" not in find_spec(path)] == []
+
+
+def test_replication_is_noted_once_for_all_blocks(caplog):
+    """Blocks in front may have no experts, so that the first of them does not speak for all."""
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "model"))
+    with caplog.at_level(logging.WARNING):
+        for block in (1, 2, 12):
+            path = f"decoder/layers/{block}/mlp/experts/up_proj/weight"
+            assert shard_param(path, (7, 4, 6), mesh).is_fully_replicated
+    assert caplog.messages == [
+        "decoder/layers/*/mlp/experts/up_proj/weight (7, 4, 6) is replicated: 7 does not divide"
+        " over 2 devices of axis 'model'"
+    ]
 
 
 def test_mesh_that_does_not_fit_is_an_error():
