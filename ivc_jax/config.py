@@ -273,7 +273,7 @@ class Released:
     Attributes:
         layer: decoder block before which it cuts; None if there is no release for the model.
         combine: how IVC tokens and foreground make up what is kept.
-        foreground_fraction: share of foreground under "union"; None is the paper's.
+        foreground_fraction: share of foreground, as `combine` takes it; None is the paper's.
         keep_seeds: whether seeds stay whatever their rank; None hangs on `combine`.
         cos_fraction: share of an image's tokens taken by V.
         sin_fraction: share of an image's tokens taken by U.

@@ -67,8 +67,8 @@ class IVCPrune(Method):
             `methods.views`). None is the released code's for the model, or "fill" in the place of
             "union" and "views" where a budget or another keep_ratio than 0.5 is asked for.
         foreground_fraction: that share, for "union"; for "views" that of a view which its IVC
-            tokens and foreground are together. None is the released code's for the model, where it
-            has one, or the paper's 0.4.
+            tokens and foreground are together. None is the released code's where the model's rule
+            is this one, or the paper's 0.4.
         keep_seeds: keep the seeds whatever their rank; None is the released code's for the model,
             where it says so, or keeps them under "fill" and drops them under "union" (paper).
         scope: "image" prunes every image on its own; "sample" pools all images of a sample in one
@@ -146,7 +146,7 @@ class IVCPrune(Method):
                 f"combine=views needs a view of the whole beside a mosaic, which {config.family}"
                 " does not have; choose another, or leave it out"
             )
-        if combine not in _BY_FRACTIONS:  # not a field of the others
+        if combine != released.combine:  # a share of that rule alone
             released = dataclasses.replace(released, foreground_fraction=None)
         method = dataclasses.replace(
             self,

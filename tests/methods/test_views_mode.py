@@ -246,6 +246,9 @@ def test_it_is_the_default_of_its_family_alone():
     method = parse("ivc").resolve(SMALL)
     assert (method.combine, method.layer, method.foreground_rule.query_offset) == ("views", 17, 1)
     assert method.foreground_fraction == 0.5
+    # which is a share of this rule; a union takes the paper's 0.4
+    (stage,) = parse("ivc:combine=union").resolve(SMALL).stages
+    assert stage.keep_ratio == pytest.approx(0.1 + 0.1 + 0.4)
     # another share can be met by filling up alone
     assert parse("ivc:keep_ratio=0.3").resolve(SMALL).combine == "fill"
     assert parse("ivc:budget=0.4").resolve(SMALL).combine == "fill"
