@@ -20,6 +20,7 @@ from ivc_jax.methods.requests import (
     LayerRequest,
     RawValues,
     Request,
+    TowerFeatures,
 )
 
 _NEED_QUERIES = AttentionRows | AttentionReceived
@@ -103,6 +104,11 @@ def _check_stage(stage: Stage, done: int, num_layers: int) -> None:
 
 
 def _check_requests(requests: tuple[Request, ...], done: int, stage: Stage) -> None:
+    if stage.merge_in == "tower" and (stage.layer or TowerFeatures() not in requests):
+        raise MethodError(
+            f"merge_in=tower of the cut before layer {stage.layer}: only one before layer 0 that"
+            " asks for TowerFeatures() merges there"
+        )
     # Signals must describe the sequence as it stands at the cut: a block before the last cut saw
     # other tokens.
     for request in requests:

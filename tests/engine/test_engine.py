@@ -16,7 +16,7 @@ from ivc_jax.engine.prefill import count_programs, embed_inputs
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import IVCPrune, parse
 from ivc_jax.methods.base import DENSE, MethodError, Stage
-from ivc_jax.methods.requests import AttentionRows, Values
+from ivc_jax.methods.requests import AttentionRows, TowerFeatures, Values
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
 from ivc_jax.types import Layout, Selection
@@ -260,6 +260,11 @@ class Scripted(type(DENSE)):
         (((Stage(2, 0.5), (Values(2),)),), "blocks 0 to 1 have run"),
         (((Stage(2, 0.5), ()), (Stage(3, 0.4), (AttentionRows(1),))), "blocks 2 to 2 have run"),
         (((Stage(2, 1.5), ()),), r"keep_ratio must be in \(0, 1\]"),
+        (((Stage(0, 0.5, merge_in="tower"), ()),), r"asks for TowerFeatures\(\)"),
+        (
+            ((Stage(2, 0.5, merge_in="tower"), (TowerFeatures(),)),),
+            "the cut before layer 2",
+        ),
     ],
 )
 def test_plan_rejects_what_the_model_cannot_give(script, message):
