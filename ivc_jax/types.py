@@ -77,6 +77,7 @@ class Inputs:
     visual_source: jax.Array
     visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
     deepstack: jax.Array | None = None  # [J, B, V, D], added to them on the way
+    objects: jax.Array | None = None  # [B, V] bool, holds a part of an object; None if nobody says
 
     def __repr__(self) -> str:
         # Leaves may be anything with the structure of these arrays: shardings, specifications.

@@ -12,7 +12,7 @@ import ivc_jax
 from ivc_jax.commands.data import choose_tasks, open_task, read_bounds
 from ivc_jax.commands.devices import choose_mesh, name_devices
 from ivc_jax.commands.origin import find_commit, find_model, name_model
-from ivc_jax.commands.settings import RunConfig
+from ivc_jax.commands.settings import RunConfig, SettingsError
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.decode import run_decode
 from ivc_jax.engine.plan import make_plan
@@ -20,11 +20,16 @@ from ivc_jax.engine.prefill import count_programs
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.benchmarks.released import find_bounds
 from ivc_jax.evals.running import runner
-from ivc_jax.evals.running.answerer import ModelAnswerer, can_share_pictures, fingerprint
+from ivc_jax.evals.running.answerer import (
+    ModelAnswerer,
+    asks_for_objects,
+    can_share_pictures,
+    fingerprint,
+)
 from ivc_jax.evals.running.mirror import Mirror
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.records import MANIFEST, RECORDS, RunFolder
-from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.evals.running.survey import OBJECTS, TaskEntry
 from ivc_jax.evals.schema import Meta
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.processor import Processor
@@ -84,6 +89,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         reached, unreachable = _check_methods(methods, model, settings.skip_unreachable)
         for reason in unreachable.values():
             log(f"left out: {reason}")
+        entries = _read_objects(settings, entries, reached, log)
         plan = runner.RunPlan(
             tasks=entries,
             methods=reached,
@@ -111,7 +117,8 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
     # Where times of a prefill leave the tower out, they do not depend on who shares a picture.
     resolved = [entry.method.resolve(model.config) for entry in reached]
     share = settings.share_tower and can_share_pictures(resolved)
-    answerer = ModelAnswerer(model, processor, settings.share_tower, share)
+    asked = any(entry.with_objects for entry in reached)
+    answerer = ModelAnswerer(model, processor, settings.share_tower, share, asked)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
 
 
@@ -258,8 +265,30 @@ def _check_methods(
         make_plan(model.config.decoder.num_layers, resolved)
         # dense has no stage
         keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
-        entries.append(MethodEntry(spec, keep_ratio, method))
+        entries.append(MethodEntry(spec, keep_ratio, method, asks_for_objects(resolved)))
     return entries, unreachable
+
+
+def _read_objects(
+    settings: RunConfig, entries: list[TaskEntry], methods: list[MethodEntry], log: Log
+) -> list[TaskEntry]:
+    """Let tasks say where objects are if a method asks; see `RunConfig.skip_without_objects`.
+
+    Raises:
+        SettingsError: a task does not know, and its methods may not be left out.
+    """
+    asking = [method.spec for method in methods if method.with_objects]
+    if not asking:
+        return entries
+    for entry in entries:
+        if not entry.knows_objects:
+            lack = f"{entry.file.path.name} has no column {OBJECTS!r}"
+            if not settings.skip_without_objects:
+                raise SettingsError(
+                    f"{lack}, which {asking[0]} needs; add it, or leave out the task or the method"
+                )
+            log(f"left out: {lack}, which {len(asking)} methods need, such as {asking[0]}")
+    return [dataclasses.replace(entry, objects=entry.knows_objects) for entry in entries]
 
 
 def _identify(settings: RunConfig, model_id: str, model: Any) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class RunConfig:
         fixed_relaxed_accuracy: take ChartQA's error relative to the reference, not to the answer.
         official_prompts: ask Qwen2-VL with the released prompt, which cuts the last character.
         skip_unreachable: leave out methods whose budget the model is too shallow for.
+        skip_without_objects: where a file does not say where objects are, leave out the methods
+            that ask, and run the others.
         studies: ablations that the report has a table and a figure of.
         skip_missing_files: leave out tasks whose file the data folder lacks, if it holds one.
     """
@@ -85,6 +87,7 @@ class RunConfig:
     studies: tuple[Study, ...] = ()
     skip_missing_files: bool = False
     skip_unreachable: bool = False
+    skip_without_objects: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_scenes", "buckets"):

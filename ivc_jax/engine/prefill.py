@@ -18,8 +18,15 @@ from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate
-from ivc_jax.methods.base import DENSE, Method, find_method
-from ivc_jax.methods.requests import Carry, Embeddings, Request, RopeSettings, TowerRequest
+from ivc_jax.methods.base import DENSE, Method, MethodError, find_method
+from ivc_jax.methods.requests import (
+    Carry,
+    Embeddings,
+    Objects,
+    Request,
+    RopeSettings,
+    TowerRequest,
+)
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder, tower
 from ivc_jax.nn.tower import Deep
@@ -213,6 +220,13 @@ def embed_inputs(
         return hidden, None, signals
     visual, features, seen = _encode(config, params, inputs, asked)  # [B, V, D], [J, B, V, D]
     signals |= seen
+    if Objects() in asked:
+        if inputs.objects is None:
+            raise MethodError(
+                "this method spares tokens that hold an object, and the batch does not say where"
+                " objects are: call the processor with objects=[[boxes of each image], ...]"
+            )
+        signals[Objects()] = inputs.objects
     B, N = inputs.tokens.shape
     # [B, V]; padding is sent to slot N, which `drop` discards.
     slot = jnp.where(inputs.layout.visual_valid, inputs.layout.visual_index, N)

@@ -75,13 +75,22 @@ class Batch:
         tokens: one int32 array [n] a sample, every placeholder repeated for each visual token.
         images: the images of all samples, in order of occurrence.
         videos: the videos of all samples, in order of occurrence.
+        objects: where annotated objects are, for methods that ask: for each sample bool [v], which
+            of its visual tokens, in order of occurrence, hold a part of one, or None if nobody
+            says; () says nothing of any sample.
     """
 
     tokens: tuple[np.ndarray, ...]
     images: tuple[Visual, ...] = ()
     videos: tuple[Visual, ...] = ()
+    objects: tuple[np.ndarray | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.objects) not in (0, len(self.tokens)):
+            raise InputError(
+                f"objects has {len(self.objects)} entries for {len(self.tokens)} samples; give one"
+                " a sample"
+            )
         for sample, tokens in enumerate(self.tokens):
             if tokens.ndim != 1 or not tokens.size:
                 raise InputError(f"sample {sample} has no tokens; give it a prompt")
@@ -99,7 +108,10 @@ class Batch:
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
         """Return the samples of several batches as one."""
+        said = any(batch.objects for batch in batches)
+        objects = [mask for each in batches for mask in each.objects or (None,) * len(each)]
         return cls(
+            objects=tuple(objects) if said else (),
             tokens=tuple(tokens for batch in batches for tokens in batch.tokens),
             images=tuple(visual for batch in batches for visual in batch.images),
             videos=tuple(visual for batch in batches for visual in batch.videos),

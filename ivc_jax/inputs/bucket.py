@@ -140,6 +140,7 @@ def pad(
         patches=patches,
         patch_positions=patch_positions,
         visual_source=visual_source,
+        objects=_stack_objects(samples, shape),
     )
 
 
@@ -236,6 +237,15 @@ def _stack(rows: Sequence[np.ndarray], slots: int, fill: int = 0) -> np.ndarray:
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
+
+
+def _stack_objects(samples: Sequence[Arrangement], shape: Shape) -> np.ndarray | None:
+    """Pad the marks of objects to bool [B, V]; None unless every sample with visuals has some."""
+    # a sample of text has no token that anything could be said of
+    marks = [sample.objects if len(sample.content) else sample.content for sample in samples]
+    if all(s.objects is None for s in samples) or any(mark is None for mark in marks):
+        return None
+    return _stack(marks, shape.visual).astype(bool)
 
 
 def _mark_valid(counts: Sequence[int], slots: int) -> np.ndarray:

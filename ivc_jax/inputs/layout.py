@@ -58,6 +58,7 @@ class Arrangement:
         segment_id: [v] int32.
         grid: [v, 3] int32, (frame, row, column) of the merged cell.
         content: [v] bool, whether a token shows a part of its picture.
+        objects: [v] bool, whether it holds a part of an annotated object; None if nobody says.
     """
 
     tokens: np.ndarray
@@ -68,6 +69,7 @@ class Arrangement:
     segment_id: np.ndarray
     grid: np.ndarray
     content: np.ndarray
+    objects: np.ndarray | None
 
 
 def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
@@ -113,7 +115,8 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
                     f" of placeholders, one a temporal slice, found {len(found)}"
                 )
             segments.append(Segment(kind, visual, footprint, tuple(found)))
-        arranged.append(_number(tokens, tuple(segments)))
+        marked = batch.objects[sample] if batch.objects else None
+        arranged.append(_number(tokens, tuple(segments), _check_objects(marked, segments, sample)))
     for kind in _KINDS:
         if used[kind] < len(owners[kind]):
             raise InputError(
@@ -131,6 +134,7 @@ def take_rows(batch: Batch, rows: Sequence[int], config: ModelConfig) -> Batch:
         tokens=tuple(batch.tokens[row] for row in rows),
         images=tuple(segment.visual for segment in segments if segment.kind == "image"),
         videos=tuple(segment.visual for segment in segments if segment.kind == "video"),
+        objects=tuple(batch.objects[row] for row in rows) if batch.objects else (),
     )
 
 
@@ -260,7 +264,21 @@ def _fit(
     return length
 
 
-def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
+def _check_objects(
+    marked: np.ndarray | None, segments: Sequence[Segment], sample: int
+) -> np.ndarray | None:
+    count = sum(segment.footprint.count for segment in segments)
+    if marked is not None and (np.shape(marked) != (count,) or marked.dtype != bool):
+        raise InputError(
+            f"sample {sample}: its objects must be bool [{count}], one a visual token, got"
+            f" {getattr(marked, 'dtype', type(marked).__name__)} {list(np.shape(marked))}"
+        )
+    return marked
+
+
+def _number(
+    tokens: np.ndarray, segments: tuple[Segment, ...], objects: np.ndarray | None
+) -> Arrangement:
     positions = number_sample(len(tokens), segments)  # [3, n]
     counts = [segment.footprint.count for segment in segments]
     slots = [np.r_[tuple(segment.runs)] for segment in segments]  # [v] each
@@ -276,4 +294,5 @@ def _number(tokens: np.ndarray, segments: tuple[Segment, ...]) -> Arrangement:
         segment_id=np.repeat(np.arange(len(segments)), counts).astype(np.int32),
         grid=np.concatenate([empty, *grids]),
         content=np.concatenate([empty[:, 0] > 0, *(each.footprint.content for each in segments)]),
+        objects=objects,
     )

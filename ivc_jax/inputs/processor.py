@@ -14,6 +14,7 @@ from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.footprint import Footprint, find_footprint, measure_visual
 from ivc_jax.inputs.frames import interleave
 from ivc_jax.inputs.messages import Messages, find_conversations, list_visuals
+from ivc_jax.inputs.objects import Box, mark_samples
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
@@ -128,6 +129,7 @@ class Processor:
         videos: Sequence[Sequence[Video] | None] | None = None,
         chat: bool = True,
         fps: float | Sequence[Sequence[float] | None] = 2.0,
+        objects: Sequence[Sequence[Sequence[Box]] | None] | None = None,
     ) -> Batch:
         """Make a batch; every list has one entry a sample.
 
@@ -142,6 +144,8 @@ class Processor:
             fps: frames a second of the videos as they are given here (2 is the rate at which
                 Qwen2.5-VL samples): one number, or for each sample a list with one a video. Only
                 models with absolute time or time stamps read it.
+            objects: for methods that ask where objects are: for each sample a list with the boxes
+                of each of its images (x1, y1, x2, y2 in its own pixels), or None.
 
         Raises:
             InputError: names the sample, the visual and the remedy.
@@ -180,7 +184,8 @@ class Processor:
             tokens.append(self.writer.write(prompt, footprints, sample, chat, num_frames))
             flat_images += pictures
             flat_videos += clips
-        return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos))
+        marks = mark_samples(objects, picture_lists, video_lists, self.images, self.config)
+        return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos), marks)
 
     def _cut_images(self, pictures: Sequence[Picture], sample: int) -> list[Visual]:
         rule = self.images.share(len(pictures))

@@ -124,6 +124,8 @@ def draw_signals(
                 continue
             case asks.Carry():
                 signals[request] = carry
+            case asks.Objects():
+                signals[request] = draw.visual(unpruned) > 1  # of about a quarter of the tokens
             case asks.Values() | asks.RawValues() | asks.Keys():
                 signals[request] = draw.vectors(layout, _G, _C)
             case asks.Hidden():

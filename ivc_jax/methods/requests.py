@@ -130,13 +130,21 @@ class RopeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Objects:
+    """Which visual tokens hold a part of an annotated object: bool [B, V], unpruned.
+
+    Known only of batches that say so (`Batch.objects`).
+    """
+
+
+@dataclasses.dataclass(frozen=True)
 class Carry:
     """What the method's earlier stage put into `Selection.carry`; None at the first stage."""
 
 
 TowerRequest = TowerAttention | TowerKeys | TowerFeatures | PixelEntropy
 LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
-Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Carry
+Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Objects | Carry
 Signals = Mapping[Request, Any]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.drawn import lay_out
-from ivc_jax.methods.requests import AttentionRows, RopeSettings, TokenVectors, Values
+from ivc_jax.methods.requests import AttentionRows, Objects, RopeSettings, TokenVectors, Values
 from ivc_jax.methods.testing import ROPE, listed
 from ivc_jax.types import Layout, Selection
 
@@ -51,23 +51,29 @@ def run_select(
     layout: Layout,
     values: TokenVectors,
     attention: jax.Array,
+    objects: jax.Array,
 ) -> Selection:
     """Call `select` with every signal that a method here may ask for."""
     signals = {
         RopeSettings(): ROPE,
         Values(stage.layer - 1): values,
         AttentionRows(stage.layer - 1): attention,
+        Objects(): objects,
     }
     return method.select(signals, layout, stage, num_keep)
 
 
-def kept_sets(method, layout, values=(), attention=None, num_keep=None) -> list[list[int]]:
+def kept_sets(
+    method, layout, values=(), attention=None, num_keep=None, objects=None
+) -> list[list[int]]:
     """Run the only stage of a method with its own capacity; check the form of the selection."""
     (stage,) = method.stages
     V = layout.visual_index.shape[1]
     K = num_keep or method.capacity(stage, V, layout.num_images)
     assert K <= V
     attention = draw_attention(layout) if attention is None else attention
-    chosen = run_select(method, stage, K, layout, gather_values(layout, values), attention)
+    objects = jnp.zeros_like(layout.visual_valid) if objects is None else objects
+    values = gather_values(layout, values)
+    chosen = run_select(method, stage, K, layout, values, attention, objects)
     assert chosen.index.shape == chosen.valid.shape == (len(layout.lengths), K)
     return listed(chosen)

@@ -37,7 +37,7 @@ class FakeAnswerer:
         width, height = messages[0]["content"][0]["image"].size
         return Size(4, width * height, width * height, 1, 1, 8)
 
-    def process(self, messages, bounds):
+    def process(self, messages, bounds, objects):
         *_, text = messages[0]["content"]
         if text["text"] in self.broken:
             raise ValueError("the prompt is too long")

@@ -32,6 +32,9 @@ VARIANTS = [
     "ivc:foreground=attention,scope=sample",
     "ivc:combine=tiles,quirks=official",
     "ivc_removal:control=other",
+    "ivc_removal:control=rank,among=background",
+    "ivc_removal:control=mirror_both,among=background",
+    "ivc_removal:control=block",
     "pyramiddrop+pore:sigma=1.5,per_image_trend=true,endpoint=true,per_image=true",
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
     "fsr:relevance=embedding,per_frame=false",
@@ -126,7 +129,7 @@ def test_every_request_can_be_drawn():
     requests.append(asks.RawValues(1))
     requests += [asks.AttentionRows(1, "last", 2), asks.AttentionRows(1, "text"), asks.Carry()]
     requests += [asks.TowerAttention(), asks.TowerKeys(), asks.TowerFeatures()]
-    requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings()]
+    requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings(), asks.Objects()]
     known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
     assert set(draw_signals(requests, layout, layout)) == set(requests)

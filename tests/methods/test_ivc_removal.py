@@ -12,7 +12,7 @@ from ivc_jax.methods import IVCPrune, IVCRemoval, MethodError, describe, parse
 from ivc_jax.methods.base import Stage
 from ivc_jax.methods.cells import draw_cells
 from ivc_jax.methods.drawn import lay_out, make_layout
-from ivc_jax.methods.requests import RopeSettings
+from ivc_jax.methods.requests import Objects, RopeSettings
 
 LAYOUT = make_layout(SAMPLES)
 LARGE = {"cos_fraction": 0.2, "sin_fraction": 0.25}
@@ -115,6 +115,13 @@ def test_stages_and_requests():
     assert stage == Stage(0, 0.75)
     assert first.requests(stage) == (RopeSettings(),)
     assert make_plan(5, first)[0] == Cut(stage)
+    for depth, blocks, layer in ((0.0, 28, 0), (0.17, 6, 1), (0.33, 28, 9), (0.99, 8, 7)):
+        method = IVCRemoval(depth=depth).resolve(model_config(blocks))
+        assert (method.layer, method.depth) == (layer, None)
+    background = IVCRemoval(layer=0, among="background")
+    (stage,) = background.stages
+    assert stage.keep_ratio == 1.0  # every IVC token may hold an object
+    assert background.requests(stage) == (RopeSettings(), Objects())
     with pytest.raises(MethodError, match="sections"):
         IVCRemoval(frequencies="section").resolve(model_config(sections=None))
 
@@ -126,6 +133,7 @@ def test_stages_and_requests():
         "ivc_removal:layer=0,sin_fraction=0.0,frequencies=0-2/8,positions=index,axes=hw",
         "ivc_removal:frequencies=low,position_offset=50,theta=100.0,control=other,seed=3",
         "ivc_removal:compact_earlier_kv=false,control=random",
+        "ivc_removal:depth=0.25,control=mirror_lr,among=background",
     ],
 )
 def test_specifications_are_written_back(spec):
@@ -138,7 +146,14 @@ def test_specifications_are_written_back(spec):
         ("layer=-1", "layer must not be negative"),
         ("cos_fraction=1.5", "cos_fraction must be in"),
         ("sin_fraction=1", "sin_fraction=1 removes whole images"),
-        ("control=most", r"control must be one of \('ivc', 'random', 'other'\), got 'most'"),
+        ("control=most", r"control must be one of \('ivc', 'random', 'other', .* got 'most'"),
+        ("among=objects", r"among must be one of \('all', 'background'\), got 'objects'"),
+        ("depth=1.0", r"depth must be in \[0, 1\), got 1.0"),
+        ("depth=0.5,layer=3", "layer and depth exclude each other"),
+        (
+            "control=rank,cos_fraction=0.45",
+            r"control=rank needs as many tokens outside the IVC set",
+        ),
         ("positions=none", "positions must be one of"),
         ("axes=t", "axes must be one of"),
         ("frequencies=lowest", "frequencies must be one of .*'low'.* got 'lowest'"),

@@ -5,6 +5,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from ivc_jax.evals.benchmarks.parsers import Box
+
 # As pandas writes a missing value into a text. "None" and "N/A" may be options.
 _MISSING = {"nan", "NaN", "<NA>"}
 _UNTYPED = {*_MISSING, "None", "null"}  # no item of a list without quotes
@@ -66,6 +68,33 @@ def read_list(text: str) -> list[str] | None:
         if item is None or item != item or isinstance(item, list | dict):
             raise CellError(f"item {number} of the list is no text; leave it out or quote it")
     return [str(item) for item in items]
+
+
+def read_objects(text: str, num_pictures: int) -> list[list[Box]]:
+    """Return the boxes of the objects of each picture; "" has none.
+
+    Args:
+        text: "x1 y1 x2 y2;x1 y1 x2 y2", or a list of such texts, one a picture.
+        num_pictures: of the row.
+
+    Raises:
+        CellError: a box without four numbers, or texts for another number of pictures.
+    """
+    texts = read_list(text)
+    if texts is None:
+        texts = [text] if num_pictures == 1 or text.strip() else [""] * num_pictures
+    if len(texts) != num_pictures:
+        raise CellError(f"objects has {len(texts)} texts for {num_pictures} pictures")
+    found = []
+    for boxes in texts:
+        found.append([])
+        for box in filter(str.strip, boxes.split(";")):
+            try:
+                x1, y1, x2, y2 = map(float, box.split())
+            except ValueError:
+                raise CellError(f"objects: expected 'x1 y1 x2 y2;...', found {box!r}") from None
+            found[-1].append((x1, y1, x2, y2))
+    return found
 
 
 def _split_items(inner: str) -> list | None:

@@ -23,9 +23,10 @@ from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import Shape, Size, pad
 from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.messages import Messages, list_visuals
+from ivc_jax.inputs.objects import Box
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import Method
-from ivc_jax.methods.requests import TowerAttention
+from ivc_jax.methods.requests import Objects, TowerAttention
 from ivc_jax.model import Model
 from ivc_jax.parallel import processes
 from ivc_jax.parallel.batch import assemble, fetch
@@ -46,6 +47,8 @@ class ModelAnswerer:
             prefill leave it out, but for the blocks that a method's own questions need.
         share_pictures: a picture that several samples of a batch ask about goes through the tower
             once. Not for methods that ask for attention in the tower (`can_share_pictures`).
+        with_objects: every batch says where objects are, those of tasks that do not know that there
+            are none, so that all have one form. Methods that ask are kept from those tasks.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class ModelAnswerer:
         processor: Processor,
         share_tower: bool = False,
         share_pictures: bool = False,
+        with_objects: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
         self.share_tower, self.share_pictures = share_tower, share_pictures
+        self.with_objects = with_objects
         self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
@@ -81,9 +86,15 @@ class ModelAnswerer:
         images = list_visuals(messages, 0)["image"]
         return self._bound(bounds).measure(messages, [image.size for image in images])
 
-    def process(self, messages: Messages, bounds: Bounds | None = None) -> Batch:
-        """Tokenize one conversation and cut its images into patches."""
-        return self._bound(bounds)(prompts=[messages])
+    def process(
+        self,
+        messages: Messages,
+        bounds: Bounds | None = None,
+        objects: Sequence[Sequence[Box]] | None = None,
+    ) -> Batch:
+        """Tokenize one conversation and cut its images, with boxes in each, into patches."""
+        boxes = None if objects is None else [objects]
+        return self._bound(bounds)(prompts=[messages], objects=boxes)
 
     def _bound(self, bounds: Bounds | None) -> Processor:
         if bounds is None:
@@ -112,7 +123,15 @@ class ModelAnswerer:
                     images = first.setdefault(holder, sample.images)
                     samples[place] = dataclasses.replace(sample, images=images)
         batch = Batch.join([filler if sample is None else sample for sample in samples])
-        return pad(arrange(batch, self.model.config), self.model.config, shape, share)
+        arranged = arrange(batch, self.model.config)
+        if self.with_objects:
+            arranged = [
+                dataclasses.replace(each, objects=np.zeros(len(each.content), bool))
+                if each.objects is None
+                else each
+                for each in arranged
+            ]
+        return pad(arranged, self.model.config, shape, share)
 
     def place(self, parts: Mapping[int, Inputs]) -> Inputs:
         """Put the shards of a batch on the devices, and through the tower if it is shared."""
@@ -212,6 +231,11 @@ def can_share_pictures(methods: Sequence[Method]) -> bool:
     """Say whether samples may share patch rows under these methods, which are resolved."""
     asked = [r for method in methods for stage in method.stages for r in method.requests(stage)]
     return not any(isinstance(request, TowerAttention) for request in asked)
+
+
+def asks_for_objects(method: Method) -> bool:
+    """Say whether a method, which is resolved, asks where objects are."""
+    return any(Objects() in method.requests(stage) for stage in method.stages)
 
 
 def fingerprint(path: str) -> str:

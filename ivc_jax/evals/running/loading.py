@@ -79,7 +79,8 @@ class BatchLoader:
             return None, Failure(plan.task, position, str(error))
         try:
             messages = entry.write_messages(row, self._answerer.family)
-            sample = self._answerer.process(messages, entry.bounds)
+            objects = entry.find_objects(row)
+            sample = self._answerer.process(messages, entry.bounds, objects)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
         # the images' cells are long, and nobody reads them again

@@ -34,11 +34,12 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class MethodEntry:
-    """A pruning method and how records call it."""
+    """A pruning method and how records call it; some run only where objects are known."""
 
     spec: str
     keep_ratio: float
     method: Any
+    with_objects: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

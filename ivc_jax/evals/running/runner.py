@@ -31,6 +31,7 @@ from ivc_jax.evals.running.survey import Failure, TaskEntry, survey
 from ivc_jax.evals.schema import Statistics
 from ivc_jax.inputs.bucket import Shape, Size
 from ivc_jax.inputs.messages import Messages
+from ivc_jax.inputs.objects import Box
 from ivc_jax.parallel.processes import any_process
 
 
@@ -57,8 +58,14 @@ class Answerer(Protocol):
     def measure(self, messages: Messages, bounds: Bounds | None) -> Size:
         """Say what a conversation takes up; ValueError if it cannot be used."""
 
-    def process(self, messages: Messages, bounds: Bounds | None) -> Any:
-        """Make a sample of a conversation; ValueError if it cannot be used."""
+    def process(
+        self, messages: Messages, bounds: Bounds | None, objects: Sequence[Sequence[Box]] | None
+    ) -> Any:
+        """Make a sample of a conversation; ValueError if it cannot be used.
+
+        Args:
+            objects: boxes of the objects of each of its pictures, if the run asks for them.
+        """
 
     def collate(self, samples: Sequence[Any], shape: Shape, holders: Sequence[int | None]) -> Any:
         """Pad the samples of one shard; something stands in for one that is None.
@@ -113,6 +120,11 @@ class RunPlan:
         """Name the record file of a task."""
         suffix = f".{self.process_index}" if self.process_count > 1 else ""
         return f"{task.name}{suffix}"
+
+    def list_methods(self, task: int) -> list[MethodEntry]:
+        """List the methods that can run on a task, which is named by its place."""
+        known = self.tasks[task].objects
+        return [method for method in self.methods if known or not method.with_objects]
 
     def bound_answers(self, task: Task) -> int:
         """Return the bound on the answers of a task."""
@@ -268,7 +280,7 @@ class _Run:
         for failure in failures:
             file, entry = self.files[failure.task], self.plan.tasks[failure.task]
             name = entry.file.find_id(failure.position)
-            for method in self.plan.methods:
+            for method in self.plan.list_methods(failure.task):
                 if (name, method.spec) not in file.done:
                     identity = self.plan.identity
                     file.append(record_failure(identity, entry.task, method, name, failure))
@@ -278,7 +290,12 @@ class _Run:
                 file.sync()
 
     def _list_missing(self, batch: BatchPlan, method: MethodEntry) -> list[str]:
-        """List the ids of own rows of a batch that have no record under a method."""
+        """List the ids of own rows of a batch that have no record under a method.
+
+        A method that cannot run on the task misses none.
+        """
+        if method not in self.plan.list_methods(batch.task):
+            return []
         names = [self._find_id(batch, slot) for slot in self._list_own(batch)]
         return [n for n in names if (n, method.spec) not in self.files[batch.task].done]
 
@@ -300,13 +317,15 @@ class _Run:
 
     def _count(self, batches: Sequence[BatchPlan], failures: Sequence[Failure]) -> None:
         """Count the records that this process has and those that it wants."""
-        wanted = sum(len(self._list_own(batch)) for batch in batches) + len(failures)
-        self.total = wanted * len(self.plan.methods)
+        rows = [(batch.task, len(self._list_own(batch))) for batch in batches]
+        rows += [(failure.task, 1) for failure in failures]
+        self.total = sum(count * len(self.plan.list_methods(task)) for task, count in rows)
         missing = sum(len(self._list_missing(b, m)) for b in batches for m in self.plan.methods)
         for failure in failures:
             name = self.plan.tasks[failure.task].file.find_id(failure.position)
             done = self.files[failure.task].done
-            missing += sum((name, method.spec) not in done for method in self.plan.methods)
+            methods = self.plan.list_methods(failure.task)
+            missing += sum((name, method.spec) not in done for method in methods)
         self.present = self.total - missing
         self._show(batches[0].task if batches else 0)
 

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ivc_jax.evals.benchmarks.cells import is_missing, read_text
+from ivc_jax.evals.benchmarks.cells import is_missing, read_objects, read_text
+from ivc_jax.evals.benchmarks.parsers import Box
 from ivc_jax.evals.benchmarks.prompts import SYSTEM
 from ivc_jax.evals.benchmarks.released import Bounds, drop_missing, save_as_jpeg
 from ivc_jax.evals.benchmarks.tasks import Task
@@ -14,6 +15,7 @@ from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
 from ivc_jax.inputs.bucket import Size
 from ivc_jax.inputs.messages import Messages, quote
 
+OBJECTS = "objects"  # the column that says where they are
 _THREADS = 4  # decoding base64 lets go of the interpreter
 _REPORT_EVERY = 200
 
@@ -25,12 +27,14 @@ class TaskEntry:
     Attributes:
         released: treat pictures and cells as the released evaluation does.
         bounds: on pictures, instead of those of the checkpoint.
+        objects: read where the objects of its pictures are.
     """
 
     task: Task
     file: TsvFile
     released: bool = False
     bounds: Bounds | None = None
+    objects: bool = False
 
     @classmethod
     def open(cls, task: Task, path: str | os.PathLike) -> "TaskEntry":
@@ -54,6 +58,27 @@ class TaskEntry:
         except ValueError as error:
             raise RowError(f"{self.locate(row)}: {error}") from None
         return row
+
+    @property
+    def knows_objects(self) -> bool:
+        """Whether the rows say where objects are: in a column, or by a box for an answer."""
+        return OBJECTS in self.file.header or self.task.scoring.find_target is not None
+
+    def find_objects(self, row: Row) -> list[list[Box]] | None:
+        """Return the boxes of the objects of each picture of a row, if the run asks for them.
+
+        The column `objects` lists them, "x1 y1 x2 y2;x1 y1 x2 y2" in pixels of the original
+        picture, several pictures as a list of such texts; without it the box of the reference is
+        the only object, of the first picture.
+
+        Raises:
+            ValueError: a cell that says something else.
+        """
+        if not self.objects:
+            return None
+        if OBJECTS in self.file.header:
+            return read_objects(read_text(row.cells, OBJECTS), len(row.images))
+        return [[self.task.scoring.find_target(row.cells)], *([] for _ in row.images[1:])]
 
     def write_messages(self, row: Row, family: str) -> Messages:
         """Return what a model is asked about a row; special tokens in its cells are words.
@@ -123,6 +148,7 @@ def survey(
         except RowError as error:
             return Failure(number, position, str(error))
         try:
+            entry.find_objects(row)  # a wrong cell shows before the model runs
             messages = entry.write_messages(row, family)
             size = measure(messages, entry.bounds)
         except ValueError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ivc_jax.evals.benchmarks import metrics
+from ivc_jax.evals.benchmarks.parsers import Box
 from ivc_jax.evals.schema import Record
 from ivc_jax.inputs.resize import PictureRule
 
@@ -65,6 +66,8 @@ class Scoring:
         headline: the metric that is the score of the task, from 0 to 1.
         cells: TSV columns that `aggregate` reads from `Record.cells`; they may be missing.
         points: what a headline of 1 is called in publications: percent, or the benchmark's points.
+        find_target: (cells) -> the box of the reference in pixels of the original picture; None
+            where references are no boxes.
         unit: (record) -> a name shared by records that belong together, where the headline is no
             mean of the scores of rows; None where it is.
     """
@@ -78,6 +81,7 @@ class Scoring:
     headline: str = "accuracy"
     cells: tuple[str, ...] = ()
     points: float = 100.0
+    find_target: Callable[[Cells], Box] | None = None
     unit: Callable[[Record], Hashable] | None = None
 
     def parse(self, text: str, cells: Cells, reader: Reader) -> Any:

@@ -121,13 +121,26 @@ def _aggregate_resized(records: Records) -> dict[str, float]:
     }
 
 
+def _find_target(cells: Cells) -> parsers.Box:
+    return parsers.read_target_box(cells["answer"])
+
+
+def _find_resized_target(cells: Cells) -> parsers.Box:
+    return parsers.rescale_box(_find_target(cells), _read_frame(cells), _read_size(cells))
+
+
 GROUNDING = Scoring(
     columns=("index", "question", "answer", "height", "width"),
     read=_read,
     score=_score,
     aggregate=_aggregate,
     check=_check,
+    find_target=_find_target,
 )
 GROUNDING_RESIZED = dataclasses.replace(
-    GROUNDING, score=_score_resized, aggregate=_aggregate_resized, check=_check_resized
+    GROUNDING,
+    score=_score_resized,
+    aggregate=_aggregate_resized,
+    check=_check_resized,
+    find_target=_find_resized_target,
 )
