@@ -35,9 +35,10 @@ class IVCRemoval(Method):
 
     - "ivc": the IVC tokens.
     - "random": drawn from all tokens.
-    - "other": drawn from those outside the IVC set; all of them where there are fewer.
+    - "other": drawn from those outside the IVC set; all of these where they are fewer than it.
     - "rank", matched for causal order: for each IVC token, in raster order, one that is left
-      outside the set, drawn from its row, or from the nearest row, above or below, with one.
+      outside the set, drawn from its row, or from the nearest row, above or below, that has one;
+      all of these where they are fewer.
     - "first", "last": in raster order, which is that of the prompt.
     - "nearest": to the first cell, by the straight distance in the grid.
     - "first_columns", "last_columns": whole columns from the left or the right, top to bottom.

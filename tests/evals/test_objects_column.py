@@ -13,6 +13,7 @@ from ivc_jax.commands import run as command
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.benchmarks.cells import CellError, read_objects
 from ivc_jax.evals.running import records, runner
+from ivc_jax.evals.running.checking import check_file
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.survey import TaskEntry
 
@@ -183,3 +184,10 @@ def test_answers_of_grounding_are_objects_of_a_model_too(tiny_hf, tmp_path):
     sample = answerer.process(messages, None, entry.find_objects(row))
     assert np.flatnonzero(sample.objects[0]).tolist() == [7]
     assert answerer.process(messages).objects == ()
+
+
+def test_a_check_finds_wrong_cells(tmp_path):
+    rows = [[str(n), IMAGE, "q", "red", cell] for n, cell in enumerate(("", "1 2 3 4", "1 2 x 4"))]
+    path = write_tsv(tmp_path / COLOUR.file_name, [*HEADER, "objects"], rows)
+    (fault,) = check_file(COLOUR, path).faults
+    assert fault.startswith(f"{path.name} row 3 (index 2): objects: expected 'x1 y1 x2 y2;...'")

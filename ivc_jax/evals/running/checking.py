@@ -34,15 +34,20 @@ def check_file(task: Task, path: str | os.PathLike) -> Checked:
     """
     try:
         entry = TaskEntry.open(task, path)
+        entry = dataclasses.replace(entry, objects=entry.knows_objects)
         count = len(entry.file.list_ids())
     except TsvError as error:
         return Checked(0, (str(error),))
 
     def find_fault(position: int) -> str | None:
         try:
-            entry.read(position)
+            row = entry.read(position)
         except RowError as error:
             return str(error)
+        try:
+            entry.find_objects(row)
+        except ValueError as error:
+            return f"{entry.locate(row)}: {error}"
         return None
 
     try:
