@@ -24,7 +24,8 @@ _SETS = {  # fractions other than the published 10 %, layers
     "cos + sin, 30 % each": (",cos_fraction=0.3,sin_fraction=0.3", (0, 2, 4)),
 }
 _DRAWS = (0, 1, 2)
-_DEPTHS = (0.0, 0.17, 0.33, 0.5)  # blocks 0, 1, 2, 3 of 6; 0, 5, 9, 14 of 28
+_EARLY = (0.0, 0.17, 0.33)  # blocks 0, 1, 2 of 6; 0, 5, 9 of 28
+_DEPTHS = (*_EARLY, 0.5)
 _DRAWN = ("random", "rank", "block")
 
 
@@ -45,10 +46,11 @@ def _variants() -> list[Variant]:
 def _background(series: str, fields: str = "", drawn: bool = False) -> list[Variant]:
     """List the runs of one control over the depths; all are compared with IVC, IVC with random."""
     versus = {"random": None, "IVC": "random"}.get(series, "IVC")
+    depths = _DEPTHS if series in ("random", "IVC") else _EARLY
     return [
         Variant(f"ivc_removal:depth={depth},among=background{fields}{seed}", series,
                 x=depth, versus=versus)
-        for depth in _DEPTHS
+        for depth in depths
         for seed in ([f",seed={seed}" for seed in _DRAWS] if drawn else [""])
     ]  # fmt: skip
 
