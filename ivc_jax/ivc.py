@@ -115,6 +115,7 @@ def make_tables(
     axes: int | None = None,
     *,
     skip_time: bool = False,
+    by_axis: bool = False,
     score_dtype: str = "float32",
     first_position: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -127,27 +128,31 @@ def make_tables(
         frequencies: as in `select`.
         axes: A; by default 3 if `rope` has sections.
         skip_time: leave the time axis of M-RoPE out of the mean; its table is zero.
+        by_axis: of the planes named, each axis of M-RoPE only those that it turns.
         score_dtype: "bfloat16" rounds every cosine and sine before the mean.
         first_position: the position of the first column.
 
     Raises:
-        ValueError: no such plane, or "section" without sections.
+        ValueError: no such plane, "section" without sections, or `by_axis` leaves no plane.
     """
     axes = axes or (1 if rope.sections is None else 3)
     if not isinstance(frequencies, str):
-        planes = [_planes(rope, frequencies)] * axes  # A arrays of plane numbers
-    elif frequencies == "all":
-        planes = [_planes(rope, None)] * axes
+        named = _planes(rope, frequencies)
+    elif frequencies in ("all", "section"):
+        named = _planes(rope, None)
     elif frequencies in THIRDS:
-        planes = [_third(rope, frequencies)] * axes
-    elif frequencies == "section":
-        if rope.sections is None or axes != 3:
-            raise ValueError('frequencies="section" needs M-RoPE sections and three position axes')
-        planes = [np.flatnonzero(rope.axis_of_plane == axis) for axis in range(3)]
+        named = _third(rope, frequencies)
     else:
         raise ValueError(f"frequencies must be one of {WORDS} or planes, got {frequencies!r}")
+    planes = [named] * axes  # A arrays of plane numbers
+    if frequencies == "section" or (by_axis and axes == 3):
+        if rope.sections is None or axes != 3:
+            raise ValueError('frequencies="section" needs M-RoPE sections and three position axes')
+        planes = [named[rope.axis_of_plane[named] == axis] for axis in range(3)]
     if skip_time and axes == 3:
         planes[0] = planes[0][:0]
+    if not sum(map(len, planes)):
+        raise ValueError(f"frequencies={frequencies} names no plane that turns height or width")
     # Dividing by the mean number of planes keeps the three axes of "section" on one scale.
     scale = axes / sum(map(len, planes))
     # [num_positions] twice for each axis

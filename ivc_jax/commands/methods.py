@@ -20,6 +20,7 @@ from rich.text import Text
 from ivc_jax import methods
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import Plugin, load_plugins
+from ivc_jax.methods.fields import list_fields, name_nested
 from ivc_jax.methods.modifier import Modifier
 from ivc_jax.methods.plugins import name_own
 from ivc_jax.methods.presets import list_presets
@@ -75,8 +76,10 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     if text.long_description:
         console.print(Text(f"\n{text.long_description}\n"))
     table = Table("field", "default", "meaning")
-    for field, meaning in _list_fields(kind):
-        table.add_row(Text(field.name), Text(_write_default(field)), Text(meaning))
+    taken = list_fields(kind)
+    for called, field, meaning in _list_fields(kind):
+        if called in taken:
+            table.add_row(Text(called), Text(_write_default(field)), Text(meaning))
     if table.row_count:
         console.print(table)
     for preset, spec in list_presets().items():
@@ -89,8 +92,8 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     console.print(Text(f"source: {about or 'no docstring'}\n{module.__file__}"))
 
 
-def _list_fields(kind: type) -> Iterator[tuple[dataclasses.Field, str]]:
-    """Yield the fields that a specification takes, nested ones too, and what they mean."""
+def _list_fields(kind: type) -> Iterator[tuple[str, dataclasses.Field, str]]:
+    """Yield the fields that a specification takes, nested ones too: name, field and meaning."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):  # from the base down: a class may explain a field anew
         for entry in docstring_parser.parse(base.__doc__ or "").params:
@@ -101,9 +104,10 @@ def _list_fields(kind: type) -> Iterator[tuple[dataclasses.Field, str]]:
             default = field.default_factory()
         # nested: a specification takes its fields as if they were the method's
         if dataclasses.is_dataclass(default):
-            yield from _list_fields(type(default))
+            for _, inner, meaning in _list_fields(type(default)):
+                yield name_nested(field, inner), inner, meaning
         elif field.name not in _HIDDEN:
-            yield field, meanings.get(field.name, "")
+            yield field.name, field, meanings.get(field.name, "")
 
 
 def _write_default(field: dataclasses.Field) -> str:

@@ -69,7 +69,7 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         ValueError: something cannot be used; the message is one line that names it.
     """
     chosen = choose_tasks(settings, log)
-    methods = _parse_methods(settings)
+    methods = parse_methods(settings)
     bounds = read_bounds(settings, chosen)
     mesh = choose_mesh(settings)
     path = find_model(settings.model)
@@ -213,7 +213,7 @@ def _list_pixel_bounds(session: Session) -> dict[str, list[int]]:
     }
 
 
-def _parse_methods(settings: RunConfig) -> list[Any]:
+def parse_methods(settings: RunConfig) -> list[Any]:
     """Parse the specifications, give the run's seed to those that name none, drop doubles."""
     found = []  # not a set: records and tables keep the order
     for spec in settings.methods:
@@ -239,9 +239,12 @@ def _parse(spec: str, seed: int) -> Any:
 
 
 def _seed(method: Any, seed: int) -> Any:
+    changes = {"seed": seed} if hasattr(method, "seed") else {}
+    if getattr(getattr(method, "coordinates", None), "rule", None) == "random":
+        changes["random_seed"] = seed
     if hasattr(method, "host"):  # a modifier: the method within draws the lots
-        return dataclasses.replace(method, host=_seed(method.host, seed))
-    return dataclasses.replace(method, seed=seed) if hasattr(method, "seed") else method
+        changes["host"] = _seed(method.host, seed)
+    return dataclasses.replace(method, **changes) if changes else method
 
 
 def _check_methods(

@@ -1,7 +1,11 @@
-"""IVC tokens as a part of methods: how their scores are formed, and which tokens they mark."""
+"""IVC tokens as a part of methods: how their scores are formed, and which tokens they mark.
+
+Other rules for as many reference tokens (`references`) take their place by name.
+"""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +13,23 @@ import numpy as np
 
 from ivc_jax import ivc
 from ivc_jax.config import RopeConfig
+from ivc_jax.methods import references
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.defaults import fill_in
-from ivc_jax.methods.fields import check_choice, check_fractions, check_not_negative, sort_planes
-from ivc_jax.methods.select import Segments, gather_positions, round_counts
+from ivc_jax.methods.fields import (
+    check_choice,
+    check_fractions,
+    check_not_negative,
+    check_seed,
+    sort_planes,
+)
+from ivc_jax.methods.select import Segments, bound_total, gather_positions, round_counts
+from ivc_jax.nearest import suggest
 from ivc_jax.types import Layout
 
 Frequencies = str | tuple[int, ...]
 
+RULES = ("released", "lattice", "farthest", "phase", "random")
 _WHOLE_FRACTIONS = 0.5  # the budget for which the released fractions were chosen
 
 
@@ -43,6 +56,11 @@ class Coordinates:
         position_offset: added to every position in this score alone, as if the prompt before the
             image were that much longer. Attention cannot tell: rotated queries and keys meet in
             the difference of their positions. V and U can.
+        rule: "released" marks the top of V and of U. Others mark as many tokens of each image,
+            chosen otherwise: an even "lattice"; greedily the "farthest" from each other in rotary
+            space; rows and columns that cover the "phase" of their axis; or "random" ones (see
+            `methods.references`). A specification calls it coordinates.
+        random_seed: of the draw of "random", another than that of the method `random`.
     """
 
     cos_fraction: float | None = None
@@ -52,12 +70,21 @@ class Coordinates:
     axes: str = "thw"
     theta: float | None = None
     position_offset: int = 0
+    rule: str = "released"
+    random_seed: int = 0
 
     def __post_init__(self) -> None:
         check_fractions(cos_fraction=self.cos_fraction, sin_fraction=self.sin_fraction)
         if self.theta is not None and not 1 <= self.theta < math.inf:
             raise MethodError(f"theta must be a finite base of at least 1, got {self.theta}")
         check_not_negative(position_offset=self.position_offset)
+        check_seed(self.random_seed)
+        if self.rule not in RULES:
+            hint = suggest(str(self.rule), RULES) or ";"
+            known = ", ".join(RULES)
+            raise MethodError(f"unknown coordinates {self.rule!r}{hint} known coordinates: {known}")
+        if self.random_seed and self.rule != "random":
+            raise MethodError("random_seed has an effect with coordinates=random only")
         check_choice("positions", self.positions, ("absolute", "relative", "index"))
         check_choice("axes", self.axes, ("thw", "hw"))
         if not isinstance(self.frequencies, str):
@@ -71,7 +98,7 @@ class Coordinates:
     def check_planes(self, rope: RopeConfig) -> None:
         """Raise MethodError if the rotary embedding of the model lacks the planes asked for."""
         try:
-            ivc.make_tables(rope, self.frequencies, num_positions=1)
+            self._tabulate(rope, 1, by_axis=self.rule in ("farthest", "phase"))
         except ValueError as error:
             raise MethodError(str(error)) from None
 
@@ -99,33 +126,47 @@ class Coordinates:
         within: Segments | None = None,
         score_dtype: str = "float32",
     ) -> jax.Array:
-        """Mark the IVC tokens of every segment: bool [B, V].
+        """Mark the IVC tokens of every segment, or as many others: bool [B, V].
 
         Args:
+            layout: unpruned; later cuts `recall` the marks.
             within: the segments; by default the images.
             score_dtype: "float32", or "bfloat16" for the rounding of the released code.
         """
         within = within or Segments.by_image(layout)
         # A raster number can exceed every position id, but not the number of visual tokens.
         bound = max(layout.num_positions, layout.visual_slots) + 1
-        tables = ivc.make_tables(  # of V and of U, [A, bound] each
-            rope if self.theta is None else dataclasses.replace(rope, theta=float(self.theta)),
-            self.frequencies,
-            bound,
-            skip_time=self.axes == "hw",
-            score_dtype=score_dtype,
-            first_position=self.position_offset,  # instead of moving positions and bound
+        places, tallies = self._place(layout), self.count(layout.visual_slots)
+        cosine, sine = map(within.look_up, tallies)  # [B, V] both
+        marked = ivc.tokens(
+            # instead of moving positions and bound
+            self._tabulate(
+                rope, bound, first_position=self.position_offset, score_dtype=score_dtype
+            ),
+            *(places, within.number, layout.visual_valid, cosine, sine, score_dtype),
         )
-        cosine, sine = map(within.look_up, self.count(layout.visual_slots))  # [B, V] both
-        return ivc.tokens(
-            tables,
-            self._place(layout),
-            within.number,
-            layout.visual_valid,
-            cosine,
-            sine,
-            score_dtype,
-        )
+        if self.rule == "released" or not layout.visual_slots:
+            return marked
+        counts = within.sum(marked.astype(jnp.int32))  # [B, V]
+        if self.rule == "random":
+            return references.mark_random(layout, within, counts, self.random_seed)
+        if self.rule == "lattice":
+            return references.mark_lattice(layout, within, counts)
+        sizes = np.arange(layout.visual_slots + 1)
+        most = bound_total(np.minimum(sum(tallies), sizes), within.bound)
+        closeness = self._tabulate(rope, bound, by_axis=True)[0]  # [A, bound]
+        if self.rule == "phase" and not rope.line:
+            return references.mark_phase(layout, closeness, within, counts, most)
+        return references.mark_farthest(places, closeness, within, counts, most)
+
+    def _tabulate(
+        self, rope: RopeConfig, bound: int, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make the tables of V and of U, [A, bound] each."""
+        if self.theta is not None:
+            rope = dataclasses.replace(rope, theta=float(self.theta))
+        skip_time = self.axes == "hw"
+        return ivc.make_tables(rope, self.frequencies, bound, skip_time=skip_time, **options)
 
     def _place(self, layout: Layout) -> jax.Array:
         """Return the positions that enter the score: int32 [3, B, V]."""
@@ -138,3 +179,8 @@ class Coordinates:
             return jnp.where(layout.visual_valid, absolute - start + 1, 0)
         number = jnp.where(layout.visual_valid, jnp.arange(first.shape[1]) - first + 1, 0)
         return jnp.broadcast_to(number, absolute.shape)
+
+
+def recall(marked: jax.Array, layout: Layout) -> jax.Array:
+    """Find the marks of the unpruned prompt, [B, V unpruned], at the tokens left: bool [B, V]."""
+    return jnp.take_along_axis(marked, layout.visual_origin, axis=1) & layout.visual_valid

@@ -11,6 +11,7 @@ from ivc_jax import ivc
 from ivc_jax.methods.base import MethodError
 
 _T = TypeVar("_T")
+_RULE = "rule"  # of nested settings: written as the settings themselves, coordinates=lattice
 
 
 def require(value: _T | None, name: str, field: str = "layer") -> _T:
@@ -84,7 +85,8 @@ def flat(*names: str) -> Callable[[type[_T]], type[_T]]:
     """Let a method that nests its settings be written flat, in strings and as keywords.
 
     `IVCPrune(cos_fraction=0.05)` is `IVCPrune(coordinates=Coordinates(cos_fraction=0.05))`: a name
-    means one thing in specifications, in records and in code.
+    means one thing in specifications, in records and in code. Their `rule` goes by the name of the
+    settings: `coordinates="lattice"` is `coordinates=Coordinates(rule="lattice")`.
 
     Args:
         names: what a specification may hold, in the order in which it is written. Nested fields
@@ -100,7 +102,7 @@ def flat(*names: str) -> Callable[[type[_T]], type[_T]]:
             construct(self, *args, **nest(kind, values))
             # `Coordinates(axes="hw")` may be given whole to a method that has no `axes`.
             for name, (owner, field) in _find_nested(kind).items():
-                if name not in names and getattr(getattr(self, owner), name) != field.default:
+                if name not in names and getattr(getattr(self, owner), field.name) != field.default:
                     raise MethodError(f"{self.name} has no field {name!r}")
 
         kind.__init__, kind.flat_names = init, names
@@ -114,7 +116,8 @@ def list_fields(kind: type) -> dict[str, dataclasses.Field]:
     nested = _find_nested(kind)
     own = {field.name: field for field in dataclasses.fields(kind) if field.name != "host"}
     fields = own | {name: field for name, (_, field) in nested.items()}
-    without = {owner for owner, _ in nested.values()}  # coordinates, foreground_rule
+    # foreground_rule; not coordinates, which stands for its rule
+    without = {owner for owner, _ in nested.values()} - nested.keys()
     names = kind.__dict__.get("flat_names", [name for name in fields if name not in without])
     return {name: fields[name] for name in names}
 
@@ -124,7 +127,9 @@ def nest(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     nested, arguments = _find_nested(kind), dict(values)
     inner: dict[str, dict[str, Any]] = {}
     for name in nested.keys() & values.keys():
-        inner.setdefault(nested[name][0], {})[name] = arguments.pop(name)
+        owner, field = nested[name]
+        if not dataclasses.is_dataclass(values[name]):  # settings may be given whole
+            inner.setdefault(owner, {})[field.name] = arguments.pop(name)
     for owner, changes in inner.items():
         # `dataclasses.replace` gives the settings as they are beside the changes.
         settings = arguments.get(owner) or kind.__dataclass_fields__[owner].default
@@ -134,14 +139,21 @@ def nest(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_field(method: Any, name: str) -> Any:
     """Return the value of a field that `list_fields` lists."""
-    owner = _find_nested(type(method)).get(name)
-    return getattr(getattr(method, owner[0]) if owner else method, name)
+    if name not in (nested := _find_nested(type(method))):
+        return getattr(method, name)
+    owner, field = nested[name]
+    return getattr(getattr(method, owner), field.name)
+
+
+def name_nested(outer: dataclasses.Field, inner: dataclasses.Field) -> str:
+    """Return what a specification calls a field of nested settings, which `outer` holds."""
+    return outer.name if inner.name == _RULE else inner.name
 
 
 def _find_nested(kind: type) -> dict[str, tuple[str, dataclasses.Field]]:
-    """Map the fields of nested settings to the field that holds them, and to themselves."""
+    """Map what fields of nested settings are called to the field that holds them, and to them."""
     return {
-        inner.name: (outer.name, inner)
+        name_nested(outer, inner): (outer.name, inner)
         for outer in dataclasses.fields(kind)
         if dataclasses.is_dataclass(outer.type) and outer.name != "host"
         for inner in dataclasses.fields(outer.type)

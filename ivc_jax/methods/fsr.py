@@ -8,7 +8,6 @@ signals of models without a class token.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -16,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.defaults import choose_merge
+from ivc_jax.methods.farthest import Cover, pick
 from ivc_jax.methods.fields import check_choice, check_merge, check_not_negative
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention, TowerFeatures
 from ivc_jax.methods.select import (
     NEAR,
     Segments,
-    first_largest,
     from_mask,
     keep_one,
     keep_weights,
@@ -123,16 +122,6 @@ class FSR(Upfront):
         return refine(cover, joint, within, num_keep, self.merge_ratio)
 
 
-@flax.struct.dataclass
-class Cover:
-    """The tokens kept, and for every token of the segment the scanned one that is nearest to it."""
-
-    keep: jax.Array  # [B, V] bool
-    anchor: jax.Array  # [B, V] bool, the kept tokens that the scan has added
-    owner: jax.Array  # [B, V] int32, visual index of the nearest anchor, the earliest of equals
-    closeness: jax.Array  # [B, V] float32, cosine with it; -inf where the segment has no anchor
-
-
 @typed
 def join_scores(
     saliency: Float[Array, "B V"],
@@ -204,51 +193,20 @@ def scan(
 ) -> Cover:
     """Add to the focus set, one by one, the token that is farthest from all tokens kept so far.
 
-    The greedy rule for k centres: no token is farther from those kept than twice the least that
-    any choice with this focus set could reach.
-
-    The distance is 1 - cosine, ties go to the lowest index. One segment is filled after the other,
-    a token a step in every sample: num_keep steps of V D products, and no V x V array.
+    The distance is 1 - cosine: num_keep steps of V D products (`farthest.pick`).
 
     Args:
         target: tokens to keep in this token's segment.
         num_keep: K, at least the sum of the targets of a sample.
     """
-    number, valid, V = within.number, within.valid, focused.shape[1]
     units = normalize(vectors)  # [B, V, D]
-    slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), number.shape)
-    # group     0  0  0  1  1  V      one step for each token to keep; V: nothing left to do
-    # is focus  x  x  -  x  -  -      the focus set comes first, its own order does not matter
-    rank = within.rank(focused.astype(jnp.float32))
-    group = jnp.where(rank < target, number, V)
-    group, _, order = jax.lax.sort((group, rank, slots), num_keys=2)
-    is_focus = jnp.take_along_axis(focused, order, axis=1)  # [B, V], in the order of steps
 
-    def step(state: tuple[Cover, jax.Array], plan: tuple) -> tuple[tuple[Cover, jax.Array], None]:
-        cover, nearest = state  # the largest cosine with a token kept so far
-        group, token, from_focus = (part[:, None] for part in plan)  # [B, 1] each
-        mine = number == group  # [B, V], the segment that this step fills
-        farthest = first_largest(jnp.where(mine & ~cover.keep, -nearest, -jnp.inf), NEAR)
-        token = jnp.where(from_focus, token, farthest)
+    def compare(token: jax.Array) -> jax.Array:
         picked = jnp.take_along_axis(units, token[..., None], axis=1)[:, 0]  # [B, D]
         exact = jax.lax.Precision.HIGHEST
-        cosine = jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
-        # The focus set owns nothing: only scanned tokens take in dropped ones.
-        closer = mine & ~from_focus & (cosine > cover.closeness + NEAR)
-        hit = mine & (slots == token)
-        cover = Cover(
-            keep=cover.keep | hit,
-            anchor=cover.anchor | (hit & ~from_focus),
-            owner=jnp.where(closer, token, cover.owner),
-            closeness=jnp.where(closer, cosine, cover.closeness),
-        )
-        return (cover, jnp.where(mine, jnp.maximum(nearest, cosine), nearest)), None
+        return jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
 
-    none, far = jnp.zeros_like(valid), jnp.full(valid.shape, -jnp.inf, jnp.float32)
-    plan = [part[:, :num_keep].T for part in (group, order, is_focus)]  # [K, B]
-    start = Cover(keep=none, anchor=none, owner=jnp.zeros_like(number), closeness=far)
-    (cover, _), _ = jax.lax.scan(step, (start, far), tuple(plan))
-    return cover
+    return pick(compare, within, target, num_keep, focused, NEAR)
 
 
 @typed

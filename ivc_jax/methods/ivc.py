@@ -39,7 +39,8 @@ _CHOICES = {
 
 
 @flat(
-    *("layer", "keep_ratio", "cos_fraction", "sin_fraction", "seed_fraction", "query_offset"),
+    *("layer", "keep_ratio", "coordinates", "random_seed", "cos_fraction", "sin_fraction"),
+    *("seed_fraction", "query_offset"),
     *("frequencies", "combine", "foreground_fraction", "seed_rounding", "keep_seeds", "queries"),
     *("key_scope", "positions", "axes", "scope", "per_frame", "compact_earlier_kv"),
     *("whole_kv_layers", "score_dtype", "quirks", "budget", "foreground", "theta"),
@@ -57,7 +58,8 @@ class IVCPrune(Method):
         layer: first block that sees the shorter sequence; None asks `resolve`.
         keep_ratio: share of an image's tokens to keep under "fill", 0.5 without a budget. If IVC
             tokens and seeds alone are more, they all stay under "fill". Not used by "union".
-        coordinates: the IVC tokens.
+        coordinates: the IVC tokens, or as many others; the name of a rule stands for
+            `Coordinates(rule=...)`.
         foreground_rule: what text and seeds look at.
         combine: "fill" tops up to keep_ratio with foreground (released code for Qwen2.5-VL);
             "union" is the paper's algorithm box: IVC tokens and a fixed share of foreground;
@@ -219,15 +221,25 @@ class IVCPrune(Method):
             return from_mask(self._mark_tiles(signals, layout, stage), num_keep)
         if self.combine == "views":
             return from_mask(self._mark_views(signals, layout, stage), num_keep)
-        pooled = self.scope == "sample"
-        # whose softmax and seeds
-        asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
-        shared = Segments.by_frame(layout) if self.per_frame else asked  # whose budget
-        rope, signal = signals[RopeSettings()], signals[self._request(stage)]
-        priority = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
+        _, shared = self._group(layout)
+        rope = signals[RopeSettings()]
+        marked = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
+        return self.add_foreground(marked, signals, layout, stage, num_keep)
+
+    def add_foreground(
+        self, marked: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
+    ) -> Selection:
+        """Keep the tokens marked, [B, V], and what text and seeds look at, under "fill" or "union".
+
+        Args:
+            marked: the IVC tokens; other arguments as in `select`.
+        """
+        asked, shared = self._group(layout)
         scores, seeds = self.foreground_rule.score(  # [B, V] both
-            signal, layout, asked, self.score_dtype, visual_queries=self._official
+            *(signals[self._request(stage)], layout, asked, self.score_dtype),
+            visual_queries=self._official,
         )
+        priority = marked
         if self._seeds_stay:
             priority |= seeds  # what stays whatever its foreground
         share = self.keep_ratio if self._filled else self._foreground_share
@@ -240,6 +252,12 @@ class IVCPrune(Method):
             # images behind the first stay whole
             keep |= layout.visual_valid & (layout.image_id > 0)
         return from_mask(keep, num_keep)
+
+    def _group(self, layout: Layout) -> tuple[Segments, Segments]:
+        """Say what shares a softmax and its seeds, and what shares a budget and IVC tokens."""
+        pooled = self.scope == "sample"
+        asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
+        return asked, Segments.by_frame(layout) if self.per_frame else asked
 
     def _mark_tiles(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
         """Mark what is kept under "tiles": [B, V]."""

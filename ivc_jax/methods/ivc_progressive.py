@@ -5,13 +5,13 @@ from typing import ClassVar
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Stage
-from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.coordinates import Coordinates, recall
 from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import flat
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.progressive import Family, Progressive
-from ivc_jax.methods.requests import Request, Signals
+from ivc_jax.methods.requests import Carry, Request, RopeSettings, Signals
 from ivc_jax.types import Layout, Selection
 
 _LAST_SHARE = 0.5  # what `IVCPrune` keeps
@@ -19,7 +19,8 @@ _CUTS_AT = (0.25, 0.5, 0.75)  # of the depth, as in PyramidDrop
 
 
 @flat(
-    *("layers", "ratios", "keep_ratio", "budget", "cos_fraction", "sin_fraction"),
+    *("layers", "ratios", "keep_ratio", "budget", "coordinates", "random_seed"),
+    *("cos_fraction", "sin_fraction"),
     *("seed_fraction", "query_offset", "key_scope", "frequencies", "compact_earlier_kv"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ProgressiveIVC(Progressive):
             given.
         budget: mean over layers of the share in the cache, solved for f. Where the last share is
             below 0.5 then, the cos and sin fractions shrink with it as in `IVCPrune`.
-        coordinates: the IVC tokens: their fractions and frequencies.
+        coordinates: the IVC tokens, or as many others: their rule, fractions and frequencies.
         foreground_rule: what text and seeds look at: seed_fraction, query_offset and key_scope.
         compact_earlier_kv: also drop the tokens from earlier caches. All caches end with the last
             share, so that budget and keep_ratio mean the same.
@@ -71,19 +72,23 @@ class ProgressiveIVC(Progressive):
         )
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for what `IVCPrune` asks for at this cut."""
-        return self._one_cut(stage).requests(stage)
+        """Ask for what `IVCPrune` asks for at this cut, and for the IVC tokens of the first."""
+        carried = (Carry(),) if self.stage_number(stage) else ()
+        return *self._one_cut(stage).requests(stage), *carried
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens as `IVCPrune` does."""
         return self._one_cut(stage).capacity(stage, visual_slots, num_images)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Select as `IVCPrune` does among the tokens that are left.
-
-        No IVC token is gone: the best of the unpruned image are the best of any rest that has them.
-        """
-        return self._one_cut(stage).select(signals, layout, stage, num_keep)
+        """Select as `IVCPrune` does among the tokens that are left; no IVC token is gone."""
+        if self.stage_number(stage):
+            marked = signals[Carry()]
+        else:
+            marked = self.coordinates.mark(layout, signals[RopeSettings()])  # [B, V]
+        once, here = self._one_cut(stage), recall(marked, layout)
+        chosen = once.add_foreground(here, signals, layout, stage, num_keep)
+        return chosen.replace(carry=marked)
 
     def _one_cut(self, stage: Stage) -> IVCPrune:
         return IVCPrune(

@@ -230,30 +230,46 @@ def _mark_changes(key: jax.Array) -> jax.Array:
 def split_over_frames(layout: Layout, counts: np.ndarray) -> Int[Array, "B V"]:
     """Split what a video keeps over its frames; an image is one frame, or one for each view of it.
 
-    Frames of one size, counted from 0, get the same number, the first ones one more where a rest is
-    left. Views of several sizes get their part of it:
-
-        keep 5 of 8      frames of 4 4: 3 2      views of 3 5: 1 4      5 * 3 / 8 = 1.9
-
     Args:
         counts: tokens kept of an image or a whole video of each size 0 .. V.
 
     Returns:
         The number of tokens to keep in this token's frame.
     """
-    images, frames = Segments.by_image(layout), Segments.by_frame(layout)
-    total, time = images.look_up(counts), layout.grid[..., 0]  # [B, V]
-    if not time.shape[1]:
+    images = Segments.by_image(layout)
+    return split_totals(images.look_up(counts), images, Segments.by_frame(layout))
+
+
+@typed
+def split_totals(
+    total: Int[Array, "B V"], segments: Segments, parts: Segments
+) -> Int[Array, "B V"]:
+    """Split the total of every segment over its parts.
+
+    Parts of one size get the same number, the first ones one more where a rest is left. Parts of
+    several sizes get their share of it:
+
+        keep 5 of 8      parts of 4 4: 3 2      parts of 3 5: 1 4      5 * 3 / 8 = 1.9
+
+    Args:
+        total: of this token's segment, at most its size.
+        parts: runs of its tokens.
+
+    Returns:
+        The number of this token's part.
+    """
+    if not total.shape[1]:
         return total
-    in_frame, size = jnp.maximum(frames.count, 1), jnp.maximum(layout.image_count, 1)
-    num_frames = jnp.maximum(size // in_frame, 1)
-    one_more = layout.visual_valid & (time < total % num_frames)
-    even = total // num_frames + one_more
-    first = frames.first - images.first  # place of the frame in its image
+    in_part, size = jnp.maximum(parts.count, 1), jnp.maximum(segments.count, 1)
+    num_parts = jnp.maximum(size // in_part, 1)
+    place = parts.number - jnp.take_along_axis(parts.number, segments.first, axis=1)  # of the part
+    one_more = segments.valid & (place < total % num_parts)
+    even = total // num_parts + one_more
+    first = parts.first - segments.first  # tokens of the segment before the part
     # counted up to its end, less what is counted up to its beginning
-    part = total * (first + in_frame) // size - total * first // size
-    alike = images.max(in_frame) == images.min(in_frame)
-    return jnp.where(alike | ~layout.visual_valid, even, part)
+    share = total * (first + in_part) // size - total * first // size
+    alike = segments.max(in_part) == segments.min(in_part)
+    return jnp.where(alike | ~segments.valid, even, share)
 
 
 @typed

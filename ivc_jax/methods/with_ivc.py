@@ -9,19 +9,22 @@ import jax.numpy as jnp
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.budget import BudgetError
-from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.coordinates import Coordinates, recall
 from ivc_jax.methods.defaults import fill_in
 from ivc_jax.methods.fields import flat
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.ivc_removal import IVCRemoval
 from ivc_jax.methods.modifier import Modifier, unwrap
-from ivc_jax.methods.requests import Request, RopeSettings, Signals
+from ivc_jax.methods.requests import Carry, Request, RopeSettings, Signals
 from ivc_jax.methods.select import bound_total, from_mask, keep_weights, to_mask
 from ivc_jax.types import Layout, Selection
 
 
-@flat("cos_fraction", "sin_fraction", "frequencies", "theta", "position_offset")
+@flat(
+    *("coordinates", "random_seed", "cos_fraction", "sin_fraction", "frequencies", "theta"),
+    "position_offset",
+)
 @dataclasses.dataclass(frozen=True)
 class WithIVC(Modifier):
     """Keep the IVC tokens beside whatever another method keeps (the paper's FastV + IVC).
@@ -35,7 +38,8 @@ class WithIVC(Modifier):
 
     Attributes:
         host: the method to extend.
-        coordinates: the IVC tokens; their positions are absolute, on all axes.
+        coordinates: the IVC tokens, or as many others by the name of a rule; their positions are
+            absolute, on all axes.
     """
 
     suffix: ClassVar[str] = "ivc"
@@ -70,8 +74,9 @@ class WithIVC(Modifier):
         return dataclasses.replace(self, host=host, coordinates=coordinates)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for what the host asks for, and the rotary settings."""
-        return tuple(dict.fromkeys((*self.host.requests(stage), RopeSettings())))
+        """Ask for what the host asks for, and the rotary settings or, later on, what was marked."""
+        own = RopeSettings() if self._is_first(stage) else Carry()
+        return tuple(dict.fromkeys((*self.host.requests(stage), own)))
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Add the largest IVC set to the bound of the host."""
@@ -80,16 +85,23 @@ class WithIVC(Modifier):
         return min(visual_slots, self.host.capacity(stage, visual_slots, num_images) + added)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
-        """Unite the host's selection with the IVC tokens."""
+        """Unite the host's selection with the IVC tokens of the first cut."""
+        if self._is_first(stage):
+            marked, carry = self.coordinates.mark(layout, signals[RopeSettings()]), None
+        else:
+            marked, carry = signals[Carry()]  # ours, [B, V unpruned], and the host's own
+        signals = {**signals, Carry(): carry}
         capacity = self.host.capacity(stage, layout.visual_slots, layout.num_images)
         # No more than it keeps alone: the slots above that are for the IVC tokens.
         selection = self.host.select(signals, layout, stage, min(num_keep, capacity))
         chosen = to_mask(selection, layout.visual_index.shape[1])  # [B, V]
-        added = self.coordinates.mark(layout, signals[RopeSettings()])  # [B, V]
-        united = from_mask(chosen | added, num_keep)
+        united = from_mask(chosen | recall(marked, layout), num_keep)
         if selection.weights is not None:
             united = united.replace(weights=_widen(selection, united, chosen))
-        return united.replace(carry=selection.carry)
+        return united.replace(carry=(marked, selection.carry))
+
+    def _is_first(self, stage: Stage) -> bool:
+        return stage == self.stages[0]
 
 
 def _widen(selection: Selection, united: Selection, chosen: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from helpers.tsv import HEADER, IMAGE, write_tsv
 
 import ivc_jax
-from ivc_jax.commands import run, settings
+from ivc_jax.commands import run, session, settings
 from ivc_jax.reports import labels
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,6 +50,17 @@ def test_results_hold_the_agreed_keys(finished):
     assert meta["seed"] == 0
     assert meta["dtype"] == "float32"
     assert "--limit 3" in meta["command"]
+
+
+def test_what_is_drawn_has_the_seed_of_the_run():
+    drawn = ("random", "random+ivc:coordinates=random", "ivc:coordinates=random,random_seed=5")
+    chosen = settings.RunConfig((*drawn, "ivc"), ("grounding",), seed=3)
+    assert [ivc_jax.methods.describe(method) for method in session.parse_methods(chosen)] == [
+        "random:keep_ratio=0.5,seed=3",
+        "random+ivc:keep_ratio=0.5,seed=3,coordinates=random,random_seed=3",
+        "ivc:keep_ratio=0.5,coordinates=random,random_seed=5",
+        "ivc:keep_ratio=0.5",
+    ]
 
 
 def test_costs_are_measured_on_compacted_caches(finished):

@@ -31,6 +31,9 @@ VARIANTS = [
     "ivc:per_frame=true,queries=all,key_scope=all",
     "ivc:foreground=attention,scope=sample",
     "ivc:combine=tiles,quirks=official",
+    "ivc:coordinates=farthest,per_frame=true",
+    "ivc:coordinates=phase,scope=sample",
+    "ivc_progressive:coordinates=random,random_seed=2",
     "ivc_removal:control=other",
     "ivc_removal:control=rank,among=background",
     "ivc_removal:control=mirror_both,among=background",
@@ -40,7 +43,7 @@ VARIANTS = [
     "fsr:relevance=embedding,per_frame=false",
     "nuwa:text_score=embedding",
     "sparsevlm+ivc",
-    "nuwa+ivc",
+    "nuwa+ivc:coordinates=lattice",
 ]
 SPECS = [spec for spec in map(with_settings, METHODS) if parse(spec).resolve(CONFIG).stages]
 SPECS += [f"fastv+{modifier}" for modifier in MODIFIERS] + VARIANTS

@@ -12,7 +12,7 @@ from ivc_jax.engine.compact import Sequence, compact
 from ivc_jax.methods import IVCPrune, MethodError, ProgressiveIVC, describe, parse
 from ivc_jax.methods.budget import BudgetError, measure
 from ivc_jax.methods.drawn import make_layout
-from ivc_jax.methods.requests import Values
+from ivc_jax.methods.requests import Carry, Values
 from ivc_jax.methods.testing import listed, run_stage
 
 # These programs run once: compiling them well would cost more than it saves.
@@ -44,14 +44,14 @@ def test_kept_sets_equal_the_slow_reference():
     layout = make_layout(SAMPLES, text_slots=20, visual_slots=60, num_images=3)
     # Slots of the prompt, moved as the cuts move them.
     origin = jnp.broadcast_to(jnp.arange(layout.positions.shape[2]), layout.positions.shape[1:])
-    present = [range(sum(layout.visual_valid[row].tolist())) for row in range(3)]
+    present, carry = [range(sum(layout.visual_valid[row].tolist())) for row in range(3)], None
     for number, stage in enumerate(method.stages):
         values = [token_values(sample, 10 * number + seed) for seed, sample in enumerate(SAMPLES)]
         moved = [
             own[np.minimum(slots, len(own) - 1)]
             for own, slots in zip(values, np.asarray(origin), strict=True)
         ]
-        signals = {Values(stage.layer - 1): gather_values(layout, moved)}
+        signals = {Values(stage.layer - 1): gather_values(layout, moved), Carry(): carry}
         chosen = run_stage(method, layout, signals, number)
         present = [
             reference_cut(Slow(sample, own, IVCPrune(**fields)), before, stage.keep_ratio)
@@ -59,6 +59,7 @@ def test_kept_sets_equal_the_slow_reference():
         ]
         places = zip(np.asarray(layout.visual_origin), listed(chosen), strict=True)
         assert [row[tokens].tolist() for row, tokens in places] == present
+        carry = chosen.carry
         if number == 0:
             sequence = Sequence(hidden=origin[..., None], layout=layout, origin=origin)
             sequence, _ = jitted_compact(sequence, chosen)

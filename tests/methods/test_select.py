@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.layouts import draw_attention, gather_values, kept_sets, run_select
+from helpers.layouts import kept_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +13,8 @@ from ivc_jax import ivc
 from ivc_jax.methods import FastV, Random, Uniform, WithIVC, select
 from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.drawn import lay_out, make_layout
-from ivc_jax.methods.requests import RopeSettings
-from ivc_jax.methods.testing import ROPE, shorten
+from ivc_jax.methods.requests import Carry, RopeSettings
+from ivc_jax.methods.testing import ROPE, run_stage, shorten
 
 
 @given(
@@ -113,12 +113,11 @@ def test_ivc_modifier_adds_the_same_set_at_every_stage():
     samples = [(3, (4, 5), 4, (5, 6), 5), (2, (6, 6), 6)]
     method, layout = WithIVC(_Late()), make_layout(samples)
     assert method.requests(method.stages[0]) == (RopeSettings(),)
-    origin = np.arange(layout.visual_index.shape[1])[None].repeat(2, axis=0)
-    for stage in method.stages:
-        K = min(method.capacity(stage, 50, 2), layout.visual_index.shape[1])
-        values, attention = gather_values(layout), draw_attention(layout)
-        chosen = run_select(method, stage, K, layout, values, attention)
-        layout = shorten(layout, chosen)
+    assert method.requests(method.stages[1]) == (Carry(),)
+    origin, carry = np.arange(layout.visual_index.shape[1])[None].repeat(2, axis=0), None
+    for number, stage in enumerate(method.stages):
+        chosen = run_stage(method, layout, {Carry(): carry}, number)
+        layout, carry = shorten(layout, chosen), chosen.carry
         origin = np.take_along_axis(origin, np.asarray(chosen.index), axis=1)
         for row, sample in enumerate(samples):
             valid = np.asarray(chosen.valid[row])

@@ -59,6 +59,13 @@ from ivc_jax.methods.requests import RopeSettings, Values
             IVCPrune(positions="relative", axes="hw", queries="all", seed_rounding="ceil"),
         ),
         ("ivc:quirks=official", IVCPrune(quirks="official")),
+        ("ivc:coordinates=lattice", IVCPrune(coordinates="lattice")),
+        (
+            "ivc:coordinates=random,random_seed=3,cos_fraction=0.05,axes=hw",
+            IVCPrune(coordinates="random", random_seed=3, cos_fraction=0.05, axes="hw"),
+        ),
+        ("ivc_progressive:coordinates=phase", ProgressiveIVC(coordinates="phase")),
+        ("fastv+ivc:coordinates=farthest", WithIVC(FastV(), coordinates="farthest")),
         ("fastv:per_image=true,rounding=floor", FastV(per_image=True, rounding="floor")),
         ("fastv+ivc:keep_ratio=0.5,cos_fraction=0.05", WithIVC(FastV(), cos_fraction=0.05)),
         ("random+ivc:seed=3,layer=2", WithIVC(Random(layer=2, seed=3))),
@@ -114,6 +121,26 @@ def test_nested_settings_are_written_flat():
         IVCPrune(cosine=0.1)
 
 
+def test_the_name_of_a_rule_stands_for_the_coordinates():
+    named = IVCPrune(coordinates="lattice", cos_fraction=0.05)
+    whole = IVCPrune(coordinates=Coordinates(rule="lattice", cos_fraction=0.05))
+    assert named == whole == dataclasses.replace(IVCPrune(cos_fraction=0.05), **{
+        "coordinates": Coordinates(rule="lattice", cos_fraction=0.05),
+    })  # fmt: skip
+    assert hash(named) == hash(whole)
+    # beside settings given whole, and beside a rule given by name, other fields change alone
+    assert IVCPrune(coordinates=Coordinates(rule="lattice"), cos_fraction=0.05) == whole
+    assert dataclasses.replace(named, cos_fraction=None, layer=3) == parse(
+        "ivc:layer=3,coordinates=lattice"
+    )
+    assert named.resolve(model_config(28)).coordinates.rule == "lattice"
+    assert describe(named) == "ivc:keep_ratio=0.5,coordinates=lattice,cos_fraction=0.05"
+    assert parse("ivc:coordinates=released") == IVCPrune()
+    assert describe(parse("fastv+ivc:coordinates=lattice")) == (
+        "fastv+ivc:keep_ratio=0.5,coordinates=lattice"
+    )
+
+
 def test_descriptions_are_short():
     assert describe(Method()) == "dense"
     assert describe(IVCPrune(layer=16)) == "ivc:layer=16,keep_ratio=0.5"
@@ -141,7 +168,10 @@ def test_descriptions_are_short():
             r"no field 'ratio'; did you mean 'keep_ratio'\? known fields: .*keep_ratio, keep_seeds",
         ),
         ("dense:layer=1", "no field 'layer'; known fields: none"),
-        ("fastv+ivc:seed=1", "no field 'seed'; known fields: cos_fraction, .*per_image"),
+        (
+            "fastv+ivc:seed=1",
+            "no field 'seed'; known fields: coordinates, cos_fraction, .*per_image",
+        ),
         ("fastv+ivc:host=ivc", "no field 'host'"),
         ("ivc:layer", "expected field=value, got 'layer'"),
         ("ivc:", "expected field=value"),
@@ -160,6 +190,15 @@ def test_descriptions_are_short():
         ("ivc:cos_fraction=1.5", "cos_fraction must be in"),
         ("ivc:frequencies=most", "frequencies must be"),
         ("ivc:frequencies=3-1", "frequencies must be plane indices"),
+        (
+            "fastv+ivc:coordinates=latice",
+            "unknown coordinates 'latice'; did you mean 'lattice'[?] known coordinates: released, "
+            "lattice, farthest, phase, random$",
+        ),
+        ("ivc:coordinates=4", "unknown coordinates '4'; known coordinates: released, lattice"),
+        ("ivc:coordinates=lattice,random_seed=1", "has an effect with coordinates=random only"),
+        ("ivc:coordinates=random,random_seed=-1", "seed must be in"),
+        ("ivc:rule=lattice", "no field 'rule'"),
         ("ivc:combine=sum", "combine must be one of"),
         ("ivc:foreground_fraction=0.4", "combine=union only"),
         ("ivc:query_offset=-1", "query_offset"),
@@ -255,6 +294,10 @@ def test_resolving_checks_the_planes():
         IVCPrune(frequencies=(64,)).resolve(model_config())
     with pytest.raises(MethodError, match="sections"):
         WithIVC(FastV(), frequencies="section").resolve(model_config(sections=None))
+    time_alone = {"frequencies": (0, 1), "axes": "hw"}
+    assert IVCPrune(coordinates="lattice", **time_alone).resolve(model_config()).layer
+    with pytest.raises(MethodError, match="names no plane that turns height or width"):
+        IVCPrune(coordinates="farthest", **time_alone).resolve(model_config())
 
 
 def test_stages_and_requests():

@@ -12,9 +12,11 @@ from ivc_jax.engine.observe import observe
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import collate
-from ivc_jax.methods import IVCPrune, MethodError, parse
+from ivc_jax.methods import Coordinates, IVCPrune, MethodError, parse
+from ivc_jax.methods.coordinates import RULES
 from ivc_jax.methods.requests import RopeSettings, TokenVectors, Values
 from ivc_jax.methods.select import split_over_frames
+from ivc_jax.methods.views import mark_coordinates
 
 SMALL = parse_config(list_sizes()["deepseek-vl2-small"])
 # (columns, rows, (height, width)): what the released processor makes of pictures of these sizes.
@@ -203,6 +205,31 @@ def test_other_methods_split_what_they_keep_over_both_views():
         assert len(set(of_view)) == len(set(of_mosaic)) == 1
         assert of_view[0] + of_mosaic[0] == L // 3
         assert of_view[0] == L // 3 * 211 // L
+
+
+def test_other_coordinates_are_as_many_in_views_rows_and_pictures():
+    """Also with the separator, which is alone in the last row of its view."""
+    layout = collate(make_batch([(2, PICTURES["landscape"], 3, (1, 1, (9, 9)))]), SMALL).layout
+    layout = jax.tree.map(jax.numpy.asarray, layout)
+    number, (frame, row, _) = np.asarray(layout.image_id)[0], np.asarray(layout.grid)[0].T
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def mark(layout):
+        rules = [Coordinates(rule=rule) for rule in RULES]
+        rope = SMALL.decoder.rope
+        return [(mark_coordinates(each, layout, rope), each.mark(layout, rope)) for each in rules]
+
+    released, *others = [[np.asarray(part)[0] for part in both] for both in mark(layout)]
+    for other in others:
+        assert (released[0] != other[0]).any()
+        assert (released[1] != other[1]).any()
+        for image in (0, 1):
+            own = number == image
+            assert released[1][own].sum() == other[1][own].sum() > 0
+            places = [own & (frame == 0)]
+            places += [own & (frame == 1) & (row == line) for line in range(row[own].max() + 1)]
+            for place in places:
+                assert released[0][place].sum() == other[0][place].sum()
 
 
 @pytest.mark.parametrize("family", ["deepseek_vl2", "deepseek_vl2_tiny"])

@@ -73,6 +73,7 @@ def test_published_numbers_are_for_one_model():
 def test_rows_of_the_paper_are_known_by_what_they_do():
     specs = ["dense", "ivc:layer=16", "ivc:layer=17", "ivc:keep_ratio=0.25", FASTV]
     entries = {spec: methods.parse(spec) for spec in specs}
+    entries["ivc:coordinates=lattice"] = methods.parse("ivc:coordinates=lattice")
     entries["ivc_removal:seed=3"] = methods.parse("ivc_removal:seed=3")  # it draws no lots
     shown = command.describe(LARGE, entries, ["vqa"])
     assert shown["model"] == "Qwen2.5-VL-7B"
@@ -82,6 +83,8 @@ def test_rows_of_the_paper_are_known_by_what_they_do():
         **{FASTV: "FastV", "ivc:layer=16": "IVC-Prune"},
     }
     assert shown["resolved"]["ivc:keep_ratio=0.25"] == "ivc:layer=16,keep_ratio=0.25"
+    lattice = "ivc:layer=16,keep_ratio=0.5,coordinates=lattice"
+    assert shown["resolved"]["ivc:coordinates=lattice"] == lattice
     # the 3B model has another layer, and no published numbers
     shown = command.describe(SMALL, {"ivc:layer=22": methods.parse("ivc:layer=22")}, ["vqa"])
     assert (shown["model"], shown["rows"]) == (None, {"ivc:layer=22": "IVC-Prune"})
