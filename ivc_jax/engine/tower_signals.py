@@ -50,6 +50,8 @@ def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
         if first > last:
             raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
         return Features(first, last, request.merged)
+    if vision.depth == 0:
+        raise MethodError("the vision tower has no blocks: its attention cannot be asked for")
     # blocks that see the whole image
     full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
     if request.block is None:

@@ -116,10 +116,10 @@ def _read_tower(top: Settings, out_dim: int) -> VisionConfig:
     size = {name: int(vision.find(name, default=usual)) for name, usual in defaults.items()}
     blocks = size["num_hidden_layers"]
     layer = top.find("vision_feature_layer", default=-2)
-    if not isinstance(layer, int) or not -blocks <= layer <= blocks or layer == 0:
+    if not isinstance(layer, int) or not -blocks <= layer + 1 <= blocks + 1:
         raise ConfigError(
             f"vision_feature_layer {layer!r} is not supported: name one of the {blocks} blocks of"
-            " the tower, from 1 on or from -1 backwards"
+            " the tower, from 1 on or from -1 backwards, or what comes before them, 0"
         )
     if size["image_size"] % size["patch_size"]:
         raise ConfigError(
@@ -128,7 +128,7 @@ def _read_tower(top: Settings, out_dim: int) -> VisionConfig:
         )
     return VisionConfig(
         # hidden states are the embeddings and then one a block: the last but one is after 23 of 24
-        depth=layer if layer > 0 else blocks + 1 + layer,
+        depth=layer if layer >= 0 else blocks + 1 + layer,
         embed_dim=size["hidden_size"],
         num_heads=size["num_attention_heads"],
         mlp_dim=size["intermediate_size"],

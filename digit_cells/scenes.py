@@ -1,0 +1,188 @@
+"""Scenes: handwritten digits, each inside one cell of a square grid, over a ground that says nothing
+about place.
+
+A cell is what becomes one visual token. All arithmetic on pixels is on whole numbers (where a
+matrix product holds them as floats, they are exact), so a seed gives the same picture on every
+machine.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from digit_cells.digits import DigitSet
+
+CELL = 16  # side of a cell in pixels
+SIDES = (12, 16)  # least and greatest side of a digit in pixels
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (228, 48, 44),
+    "orange": (244, 148, 28),
+    "yellow": (240, 232, 60),
+    "green": (52, 196, 76),
+    "cyan": (64, 222, 226),
+    "blue": (60, 100, 250),
+    "purple": (176, 72, 216),
+    "white": (246, 246, 246),
+}
+COLOUR_NAMES = tuple(COLOURS)
+GROUND = 10  # the label of a cell without a digit
+_KNOTS = 3  # of the blotches of a cell, along a side
+
+Box = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Digit:
+    """One digit of a scene.
+
+    Attributes:
+        cell: its row and column.
+        box: (x1, y1, x2, y2) of its image in pixels, right and bottom exclusive; inside the cell.
+    """
+
+    label: int
+    colour: int
+    cell: tuple[int, int]
+    box: Box
+
+    @property
+    def name(self) -> str:
+        """The words that refer to the digit, such as 'red 7'."""
+        return f"{COLOUR_NAMES[self.colour]} {self.label}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Digits on a grid of `grid` x `grid` cells."""
+
+    grid: int
+    digits: tuple[Digit, ...]
+
+    @property
+    def size(self) -> int:
+        """Side of the picture in pixels."""
+        return self.grid * CELL
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Pictures of single cells.
+
+    Attributes:
+        pixels: uint8 [n, CELL, CELL, 3].
+        label: int32 [n], the digit, or GROUND.
+        colour: int32 [n], an index of COLOUR_NAMES, or their number where there is no digit.
+        box: int32 [n, 4], of the digit inside its cell; zeros where there is none.
+    """
+
+    pixels: np.ndarray
+    label: np.ndarray
+    colour: np.ndarray
+    box: np.ndarray
+
+    @functools.cached_property
+    def with_digit(self) -> np.ndarray:
+        """Indices of the cells that hold a digit."""
+        return np.flatnonzero(self.label != GROUND)
+
+    @functools.cached_property
+    def ground(self) -> np.ndarray:
+        """Indices of those that hold none."""
+        return np.flatnonzero(self.label == GROUND)
+
+
+def draw_cells(random: np.random.Generator, source: DigitSet, digits: int, ground: int) -> Cells:
+    """Draw so many cells with a digit of `source`, and so many without."""
+    pixels = np.empty((digits + ground, CELL, CELL, 3), np.uint8)
+    label = np.full(len(pixels), GROUND, np.int32)
+    colour = np.full(len(pixels), len(COLOURS), np.int32)
+    box = np.zeros((len(pixels), 4), np.int32)
+    for i in range(len(pixels)):
+        canvas = _draw_ground(random)
+        if i < digits:
+            label[i], colour[i], box[i] = _draw_digit(random, source, canvas)
+        pixels[i] = np.clip(canvas, 0, 255)
+    return Cells(pixels, label, colour, box)
+
+
+def arrange(
+    random: np.random.Generator, cells: Cells, num_digits: int, grid: int
+) -> tuple[Scene, np.ndarray]:
+    """Arrange drawn cells into a scene; every cell of the grid is as likely to hold a digit.
+
+    Returns:
+        The scene, and which of `cells` lies where: int64 [grid * grid].
+    """
+    where = random.permutation(grid * grid)[:num_digits]
+    picks = random.choice(cells.ground, grid * grid)
+    picks[where] = random.choice(cells.with_digit, num_digits)
+    return Scene(grid, tuple(_place(cells, picks[at], at, grid) for at in where.tolist())), picks
+
+
+def render(
+    random: np.random.Generator, source: DigitSet, num_digits: int, grid: int
+) -> tuple[Scene, np.ndarray]:
+    """Draw a scene of fresh cells; return it and its pixels, uint8 [size, size, 3]."""
+    cells = draw_cells(random, source, num_digits, grid * grid - num_digits)
+    # every cell once: those with a digit where chance puts them
+    where = random.permutation(grid * grid)
+    picks = np.empty(grid * grid, np.int64)
+    picks[where] = np.arange(grid * grid)
+    digits = tuple(_place(cells, i, at, grid) for i, at in enumerate(where[:num_digits].tolist()))
+    return Scene(grid, digits), join(cells.pixels[picks], grid)
+
+
+def join(cells: np.ndarray, grid: int) -> np.ndarray:
+    """Join the pictures of cells [grid * grid, CELL, CELL, 3] into one [size, size, 3]."""
+    rows = cells.reshape(grid, grid, CELL, CELL, 3).swapaxes(1, 2)  # [row, y, column, x, 3]
+    return rows.reshape(grid * CELL, grid * CELL, 3)
+
+
+def _place(cells: Cells, pick: int, at: int, grid: int) -> Digit:
+    row, column = divmod(at, grid)
+    x1, y1, x2, y2 = cells.box[pick].tolist()
+    box = (column * CELL + x1, row * CELL + y1, column * CELL + x2, row * CELL + y2)
+    return Digit(int(cells.label[pick]), int(cells.colour[pick]), (row, column), box)
+
+
+def _draw_ground(random: np.random.Generator) -> np.ndarray:
+    """Draw grey blotches and noise, int32 [CELL, CELL, 3]."""
+    knots = random.integers(-24, 25, (_KNOTS, _KNOTS))
+    enlarge = _make_enlargement(_KNOTS, CELL)
+    blotches = (enlarge @ knots @ enlarge.T).astype(np.int32) >> 16
+    grey = blotches + random.integers(-8, 9, (CELL, CELL)) + random.integers(60, 121)
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.int32)
+
+
+def _draw_digit(
+    random: np.random.Generator, source: DigitSet, canvas: np.ndarray
+) -> tuple[int, int, Box]:
+    """Draw a digit of chance into a cell; return its label, colour and box."""
+    pick = int(random.integers(len(source.labels)))
+    colour = int(random.integers(len(COLOURS)))
+    side = int(random.integers(SIDES[0], SIDES[1] + 1))
+    x, y = random.integers(0, CELL - side + 1, 2).tolist()
+    ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
+    ink = np.clip(ink, 0, 255).astype(np.int32)
+    weights = _make_enlargement(8, side)
+    # [side, side, 1], 256 is opaque; ink 16 is 1 << 20
+    alpha = (weights @ source.tiles[pick] @ weights.T).astype(np.int32) >> 12
+    alpha = np.minimum(alpha * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
+    patch = canvas[y : y + side, x : x + side]
+    patch += (ink - patch) * alpha >> 8
+    return int(source.labels[pick]), colour, (x, y, x + side, y + side)
+
+
+@functools.cache
+def _make_enlargement(source: int, target: int) -> np.ndarray:
+    """Bilinear resize as a matrix [target, source] of whole numbers; rows sum to 256."""
+    # middle of each target pixel among the sources, in 256ths
+    where = np.clip((2 * np.arange(target) + 1) * source * 128 // target - 128, 0, None)
+    low = np.minimum(where // 256, source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weights = np.zeros((target, source))
+    fraction = np.where(low == high, 0, where - low * 256)
+    np.add.at(weights, (np.arange(target), low), 256 - fraction)
+    np.add.at(weights, (np.arange(target), high), fraction)
+    return weights

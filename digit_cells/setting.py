@@ -1,0 +1,86 @@
+"""Settings of the recipe: the grid, the kind of rotary embedding, the sizes, the steps.
+
+A setting is handed from function to function; nothing reads one from a global.
+"""
+
+import dataclasses
+
+from digit_cells.scenes import CELL
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of the recipe.
+
+    Attributes:
+        kind: "sections" (Qwen2.5-VL: each axis turns planes that lie side by side), "interleaved"
+            (Qwen3-VL: the axes take turns) or "line" (LLaVA: tokens are numbered in raster order).
+        grid: cells along a side of the picture.
+        digits: fewest and most digits of a scene; nine at most, so that every answer to a counting
+            question is one word.
+        layers: blocks of the decoder; `width`, `intermediate`, `heads` are its other sizes.
+        sections: rotary planes of a head that turn with (time, height, width); of a line none.
+        theta: base of the rotary frequencies.
+        steps_tower: steps of the stage `tower`; `steps` are those of the decoder.
+        rows: scenes in a step of the decoder.
+    """
+
+    name: str
+    kind: str
+    grid: int = 12
+    digits: tuple[int, int] = (3, 9)
+    layers: int = 6
+    width: int = 192
+    intermediate: int = 512
+    heads: int = 4
+    sections: tuple[int, int, int] | None = None
+    theta: float = 1e4
+    steps_tower: int = 300
+    steps: int = 1600
+    rows: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit each other; a ValueError names the field and the remedy."""
+        planes = self.width // self.heads // 2
+        good = {
+            "kind": (self.kind in KINDS, f"one of {', '.join(KINDS)}"),
+            "grid": (2 <= self.grid <= 64, "from 2 to 64"),
+            "digits": (1 <= self.digits[0] <= self.digits[1] <= 9, "ascending, from 1 to 9"),
+            "width": (self.width == 2 * planes * self.heads, f"heads={self.heads} times even"),
+            "sections": (
+                self.sections is None
+                if self.kind == "line"
+                else self.sections is not None and sum(self.sections) == planes,
+                "none for a line" if self.kind == "line" else f"planes that sum to {planes}",
+            ),
+        }
+        for field, (holds, remedy) in good.items():
+            if not holds:
+                value = getattr(self, field)
+                raise ValueError(f"setting {self.name!r}: {field}={value} must be {remedy}")
+
+    @property
+    def canvas(self) -> int:
+        """Side of a picture in pixels."""
+        return self.grid * CELL
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head of the decoder."""
+        return self.width // self.heads
+
+
+KINDS = ("sections", "interleaved", "line")
+
+# With theta 10 the slowest plane of 24 turns by 0.11 radians a cell: both axes turn.
+_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0)
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=2000),
+        _SECTIONS,
+        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0),
+        Setting("line", "line", theta=1e4, steps=2400),
+    )
+}

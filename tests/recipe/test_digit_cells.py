@@ -1,0 +1,270 @@
+"""Scenes of cells: reproducible data, answers right by construction, packing that changes nothing."""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from digit_cells import answering, digits, files, packing, questions, scenes, tsv
+from digit_cells import tokenizer as words
+from digit_cells.packed import compute_answer_logits
+from digit_cells.setting import SETTINGS, Setting
+from ivc_jax.nn import decoder, rope
+
+GRID = 4
+TINY = {
+    kind: dataclasses.replace(SETTINGS[kind], grid=GRID, layers=2)
+    for kind in ("sections", "interleaved", "line")
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return words.build(GRID)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    random = np.random.default_rng(3)
+    return [scenes.render(random, digits.load("test"), 3 + i % 7, GRID) for i in range(30)]
+
+
+def test_scene_bytes_follow_from_seed():
+    scene, pixels = scenes.render(np.random.default_rng(0), digits.load("test"), 5, 16)
+    assert pixels.shape == (256, 256, 3)
+    assert pixels.dtype == np.uint8
+    assert len(scene.digits) == 5
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == "2100c23e30c6626f"
+
+
+def test_digits_lie_inside_cells_of_their_own(drawn):
+    for scene, _ in drawn:
+        assert len({digit.cell for digit in scene.digits}) == len(scene.digits)
+        for digit in scene.digits:
+            row, column = digit.cell
+            x1, y1, x2, y2 = digit.box
+            assert x2 - x1 == y2 - y1 in range(12, 17)
+            assert 16 * column <= x1 < x2 <= 16 * (column + 1)
+            assert 16 * row <= y1 < y2 <= 16 * (row + 1)
+
+
+def test_every_cell_is_as_likely():
+    random = np.random.default_rng(1)
+    cells = scenes.draw_cells(random, digits.load("train"), 40, 20)
+    held = collections.Counter()
+    for _ in range(4000):
+        scene, picks = scenes.arrange(random, cells, 4, GRID)
+        assert (cells.label[picks] != scenes.GROUND).sum() == 4
+        held.update(digit.cell for digit in scene.digits)
+    # 1000 times each, standard deviation 27
+    assert set(held) == {(row, column) for row in range(GRID) for column in range(GRID)}
+    assert max(abs(count - 1000) for count in held.values()) < 110
+
+
+def test_arranged_digits_are_what_their_cells_hold():
+    random = np.random.default_rng(2)
+    cells = scenes.draw_cells(random, digits.load("train"), 10, 10)
+    scene, picks = scenes.arrange(random, cells, 6, GRID)
+    for digit in scene.digits:
+        pick = picks[digit.cell[0] * GRID + digit.cell[1]]
+        assert (digit.label, digit.colour) == (cells.label[pick], cells.colour[pick])
+        x, y = 16 * digit.cell[1], 16 * digit.cell[0]
+        assert digit.box == tuple(cells.box[pick] + [x, y, x, y])
+    joined = scenes.join(cells.pixels[picks], GRID)
+    np.testing.assert_array_equal(joined[16:32, 48:64], cells.pixels[picks[7]])
+
+
+def test_coordinates_are_borders_of_cells():
+    assert [questions.to_word(i, 16) for i in (0, 1, 3, 8, 16)] == [0, 63, 188, 500, 1000]
+    assert questions.write_box((1, 15), 16) == "(938,63),(1000,125)"  # row 1, column 15
+
+
+def test_answers_are_right(drawn):
+    random = np.random.default_rng(5)
+    for scene, _ in drawn:
+        by_name = {digit.name: digit for digit in scene.digits}
+        count = collections.Counter(digit.name for digit in scene.digits)
+
+        q = questions.ask(random, scene, "grounding")
+        name = q.text.removeprefix("Locate the ")[:-1]
+        assert count[name] == 1
+        assert by_name[name].box == q.box
+        corners = np.array(eval(f"({q.answer})")).reshape(4) * scene.size / 1000
+        assert np.abs(corners - q.box).max() <= 4 + 0.5  # whole cells; the digit fills 12 of 16
+        x1, y1, x2, y2 = q.box
+        assert (x2 - x1) * (y2 - y1) / 256 > 0.5  # so that a right cell is a right box
+
+        q = questions.ask(random, scene, "reading")
+        (held,) = [d for d in scene.digits if questions.write_box(d.cell, GRID) in q.text]
+        assert q.answer == str(held.label)
+
+        q = questions.ask(random, scene, "colour")
+        if q is not None:
+            same = {scenes.COLOUR_NAMES[d.colour] for d in scene.digits if str(d.label) in q.text}
+            assert same == {q.answer}
+
+        for _ in range(4):
+            q = questions.ask(random, scene, "counting")
+            matching = [d for d in scene.digits if d.name.split()[0] in q.text]
+            expected = scene.digits if q.text == "How many digits?" else matching
+            assert q.answer == str(len(expected))
+
+            q = questions.ask(random, scene, "existence")
+            name = q.text.split(" ", 3)[3][:-1]
+            assert q.answer == ("Yes" if name in by_name else "No")
+
+
+def test_relations_compare_rows_and_columns(drawn):
+    random = np.random.default_rng(6)
+    answers = collections.Counter()
+    for scene, _ in drawn * 3:
+        q = questions.ask(random, scene, "relations")
+        if q is None:
+            continue
+        (y1, x1), (y2, x2) = q.cells
+        truth = {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}
+        (way,) = [w for w in truth if f" {w} " in q.text]
+        assert q.answer == ("Yes" if truth[way] else "No")
+        answers[q.answer] += 1
+    assert min(answers.values()) > 25
+
+
+def test_ambiguous_digits_are_never_named():
+    twins = [scenes.Digit(7, 0, (0, 0), (0, 0, 16, 16)), scenes.Digit(7, 0, (1, 1), (16, 16, 32, 32))]
+    lone = scenes.Digit(3, 1, (2, 0), (0, 32, 16, 48))
+    scene, random = scenes.Scene(GRID, (*twins, lone)), np.random.default_rng(0)
+    for _ in range(20):
+        assert questions.ask_grounding(random, scene).text == "Locate the orange 3."
+        assert questions.ask_colour(random, scene).text == "What colour is the 3?"
+        assert questions.ask_relations(random, scene) is None
+
+
+def test_every_word_is_one_token_and_lengths_hold():
+    random = np.random.default_rng(1)
+    for grid in (4, 12, 16):
+        tokenizer = words.build(grid)
+        for count in (3, 6, 9):
+            scene, _ = scenes.render(random, digits.load("test"), count, grid)
+            for task, (asked, answered) in packing.LENGTHS.items():
+                q = questions.ask(random, scene, task)
+                if q is not None:
+                    assert len(tokenizer.encode(q.text).ids) == asked
+                    assert len(tokenizer.encode(q.answer).ids) == answered
+                    assert tokenizer.decode(tokenizer.encode(q.text).ids) == q.text
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
+    setting = TINY[kind]
+    ids = words.find_special_ids(tokenizer)
+    config = files.read_config(setting, ids, tokenizer.get_vocab_size())
+    plan = packing.Plan(
+        ("grounding", "existence", "reading", "counting", "counting"), GRID, kind == "line"
+    )
+    random = np.random.default_rng(2)
+    scene = next(scene for scene, _ in drawn if len(scene.digits) == 9)
+    asked = [[questions.ask(random, scene, task) for task in plan.tasks]]
+    batch = packing.Encoder(tokenizer, plan)(asked)
+    params = jax.jit(lambda key: decoder.init_params(config, key)["decoder"])(jax.random.key(0))
+    visual = jax.random.normal(jax.random.key(1), (1, GRID**2, setting.width))
+    packed = jax.jit(
+        lambda params: compute_answer_logits(config.decoder, params, plan, batch["tokens"], visual)
+    )(params)
+
+    @jax.jit
+    def run_alone(params, tokens):
+        length, end = tokens.shape[1], GRID**2 + 1
+        hidden = decoder.embed(params, tokens).at[:, 1:end].set(visual)
+        positions = np.broadcast_to(np.arange(length), (3, 1, length)).astype(np.int32)
+        if kind != "line":
+            # the picture's cells share one time step; text goes on after the largest index
+            positions = positions.copy()
+            cell = np.arange(GRID**2)
+            positions[:, 0, 1:end] = [1 + 0 * cell, 1 + cell // GRID, 1 + cell % GRID]
+            positions[:, 0, end:] = GRID + 1 + np.arange(length - end)
+        angles = rope.angles(config.decoder.rope, jnp.asarray(positions))
+        hidden, _ = decoder.run_span(config.decoder, params["layers"], hidden, angles, 0, 2)
+        return decoder.logits(config.decoder, params, hidden)
+
+    at = 0
+    for start, task in zip(plan.starts, plan.tasks, strict=True):
+        question, answered = packing.LENGTHS[task]
+        own = batch["tokens"][:, start : start + question + 2 + answered]
+        tokens = np.concatenate([batch["tokens"][:, : plan.picture], own], axis=1)
+        single = run_alone(params, tokens)[:, -(answered + 1) :]
+        np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)
+        at += answered + 1
+    assert at == len(plan.answer_index) == packed.shape[1]
+
+
+def test_plan_mask_shows_a_question_the_picture_and_itself():
+    plan = packing.Plan(("counting", "counting"), 2)  # a picture of 6 slots, 7 a question
+    mask = plan.mask
+    assert mask.shape == (20, 20)
+    np.testing.assert_array_equal(np.flatnonzero(mask[15]), [*range(6), 13, 14, 15])
+    np.testing.assert_array_equal(np.flatnonzero(mask[3]), range(4))
+
+
+def test_loss_is_over_answers_alone(tokenizer, drawn):
+    setting = TINY["sections"]
+    plan = answering.lay_out(setting)
+    random = np.random.default_rng(2)
+    asked = [[questions.ask(random, drawn[6][0], task) for task in plan.tasks]]
+    asked[0][0] = None  # a question that the scene does not allow
+    batch = packing.Encoder(tokenizer, plan)(asked)
+    learnt = batch["answers"][0] >= 0
+    assert not learnt[:10].any()
+    assert learnt[10:20].all()
+    answer = batch["answers"][0][10:20]
+    assert tokenizer.decode(answer[:-1].tolist()) == asked[0][1].answer
+    np.testing.assert_array_equal(
+        batch["tokens"][0, plan.answer_index[10:20] + 1][:-1], answer[:-1]
+    )
+
+
+def test_tsv_rows(tmp_path):
+    first = tsv.write(tmp_path / "a", num_scenes=7, seeds=(4,), grid=GRID)
+    again = tsv.write(tmp_path / "b", num_scenes=7, seeds=(4,), grid=GRID)
+    assert [p.name for p in first] == [f"DigitScenes_{task}.tsv" for task in questions.TASKS]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+    csv.field_size_limit(1 << 24)
+    for path in first:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        assert [int(row["index"]) for row in rows] == list(range(len(rows)))
+        scene, _, _ = tsv.draw_scene("test", 4, 0, GRID)
+        boxes = [[int(x) for x in box.split()] for box in rows[0]["objects"].split(";")]
+        assert boxes == [list(digit.box) for digit in scene.digits]
+        if "grounding" in path.name:
+            assert [int(v) for v in rows[0]["answer"].split()] in boxes
+            assert (rows[0]["height"], rows[0]["width"]) == ("64", "64")
+        if "existence" in path.name:
+            balance = collections.Counter((row["category"], row["answer"]) for row in rows)
+            assert all(balance[c, "Yes"] == balance[c, "No"] > 0 for c in questions.NEGATIVES)
+
+
+def test_calibration_scenes_are_others(tmp_path):
+    drawn = {split: tsv.draw_scene(split, 0, 0, GRID)[1] for split in tsv.SPLITS}
+    assert (drawn["test"] != drawn["calibration"]).any()
+    with pytest.raises(ValueError, match="unknown split 'train'; known: test, calibration"):
+        tsv.write(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "spiral"}, "kind=spiral must be one of sections, interleaved, line"),
+        ({"sections": (6, 9, 8)}, r"sections=\(6, 9, 8\) must be planes that sum to 24"),
+        ({"kind": "line"}, r"sections=\(6, 9, 9\) must be none for a line"),
+        ({"digits": (3, 10)}, r"digits=\(3, 10\) must be ascending, from 1 to 9"),
+        ({"heads": 5}, "width=192 must be heads=5 times even"),
+    ],
+)
+def test_settings_name_what_does_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**{**dataclasses.asdict(SETTINGS["sections"]), **change})
