@@ -21,8 +21,8 @@ from digit_cells.questions import Question
 
 # Tokens of the question and of the answer; every question of a task has the same length.
 LENGTHS = {
-    "grounding": (5, 9),
-    "reading": (11, 1),
+    "grounding": (5, 4),
+    "reading": (7, 1),
     "relations": (8, 1),
     "existence": (6, 1),
     "colour": (6, 1),

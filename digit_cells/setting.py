@@ -73,14 +73,14 @@ class Setting:
 KINDS = ("sections", "interleaved", "line")
 
 # With theta 10 the slowest plane of 24 turns by 0.11 radians a cell: both axes turn.
-_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0)
+_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0, steps=2000)
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=2000),
+        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=2400),
         _SECTIONS,
-        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0),
+        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0, steps=1400),
         Setting("line", "line", theta=1e4, steps=2400),
     )
 }

@@ -1,9 +1,13 @@
-"""The byte-level BPE tokenizer of a grid: every word of the corpus is one token."""
+"""The byte-level BPE tokenizer of a grid: every word of the corpus is one token.
+
+A coordinate is a word with its bracket, so that it tells which of the four it is:
+`(438` `,500)` `,(500` `,563)`.
+"""
 
 import json
 import pathlib
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from digit_cells.questions import list_texts
 
@@ -16,6 +20,7 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_WORDS = r"[ ,]?\(\d+|,\d+\)| ?[A-Za-z]+| ?\d+|[^\sA-Za-z\d]|\s"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|im_start|>{% endif %}"
@@ -35,7 +40,12 @@ CHAT_TEMPLATE = (
 def build(grid: int) -> Tokenizer:
     """Train the tokenizer; the corpus of a grid is fixed, so the result is too."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=4096,  # never reached: merging ends when every word is one token
