@@ -13,12 +13,12 @@ import optax
 from tokenizers import Tokenizer
 
 from digit_cells import optimiser
-from digit_cells.loop import Params, Stage
 from digit_cells.packed import compute_answer_logits
 from digit_cells.packing import Encoder, Plan
 from digit_cells.questions import TASKS, ask
 from digit_cells.scenes import Cells, arrange
 from digit_cells.setting import Setting
+from digit_scenes.loop import Params, Stage
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import decoder
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_cells.loop import Params
 from digit_cells.packing import Plan
+from digit_scenes.loop import Params
 from ivc_jax.config import DecoderConfig
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend

@@ -1,5 +1,6 @@
-"""Scenes: handwritten digits, each inside one cell of a square grid, over a ground that says nothing
-about place.
+"""Scenes: handwritten digits, each inside one cell of a square grid.
+
+The ground says nothing about place.
 
 A cell is what becomes one visual token. All arithmetic on pixels is on whole numbers (where a
 matrix product holds them as floats, they are exact), so a seed gives the same picture on every
@@ -11,10 +12,10 @@ import functools
 
 import numpy as np
 
-from digit_cells.digits import DigitSet
+from digit_scenes.digits import DigitSet
 
 CELL = 16  # side of a cell in pixels
-SIDES = (12, 16)  # least and greatest side of a digit in pixels
+SIDES = (12, 16)  # least and greatest width and height of a digit in pixels
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (228, 48, 44),
     "orange": (244, 148, 28),
@@ -161,17 +162,30 @@ def _draw_digit(
     """Draw a digit of chance into a cell; return its label, colour and box."""
     pick = int(random.integers(len(source.labels)))
     colour = int(random.integers(len(COLOURS)))
-    side = int(random.integers(SIDES[0], SIDES[1] + 1))
-    x, y = random.integers(0, CELL - side + 1, 2).tolist()
+    # width and height apart, and slanted: there are few digits to learn from
+    wide, tall = random.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
+    x, y = (int(random.integers(0, CELL - side + 1)) for side in (wide, tall))
     ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
     ink = np.clip(ink, 0, 255).astype(np.int32)
-    weights = _make_enlargement(8, side)
-    # [side, side, 1], 256 is opaque; ink 16 is 1 << 20
-    alpha = (weights @ source.tiles[pick] @ weights.T).astype(np.int32) >> 12
-    alpha = np.minimum(alpha * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
-    patch = canvas[y : y + side, x : x + side]
+    down, across = _make_enlargement(8, tall), _make_enlargement(8, wide)
+    # [tall, wide], 256 is opaque; ink 16 is 1 << 20
+    alpha = (down @ source.tiles[pick] @ across.T).astype(np.int32) >> 12
+    alpha = np.minimum(alpha * 5 >> 2, 256)  # a quarter bolder than scanned
+    alpha = _slant(alpha, int(random.integers(-2, 3)))[..., None]
+    patch = canvas[y : y + tall, x : x + wide]
     patch += (ink - patch) * alpha >> 8
-    return int(source.labels[pick]), colour, (x, y, x + side, y + side)
+    return int(source.labels[pick]), colour, (x, y, x + wide, y + tall)
+
+
+def _slant(alpha: np.ndarray, most: int) -> np.ndarray:
+    """Shift the first row by `most` pixels, the last as far the other way, and those between."""
+    tall = len(alpha)
+    shifted = np.zeros_like(alpha)
+    for row in range(tall):
+        by = most * (tall - 1 - 2 * row) // (tall - 1)
+        source = np.s_[max(-by, 0) : alpha.shape[1] - max(by, 0)]
+        shifted[row, max(by, 0) : alpha.shape[1] - max(-by, 0)] = alpha[row, source]
+    return shifted
 
 
 @functools.cache

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from digit_cells import optimiser
-from digit_cells.loop import Params, Stage
 from digit_cells.scenes import COLOURS, GROUND, Cells
+from digit_scenes.loop import Params, Stage
 from ivc_jax.config import VisionConfig
 from ivc_jax.nn import tower
 

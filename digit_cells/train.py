@@ -14,11 +14,12 @@ import pathlib
 import jax
 import numpy as np
 
-from digit_cells import answering, digits, export, loop, tokenizer, tower
+from digit_cells import answering, export, tokenizer, tower
 from digit_cells.files import read_config
-from digit_cells.loop import Params
 from digit_cells.scenes import Cells, draw_cells
 from digit_cells.setting import SETTINGS, Setting
+from digit_scenes import digits, loop
+from digit_scenes.loop import Params
 
 _CELLS = {"train": (32768, 16384), "test": (4096, 2048)}  # with a digit, and without
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from digit_cells import digits
 from digit_cells.questions import NEGATIVES, TASKS, Question, ask, ask_existence
 from digit_cells.scenes import Scene, render
+from digit_scenes import digits
 
 _PLAIN = ("index", "image", "question", "answer", "objects", "split")
 COLUMNS = {

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import ivc_jax
-from digit_cells import digits, export, files, scenes, tower
+from digit_cells import export, files, scenes, tower
 from digit_cells import tokenizer as words
 from digit_cells.setting import SETTINGS
+from digit_scenes import digits
 from ivc_jax.nn import decoder
 from ivc_jax.nn import tower as library
 
@@ -24,7 +25,9 @@ def written(request, tmp_path_factory):
     """Write a checkpoint with random weights: (kind, folder)."""
     setting = dataclasses.replace(SETTINGS[request.param], grid=GRID, layers=2)
     tokenizer = words.build(GRID)
-    config = files.read_config(setting, words.find_special_ids(tokenizer), tokenizer.get_vocab_size())
+    config = files.read_config(
+        setting, words.find_special_ids(tokenizer), tokenizer.get_vocab_size()
+    )
     params = jax.jit(lambda key: decoder.init_params(config, key))(jax.random.key(1))
     params["vision"] = tower.init_params(config.vision, jax.random.key(0))["vision"]
     folder = tmp_path_factory.mktemp(request.param) / "hf"
@@ -39,14 +42,12 @@ def picture():
 
 def _encode(model, processor, pixels):
     (image,) = processor(["x"], [[pixels]]).images
-    rows, columns = image.grid[1:] if len(image.grid) == 3 else (GRID, GRID)
     side = model.config.vision.spatial_merge_size
-    count = len(image.patches)
-    place = np.arange(count)
+    place = np.arange(len(image.patches))
     if side > 1:
         # merge blocks in raster order, patches within
         block, inner = np.divmod(place, side * side)
-        down, right = np.divmod(block, columns // side)
+        down, right = np.divmod(block, GRID)
         place = np.stack([down * side + inner // side, right * side + inner % side], axis=-1)
     else:
         place = np.stack(np.divmod(place, GRID), axis=-1)
