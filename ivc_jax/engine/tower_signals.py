@@ -45,13 +45,13 @@ def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
     """
     if isinstance(request, PixelEntropy):
         return None
+    if vision.depth == 0:
+        raise MethodError(f"the vision tower has no blocks: it cannot answer {request}")
     if isinstance(request, TowerFeatures):
         first, last = _find_block(request.first, vision), _find_block(request.last, vision)
         if first > last:
             raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
         return Features(first, last, request.merged)
-    if vision.depth == 0:
-        raise MethodError("the vision tower has no blocks: its attention cannot be asked for")
     # blocks that see the whole image
     full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
     if request.block is None:

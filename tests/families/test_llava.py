@@ -133,6 +133,7 @@ def test_released_files_state_no_sizes():
         ("vision_feature_select_strategy", "full", "vision_feature_select_strategy 'full'"),
         ("vision_feature_layer", [-2, -5], r"vision_feature_layer \[-2, -5\] is not supported"),
         ("vision_feature_layer", -9, "name one of the 4 blocks"),
+        ("vision_feature_layer", -6, "or what comes before them, 0"),
         ("image_token_index", 400, "image_token_id 400 has no embedding"),
     ],
 )
@@ -141,6 +142,8 @@ def test_settings_that_cannot_be_run_are_named(field, value, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(config | {field: value})
     assert parse_config(config | {"vision_feature_layer": 3}) == parse_config(config)
+    for before in (0, -5):  # transformers counts what is embedded as a hidden state, too
+        assert parse_config(config | {"vision_feature_layer": before}).vision.depth == 0
 
 
 def test_other_halves_are_named():

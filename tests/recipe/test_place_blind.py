@@ -13,6 +13,7 @@ from digit_cells import export, files, scenes, tower
 from digit_cells import tokenizer as words
 from digit_cells.setting import SETTINGS
 from digit_scenes import digits
+from ivc_jax.methods.base import MethodError
 from ivc_jax.nn import decoder
 from ivc_jax.nn import tower as library
 
@@ -74,6 +75,18 @@ def test_shifting_a_picture_by_a_cell_shifts_its_tokens_and_changes_none(written
             np.testing.assert_allclose(shifted, expected, rtol=0, atol=2e-6)
         else:
             np.testing.assert_array_equal(shifted, expected)
+
+
+def test_a_tower_without_blocks_has_no_attention_to_rank_by(written, picture):
+    kind, folder = written
+    model, processor = ivc_jax.load(folder, dtype="float32")
+    batch = processor(["How many red?"], [[picture]])
+    if kind == "sections":
+        out = ivc_jax.generate(model, batch, "scope:keep_ratio=0.5", max_new_tokens=1)
+        assert len(out.kept[0]) == len(batch.tokens[0]) - GRID**2 // 2
+    else:
+        with pytest.raises(MethodError, match="the vision tower has no blocks"):
+            ivc_jax.prefill(model, batch, "scope:keep_ratio=0.5")
 
 
 def test_bank_of_cells_is_what_pictures_become(written, picture):
