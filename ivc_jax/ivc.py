@@ -145,7 +145,8 @@ def make_tables(
     else:
         raise ValueError(f"frequencies must be one of {WORDS} or planes, got {frequencies!r}")
     planes = [named] * axes  # A arrays of plane numbers
-    if frequencies == "section" or (by_axis and axes == 3):
+    by_section = isinstance(frequencies, str) and frequencies == "section"
+    if by_section or (by_axis and axes == 3):
         if rope.sections is None or axes != 3:
             raise ValueError('frequencies="section" needs M-RoPE sections and three position axes')
         planes = [named[rope.axis_of_plane[named] == axis] for axis in range(3)]

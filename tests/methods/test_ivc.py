@@ -180,6 +180,9 @@ def test_plane_subsets_enter_every_axis():
     expected = np.argsort(-(V[positions[1]] + V[positions[2]]), kind="stable")[:8]
     chosen = component(positions, 0.2, "cos", head_dim=16, theta=1e4, frequencies=planes)
     assert chosen.tolist() == sorted(expected.tolist())
+    for same in (np.array(planes), np.isin(np.arange(8), planes)):
+        again = component(positions, 0.2, "cos", head_dim=16, theta=1e4, frequencies=same)
+        assert again.tolist() == chosen.tolist()
 
 
 def test_thirds_of_the_planes():
