@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from digit_cells import optimiser
 from digit_cells.packed import compute_answer_logits
-from digit_cells.packing import Encoder, Plan
-from digit_cells.questions import TASKS, ask
+from digit_cells.questions import LENGTHS, TASKS
 from digit_cells.scenes import Cells, arrange
 from digit_cells.setting import Setting
 from digit_scenes.loop import Params, Stage
+from digit_scenes.packing import Encoder, Plan, draw
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import decoder
 
@@ -31,7 +31,7 @@ def lay_out(setting: Setting) -> Plan:
     """Lay out a packed sequence."""
     pairs = zip(TASKS, QUESTIONS, strict=True)
     tasks = tuple(task for task, count in pairs for _ in range(count))
-    return Plan(tasks, setting.grid, setting.kind == "line")
+    return Plan(tasks, setting.grid, LENGTHS, setting.kind == "line")
 
 
 def init_decoder(config: ModelConfig, key: jax.Array) -> Params:
@@ -65,7 +65,7 @@ def make_stage(
     ) -> dict[str, np.ndarray]:
         counts = random.integers(setting.digits[0], setting.digits[1] + 1, setting.rows)
         drawn = [arrange(random, bank[0], count, setting.grid) for count in counts.tolist()]
-        asked = encode([[ask(random, scene, task) for task in plan.tasks] for scene, _ in drawn])
+        asked = encode([draw(random, scene, plan, TASKS) for scene, _ in drawn])
         return {**asked, "visual": bank[1][np.stack([picks for _, picks in drawn])]}
 
     loss = functools.partial(_loss, config.decoder, plan)
@@ -103,7 +103,7 @@ def _loss(
     learnt, safe = answers >= 0, answers.clip(0)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, safe)  # [B, A]
     value = (each * learnt).sum() / learnt.sum().clip(1)
-    owner = jax.nn.one_hot(plan.answer_owner, len(plan.tasks))  # [A, Q]
+    owner = jax.nn.one_hot(plan.answer_task, len(plan.tasks))  # [A, Q]
     asked = (learnt @ owner) > 0  # [B, Q]
     right = ((logits.argmax(-1) != safe) & learnt) @ owner == 0  # [B, Q]
     metrics = {}

@@ -1,19 +1,17 @@
 """Write a model as a Hugging Face checkpoint directory of its family."""
 
 import dataclasses
-import json
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from digit_cells import files, tokenizer
 from digit_cells.setting import Setting
+from digit_scenes.export import write_folder
+from digit_scenes.tokenizer import find_special_ids
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import find_family
 from ivc_jax.families.llava import LLAVA
@@ -25,14 +23,14 @@ def list_tensors(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.nd
     """Return the tensors of {"vision", "decoder"} parameters under published names."""
     halves = {"vision": params["vision"], "decoder": params["decoder"]}
     named = to_hf_names(halves, config, find_family(config.family).rules)
-    tensors = {name: array.astype(np.float32) for name, array in named}
+    tensors = dict(named)
     if config.family == "llava":
         # transformers builds one block behind the feature, which nobody reads: it adds nothing
         unread = dataclasses.replace(config.vision, depth=1)
         block = tower.init_params(unread, jax.random.key(0))["blocks"]
         silent = {"vision": {"blocks": jax.tree.map(jnp.zeros_like, block)}}
         behind = to_hf_names(silent, dataclasses.replace(config, vision=unread), LLAVA.rules)
-        tensors |= {name: array.astype(np.float32) for name, array in behind}
+        tensors |= dict(behind)
         norm = "vision_tower.vision_model.post_layernorm"
         width = np.zeros(config.vision.embed_dim, np.float32)
         tensors |= {f"{norm}.weight": width + 1, f"{norm}.bias": width}
@@ -47,38 +45,11 @@ def write(
     card: str = "",
     log: pathlib.Path | None = None,
 ) -> None:
-    """Write {"vision", "decoder"} parameters as a checkpoint directory.
-
-    The directory appears in one step: readers see the old one or the new one, whole.
-
-    Args:
-        card: text of README.md.
-        log: training log to put beside the weights.
-    """
+    """Write {"vision", "decoder"} parameters as a checkpoint directory (see `write_folder`)."""
     words = tokenizer.build(setting.grid)
-    ids = tokenizer.find_special_ids(words)
+    ids = find_special_ids(words)
     settings = files.make_config(setting, ids, words.get_vocab_size())
     config = find_family(settings).read_config(settings)
-    folder = pathlib.Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    fresh.chmod(0o755)
-    try:
-        weights = fresh / "model.safetensors"
-        save_file(list_tensors(config, params), weights, metadata={"format": "pt"})
-        weights.chmod(0o644)
-        tokenizer.save(words, fresh)
-        others = files.make_processor_files(setting, ids)
-        for name, content in {"config.json": settings, **others}.items():
-            (fresh / name).write_text(json.dumps(content, indent=2) + "\n")
-        (fresh / "README.md").write_text(card)
-        if log is not None and log.exists():
-            shutil.copyfile(log, fresh / "training_log.jsonl")
-        old = folder.with_name(f".{folder.name}-old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    others = files.make_processor_files(setting, ids)
+    written = {"config.json": settings, **others}
+    write_folder(folder, list_tensors(config, params), words, written, card=card, log=log)

@@ -9,14 +9,13 @@ from typing import Any
 
 from digit_cells.scenes import CELL
 from digit_cells.setting import Setting
+from digit_scenes.export import make_generation_config
+from digit_scenes.model import IMAGE_MEAN, IMAGE_STD
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import find_family
 
 _PATCH = CELL // 2  # of the Qwen families, which merge 2 x 2 patches
-_CLIP = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
+_CLIP = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
@@ -159,9 +158,7 @@ def read_config(setting: Setting, ids: dict[str, int], vocab_size: int) -> Model
 
 def make_processor_files(setting: Setting, ids: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Return the other files by name; a picture passes at its own size."""
-    stop, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
-    generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
-    files = {"generation_config.json": {**generation, "max_new_tokens": 16}}
+    files = {"generation_config.json": make_generation_config(ids)}
     picture: dict[str, Any] = {
         "do_convert_rgb": True,
         "do_resize": True,

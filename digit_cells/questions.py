@@ -1,35 +1,16 @@
-"""Questions about a scene, with answers that are right by construction.
+"""Questions about a scene of cells: those of `digit_scenes`, with coordinates of whole cells.
 
 Coordinates in words are thousandths of the picture, as Qwen2-VL prints boxes, and those of borders
-between cells: a box in words is that of whole cells.
+between cells: a box in words is that of a cell.
 """
 
-import dataclasses
-from collections import Counter
-from collections.abc import Callable
+import functools
 
 import numpy as np
 
-from digit_cells.scenes import COLOUR_NAMES, Box, Digit, Scene
-
-DIRECTIONS = ("left of", "right of", "above", "below")
-NEGATIVES = ("random", "popular", "adversarial")
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question, the answer the model is taught, and what scoring needs.
-
-    `box` is the true box in pixels (grounding), `category` the kind of question (existence),
-    `cells` the cells of the digits that the answer depends on, as (row, column).
-    """
-
-    task: str
-    text: str
-    answer: str
-    box: Box | None = None
-    category: str = ""
-    cells: tuple[tuple[int, int], ...] = ()
+from digit_cells.scenes import CELL, Scene, find_cell
+from digit_scenes import questions
+from digit_scenes.questions import Question, Tasks, choose, list_unique
 
 
 def to_word(border: int, grid: int) -> int:
@@ -38,143 +19,48 @@ def to_word(border: int, grid: int) -> int:
 
 
 def write_box(cell: tuple[int, int], grid: int) -> str:
-    """Write the box of a cell as (x1,y1),(x2,y2)."""
+    """Write the box of a cell (row, column) as (x1,y1),(x2,y2)."""
     (y1, x1), (y2, x2) = ([to_word(place + far, grid) for place in cell] for far in (0, 1))
     return f"({x1},{y1}),({x2},{y2})"
-
-
-def list_unique(scene: Scene) -> list[Digit]:
-    """Return the digits that share class and colour with no other digit of the scene."""
-    count = Counter(digit.name for digit in scene.digits)
-    return [digit for digit in scene.digits if count[digit.name] == 1]
-
-
-def _choose(random: np.random.Generator, options: list) -> object:
-    return options[int(random.integers(len(options)))]
 
 
 def ask_grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for the box of a digit."""
     if not (options := list_unique(scene)):
         return None
-    digit = _choose(random, options)
-    text, answer = f"Locate the {digit.name}.", write_box(digit.cell, scene.grid)
-    return Question("grounding", text, answer, box=digit.box, cells=(digit.cell,))
+    digit = choose(random, options)
+    text, answer = f"Locate the {digit.name}.", write_box(find_cell(digit), scene.grid)
+    return Question("grounding", text, answer, box=digit.box, subject=(digit.box,))
 
 
 def ask_reading(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask which digit lies in a box."""
-    digit = _choose(random, list(scene.digits))
-    text = f"Digit in {write_box(digit.cell, scene.grid)}?"
-    return Question("reading", text, str(digit.label), cells=(digit.cell,))
+    digit = choose(random, list(scene.digits))
+    text = f"Digit in {write_box(find_cell(digit), scene.grid)}?"
+    return Question("reading", text, str(digit.label), subject=(digit.box,))
 
 
-def ask_relations(random: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask whether one digit is left of, right of, above or below another."""
-    options = list_unique(scene)
-    if len(options) < 2:
-        return None
-    a, b = (options[i] for i in random.permutation(len(options))[:2])
-    axis = int(random.integers(2))  # 0: across
-    apart = b.cell[1 - axis] - a.cell[1 - axis]
-    if apart == 0:
-        return None
-    want = bool(random.integers(2))
-    direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
-    text = _write_relation(a.name, direction, b.name)
-    return Question("relations", text, "Yes" if want else "No", cells=(a.cell, b.cell))
-
-
-def _write_relation(first: str, direction: str, second: str) -> str:
-    # All four directions take eight tokens, which packing relies on.
-    article = "" if direction.endswith("of") else "the "
-    return f"Is {article}{first} {direction} {second}?"
-
-
-def ask_existence(
-    random: np.random.Generator, scene: Scene, want: bool | None = None, category: str = ""
-) -> Question | None:
-    """Ask whether a digit of a colour is there.
-
-    Negatives are random (any absent pair), popular (a colour of the scene on a class that is not
-    in it) or adversarial (a class of the scene in a wrong colour).
-    """
-    want = bool(random.integers(2)) if want is None else want
-    category = category or _choose(random, list(NEGATIVES))
-    there = {(digit.colour, digit.label) for digit in scene.digits}
-    if want:
-        pair = _choose(random, sorted(there))
-    else:
-        colours, labels = range(len(COLOUR_NAMES)), range(10)
-        if category == "popular":
-            colours = sorted({colour for colour, _ in there})
-            labels = sorted(set(labels) - {label for _, label in there})
-        elif category == "adversarial":
-            labels = sorted({label for _, label in there})
-        options = [(c, d) for c in colours for d in labels if (c, d) not in there]
-        if not options:
-            return None
-        pair = _choose(random, options)
-    cells = tuple(d.cell for d in scene.digits if (d.colour, d.label) == pair)
-    text, answer = _write_existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
-    return Question("existence", text, answer, category=category, cells=cells)
-
-
-def _write_existence(name: str) -> str:
-    return f"Is there {'an' if name.startswith('o') else 'a'} {name}?"
-
-
-def ask_colour(random: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask for the colour of the only digit of its class."""
-    count = Counter(digit.label for digit in scene.digits)
-    options = [digit for digit in scene.digits if count[digit.label] == 1]
-    if not options:
-        return None
-    digit = _choose(random, options)
-    text = f"What colour is the {digit.label}?"
-    return Question("colour", text, COLOUR_NAMES[digit.colour], cells=(digit.cell,))
-
-
-def ask_counting(random: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask how many digits there are, of a colour or at all."""
-    if random.random() < 0.4:
-        cells = tuple(digit.cell for digit in scene.digits)
-        return Question("counting", "How many digits?", str(len(cells)), cells=cells)
-    there = [digit.colour for digit in scene.digits]
-    pick = _choose(random, there) if random.random() < 0.8 else int(random.integers(8))
-    text = f"How many {COLOUR_NAMES[pick]}?"
-    cells = tuple(digit.cell for digit in scene.digits if digit.colour == pick)
-    return Question("counting", text, str(len(cells)), cells=cells)
-
-
-TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+TASKS: Tasks = {
+    **questions.TASKS,
     "grounding": ask_grounding,
     "reading": ask_reading,
-    "relations": ask_relations,
-    "existence": ask_existence,
-    "colour": ask_colour,
-    "counting": ask_counting,
+    # middles of digits in one column are at most 4 pixels apart, in two at least 12
+    "relations": functools.partial(questions.ask_relations, clear=CELL / 2),
 }
-
-
-def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6) -> Question | None:
-    """Draw a question of `task`; None where the scene allows none."""
-    for _ in range(attempts):
-        question = TASKS[task](random, scene)
-        if question is not None:
-            return question
-    return None
+# Tokens of the question and of the answer; every question of a task has the same length.
+LENGTHS = {
+    "grounding": (5, 4),
+    "reading": (7, 1),
+    "relations": (8, 1),
+    "existence": (6, 1),
+    "colour": (6, 1),
+    "counting": (4, 1),
+}
 
 
 def list_texts(grid: int) -> list[str]:
     """Return texts that hold every word of every question and answer on such a grid."""
-    names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
-    texts = [f"Locate the {name}." for name in names]
-    texts += [_write_relation(name, way, name) for name in names for way in DIRECTIONS]
-    texts += [_write_existence(name) for name in names]
-    texts += [f"What colour is the {d}?" for d in range(10)]
-    texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
-    texts += [f"How many {name}?" for name in COLOUR_NAMES]
+    texts = questions.list_plain_texts()
     for place in range(grid):
         box = write_box((place, place), grid)
         texts += [f"Digit in {box}?", box]

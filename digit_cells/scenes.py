@@ -13,44 +13,13 @@ import functools
 import numpy as np
 
 from digit_scenes.digits import DigitSet
+from digit_scenes.questions import Box
+from digit_scenes.scenes import COLOUR_NAMES, COLOURS, Digit, make_enlargement
 
 CELL = 16  # side of a cell in pixels
 SIDES = (12, 16)  # least and greatest width and height of a digit in pixels
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (228, 48, 44),
-    "orange": (244, 148, 28),
-    "yellow": (240, 232, 60),
-    "green": (52, 196, 76),
-    "cyan": (64, 222, 226),
-    "blue": (60, 100, 250),
-    "purple": (176, 72, 216),
-    "white": (246, 246, 246),
-}
-COLOUR_NAMES = tuple(COLOURS)
 GROUND = 10  # the label of a cell without a digit
 _KNOTS = 3  # of the blotches of a cell, along a side
-
-Box = tuple[int, int, int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Digit:
-    """One digit of a scene.
-
-    Attributes:
-        cell: its row and column.
-        box: (x1, y1, x2, y2) of its image in pixels, right and bottom exclusive; inside the cell.
-    """
-
-    label: int
-    colour: int
-    cell: tuple[int, int]
-    box: Box
-
-    @property
-    def name(self) -> str:
-        """The words that refer to the digit, such as 'red 7'."""
-        return f"{COLOUR_NAMES[self.colour]} {self.label}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +103,12 @@ def render(
     return Scene(grid, digits), join(cells.pixels[picks], grid)
 
 
+def find_cell(digit: Digit) -> tuple[int, int]:
+    """Return the row and the column of the cell that a digit lies in."""
+    x1, y1, _, _ = digit.box
+    return y1 // CELL, x1 // CELL
+
+
 def join(cells: np.ndarray, grid: int) -> np.ndarray:
     """Join the pictures of cells [grid * grid, CELL, CELL, 3] into one [size, size, 3]."""
     rows = cells.reshape(grid, grid, CELL, CELL, 3).swapaxes(1, 2)  # [row, y, column, x, 3]
@@ -144,13 +119,13 @@ def _place(cells: Cells, pick: int, at: int, grid: int) -> Digit:
     row, column = divmod(at, grid)
     x1, y1, x2, y2 = cells.box[pick].tolist()
     box = (column * CELL + x1, row * CELL + y1, column * CELL + x2, row * CELL + y2)
-    return Digit(int(cells.label[pick]), int(cells.colour[pick]), (row, column), box)
+    return Digit(int(cells.label[pick]), int(cells.colour[pick]), box)
 
 
 def _draw_ground(random: np.random.Generator) -> np.ndarray:
     """Draw grey blotches and noise, int32 [CELL, CELL, 3]."""
     knots = random.integers(-24, 25, (_KNOTS, _KNOTS))
-    enlarge = _make_enlargement(_KNOTS, CELL)
+    enlarge = make_enlargement(_KNOTS, CELL)
     blotches = (enlarge @ knots @ enlarge.T).astype(np.int32) >> 16
     grey = blotches + random.integers(-8, 9, (CELL, CELL)) + random.integers(60, 121)
     return np.repeat(grey[..., None], 3, axis=2).astype(np.int32)
@@ -167,7 +142,7 @@ def _draw_digit(
     x, y = (int(random.integers(0, CELL - side + 1)) for side in (wide, tall))
     ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
     ink = np.clip(ink, 0, 255).astype(np.int32)
-    down, across = _make_enlargement(8, tall), _make_enlargement(8, wide)
+    down, across = make_enlargement(8, tall), make_enlargement(8, wide)
     # [tall, wide], 256 is opaque; ink 16 is 1 << 20
     alpha = (down @ source.tiles[pick] @ across.T).astype(np.int32) >> 12
     alpha = np.minimum(alpha * 5 >> 2, 256)  # a quarter bolder than scanned
@@ -186,17 +161,3 @@ def _slant(alpha: np.ndarray, most: int) -> np.ndarray:
         source = np.s_[max(-by, 0) : alpha.shape[1] - max(by, 0)]
         shifted[row, max(by, 0) : alpha.shape[1] - max(-by, 0)] = alpha[row, source]
     return shifted
-
-
-@functools.cache
-def _make_enlargement(source: int, target: int) -> np.ndarray:
-    """Bilinear resize as a matrix [target, source] of whole numbers; rows sum to 256."""
-    # middle of each target pixel among the sources, in 256ths
-    where = np.clip((2 * np.arange(target) + 1) * source * 128 // target - 128, 0, None)
-    low = np.minimum(where // 256, source - 1)
-    high = np.minimum(low + 1, source - 1)
-    weights = np.zeros((target, source))
-    fraction = np.where(low == high, 0, where - low * 256)
-    np.add.at(weights, (np.arange(target), low), 256 - fraction)
-    np.add.at(weights, (np.arange(target), high), fraction)
-    return weights

@@ -4,79 +4,16 @@ A coordinate is a word with its bracket, so that it tells which of the four it i
 `(438` `,500)` `,(500` `,563)`.
 """
 
-import json
-import pathlib
-
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from digit_cells.questions import list_texts
+from digit_scenes.tokenizer import train
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 _WORDS = r"[ ,]?\(\d+|,\d+\)| ?[A-Za-z]+| ?\d+|[^\sA-Za-z\d]|\s"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<|im_start|>{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' or 'image' in part %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' or 'video' in part %}"
-    "<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
 
 
 def build(grid: int) -> Tokenizer:
     """Train the tokenizer; the corpus of a grid is fixed, so the result is too."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,  # never reached: merging ends when every word is one token
-        min_frequency=1,
-        special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(list_texts(grid), trainer)
-    return tokenizer
-
-
-def find_special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of the special tokens by name."""
-    return {name: tokenizer.token_to_id(name) for name in SPECIAL}
-
-
-def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.json."""
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 4096,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "additional_special_tokens": list(SPECIAL[1:]),
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    for name, content in (
-        ("tokenizer_config.json", config),
-        ("chat_template.json", {"chat_template": CHAT_TEMPLATE}),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    cut = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return train(list_texts(grid), pre_tokenizers.Sequence([cut, as_bytes]))

@@ -20,6 +20,7 @@ from digit_cells.scenes import Cells, draw_cells
 from digit_cells.setting import SETTINGS, Setting
 from digit_scenes import digits, loop
 from digit_scenes.loop import Params
+from digit_scenes.tokenizer import find_special_ids
 
 _CELLS = {"train": (32768, 16384), "test": (4096, 2048)}  # with a digit, and without
 
@@ -66,7 +67,7 @@ def draw_bank(split: str, seed: int) -> Cells:
 def train(setting: Setting, out: pathlib.Path, seed: int) -> Params:
     """Run both stages; return {"vision", "heads", "decoder"}."""
     words = tokenizer.build(setting.grid)
-    ids = tokenizer.find_special_ids(words)
+    ids = find_special_ids(words)
     config = read_config(setting, ids, words.get_vocab_size())
     cells, unseen = draw_bank("train", seed), draw_bank("test", 0)
     tower_key, decoder_key = jax.random.split(jax.random.key(seed))

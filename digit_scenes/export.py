@@ -4,10 +4,12 @@ import json
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
 from digit_scenes import tokenizer
 from digit_scenes.model import IMAGE_MEAN, IMAGE_STD, make_model_config
@@ -93,33 +95,56 @@ def write(
     card: str = "",
     log: pathlib.Path | None = None,
 ) -> None:
-    """Write {"vision", "decoder"} parameters as a checkpoint directory.
+    """Write {"vision", "decoder"} parameters as a checkpoint directory (see `write_folder`)."""
+    words = tokenizer.build()
+    ids = tokenizer.find_special_ids(words)
+    config = make_model_config(setting, ids, words.get_vocab_size())
+    wanted = {"vision": params["vision"], "decoder": params["decoder"]}
+    tensors = dict(to_hf_names(wanted, config, QWEN2_VL.rules))
+    settings = {
+        "config.json": make_config(config, ids),
+        "preprocessor_config.json": make_preprocessor_config(setting),
+        "generation_config.json": make_generation_config(ids),
+    }
+    write_folder(folder, tensors, words, settings, card=card, log=log)
+
+
+def make_generation_config(special_ids: dict[str, int]) -> dict[str, Any]:
+    """Return `generation_config.json`: greedy answers, which are short."""
+    stop, pad = special_ids["<|im_end|>"], special_ids["<|endoftext|>"]
+    return {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad, "max_new_tokens": 16}
+
+
+def write_folder(
+    folder: pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    words: Tokenizer,
+    settings: Mapping[str, dict[str, Any]],
+    *,
+    card: str = "",
+    log: pathlib.Path | None = None,
+) -> None:
+    """Write a checkpoint directory, tensors as float32.
 
     The directory appears in one step: readers see the old one or the new one, whole.
 
     Args:
+        settings: contents of the JSON files, by name.
         card: text of README.md.
         log: training log to put beside the weights.
     """
-    words = tokenizer.build()
-    ids = tokenizer.find_special_ids(words)
-    config = make_model_config(setting, ids, words.get_vocab_size())
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     fresh.chmod(0o755)
     try:
-        wanted = {"vision": params["vision"], "decoder": params["decoder"]}
-        named = to_hf_names(wanted, config, QWEN2_VL.rules)
-        tensors = {name: array.astype(np.float32) for name, array in named}
-        save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-        (fresh / "model.safetensors").chmod(0o644)
+        weights = fresh / "model.safetensors"
+        floats = {name: array.astype(np.float32) for name, array in tensors.items()}
+        save_file(floats, weights, metadata={"format": "pt"})
+        weights.chmod(0o644)
         tokenizer.save(words, fresh)
-        _write(fresh / "config.json", make_config(config, ids))
-        _write(fresh / "preprocessor_config.json", make_preprocessor_config(setting))
-        stop, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
-        generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
-        _write(fresh / "generation_config.json", {**generation, "max_new_tokens": 16})
+        for name, content in settings.items():
+            (fresh / name).write_text(json.dumps(content, indent=2) + "\n")
         (fresh / "README.md").write_text(card)
         if log is not None and log.exists():
             shutil.copyfile(log, fresh / "training_log.jsonl")
@@ -131,7 +156,3 @@ def write(
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

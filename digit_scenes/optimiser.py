@@ -4,7 +4,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-_ADAM_ONLY = ("embed_tokens", "patch_embed", "heads")
+_ADAM_ONLY = ("embed_tokens", "lm_head", "patch_embed", "heads")
 
 
 def schedule(peak: float, steps: int, warmup: int = 30, decay: float = 0.25) -> optax.Schedule:
@@ -38,11 +38,19 @@ def build(
     decay: float = 0.25,
 ) -> optax.GradientTransformation:
     """Make the optimiser of a stage; `scale` multiplies both rates, `decay` ends with a fall."""
+    return combine(
+        schedule(muon_rate * scale, steps, decay=decay),
+        schedule(adam_rate * scale, steps, decay=decay),
+    )
+
+
+def combine(muon_rate: optax.Schedule, adam_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Make an optimiser of two schedules; gradients are clipped."""
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         muon(
-            schedule(muon_rate * scale, steps, decay=decay),
-            adam_learning_rate=schedule(adam_rate * scale, steps, decay=decay),
+            muon_rate,
+            adam_learning_rate=adam_rate,
             muon_weight_dimension_numbers=_find_dimensions,
             weight_decay=0.01,
         ),

@@ -5,7 +5,6 @@ of the N x N mask of a packed sequence is empty: the picture is attended once, a
 looks at the picture and at its own slots.
 """
 
-import itertools
 from functools import partial
 
 import jax
@@ -74,9 +73,9 @@ def attend_packed(
     picture = attend(queries[:, :P], keys[:, :P], values[:, :P], causal=True)
     asking = queries[:, P:] * C**-0.5  # [B, T, H, C]
     scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])]  # [B, H, T, P]
-    longest = max(length for _, length, _ in _find_runs(plan))
+    longest = max(length for _, length, _ in plan.runs)
     near = []
-    for begin, length, count in _find_runs(plan):
+    for begin, length, count in plan.runs:
         own = np.s_[:, begin : begin + count * length]
         shape = (B, count, length, H, C)
         asked = asking[:, own[1].start - P : own[1].stop - P].reshape(shape)
@@ -91,22 +90,10 @@ def attend_packed(
     far, near_weights = weights[..., :P], weights[..., P:]
     mixed = jnp.einsum("bhtp,bphc->bthc", far, values[:, :P])  # [B, T, H, C]
     parts, at = [], 0
-    for begin, length, count in _find_runs(plan):
+    for begin, length, count in plan.runs:
         size = count * length
         block = near_weights[:, :, at : at + size, :length].reshape(B, H, count, length, length)
         own = values[:, begin : begin + size].reshape(B, count, length, H, C)
         parts.append(jnp.einsum("bhnqk,bnkhc->bnqhc", block, own).reshape(B, size, H, C))
         at += size
     return jnp.concatenate([picture, mixed + jnp.concatenate(parts, axis=1)], axis=1), far
-
-
-def _find_runs(plan: Plan) -> list[tuple[int, int, int]]:
-    """Return (first slot, slots of a question, questions) of each run of one task."""
-    runs, at = [], plan.picture
-    for _, group in itertools.groupby(plan.tasks):
-        count = len(list(group))
-        index = plan.starts.index(at)
-        following = plan.starts[index + 1] if index + 1 < len(plan.starts) else plan.length
-        runs.append((at, following - at, count))
-        at += runs[-1][1] * count
-    return runs

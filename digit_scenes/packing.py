@@ -12,13 +12,13 @@ Positions restart after the picture, so every question meets exactly what it wou
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from digit_scenes.model import STEP
-from digit_scenes.questions import Box, Question, ask
+from digit_scenes.questions import TASKS, Box, Question, Tasks, ask
 from digit_scenes.scenes import Scene
 
 # Tokens of the question and of the answer; every question of a task has the same length.
@@ -36,11 +36,17 @@ LENGTHS = {
 class Plan:
     """How a packed sequence is laid out.
 
-    `tasks` has one entry a question; `grid` counts visual tokens along a side of the picture.
+    Attributes:
+        tasks: one entry a question.
+        grid: visual tokens along a side of the picture.
+        lengths: tokens of the question and of the answer, by task.
+        line: all slots are numbered on one line, instead of visual tokens by row and column.
     """
 
     tasks: tuple[str, ...]
     grid: int
+    lengths: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LENGTHS)
+    line: bool = False
 
     @property
     def picture(self) -> int:
@@ -50,18 +56,31 @@ class Plan:
     @property
     def length(self) -> int:
         """Slots of the sequence."""
-        return self.picture + sum(map(_count_slots, self.tasks))
+        return self.picture + sum(map(self.count_slots, self.tasks))
 
     @functools.cached_property
     def starts(self) -> tuple[int, ...]:
         """First slot of each question."""
-        sizes = map(_count_slots, self.tasks[:-1])
+        sizes = map(self.count_slots, self.tasks[:-1])
         return tuple(itertools.accumulate(sizes, initial=self.picture))
+
+    @functools.cached_property
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """(first slot, slots of a question, questions) of each run of one task."""
+        runs, at = [], self.picture
+        for task, group in itertools.groupby(self.tasks):
+            runs.append((at, self.count_slots(task), len(list(group))))
+            at += runs[-1][1] * runs[-1][2]
+        return tuple(runs)
+
+    def count_slots(self, task: str) -> int:
+        """Count the slots of a question, <|im_end|><|im_start|> behind it, and its answer."""
+        return sum(self.lengths[task]) + 2
 
     @functools.cached_property
     def segment(self) -> np.ndarray:
         """Question of each slot, [N] int32; -1 for the picture."""
-        sizes = [_count_slots(task) for task in self.tasks]
+        sizes = [self.count_slots(task) for task in self.tasks]
         parts = np.repeat(np.arange(len(sizes)), sizes)
         return np.concatenate([np.full(self.picture, -1), parts]).astype(np.int32)
 
@@ -74,16 +93,16 @@ class Plan:
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """M-RoPE positions of each slot, [3, N] int32."""
+        """M-RoPE positions of each slot, [3, N] int32; on a line all axes are alike."""
         positions = np.zeros((3, self.length), np.int32)
         grid, last = self.grid, self.picture - 1
         cell = np.arange(grid * grid)
-        positions[:, 1:last] = 1 + np.stack([0 * cell, cell // grid, cell % grid])
-        positions[:, last] = grid + 1
+        places = [cell, cell, cell] if self.line else [0 * cell, cell // grid, cell % grid]
+        positions[:, 1:last] = 1 + np.stack(places)
+        positions[:, last] = end = positions.max() + 1
         for start, task in zip(self.starts, self.tasks, strict=True):
-            positions[:, start : start + _count_slots(task)] = (
-                grid + 2 + np.arange(_count_slots(task))
-            )
+            count = self.count_slots(task)
+            positions[:, start : start + count] = end + 1 + np.arange(count)
         return positions
 
     @functools.cached_property
@@ -91,14 +110,14 @@ class Plan:
         """Slots whose prediction is an answer token or the end that follows it, [A] int32."""
         parts = []
         for start, task in zip(self.starts, self.tasks, strict=True):
-            question, answer = LENGTHS[task]
+            question, answer = self.lengths[task]
             parts.append(start + question + 1 + np.arange(answer + 1))
         return np.concatenate(parts).astype(np.int32)
 
     @functools.cached_property
     def prompt_end(self) -> np.ndarray:
         """Slot from which the first answer token of each question is predicted, [Q] int32."""
-        ends = [s + LENGTHS[t][0] + 1 for s, t in zip(self.starts, self.tasks, strict=True)]
+        ends = [s + self.lengths[t][0] + 1 for s, t in zip(self.starts, self.tasks, strict=True)]
         return np.array(ends, np.int32)
 
     @functools.cached_property
@@ -123,14 +142,46 @@ class Plan:
         return self.segment[self.answer_index]
 
 
-def _count_slots(task: str) -> int:
-    question, answer = LENGTHS[task]
-    return question + 2 + answer  # <|im_end|><|im_start|> between them
+class Encoder:
+    """Turns packed questions into tokens; remembers the words of texts that it has met."""
+
+    def __init__(self, tokenizer: Tokenizer, plan: Plan) -> None:
+        self.plan = plan
+        find = tokenizer.token_to_id
+        self._end, self._start = find("<|im_end|>"), find("<|im_start|>")
+        picture = ["<|vision_start|>", *["<|image_pad|>"] * plan.grid**2, "<|vision_end|>"]
+        self._blank = np.full(plan.length, find("<|endoftext|>"), np.int32)
+        self._blank[: plan.picture] = [find(name) for name in picture]
+        self._read = functools.lru_cache(maxsize=1 << 17)(lambda text: tokenizer.encode(text).ids)
+
+    def __call__(self, questions: Sequence[Sequence[Question | None]]) -> dict[str, np.ndarray]:
+        """Tokenise the questions of B scenes; None is a question that a scene does not allow.
+
+        Returns:
+            "tokens" [B, N] int32 and "answers" [B, A] int32 (-1: nothing to learn here).
+        """
+        plan = self.plan
+        tokens = np.tile(self._blank, (len(questions), 1))
+        answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
+        for row, asked in enumerate(questions):
+            at = 0
+            for start, task, question in zip(plan.starts, plan.tasks, asked, strict=True):
+                if question is not None:
+                    text, answer = self._read(question.text), self._read(question.answer)
+                    if (len(text), len(answer)) != plan.lengths[task]:
+                        raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
+                    slots = [*text, self._end, self._start, *answer]
+                    tokens[row, start : start + len(slots)] = slots
+                    answers[row, at : at + len(answer) + 1] = [*answer, self._end]
+                at += plan.lengths[task][1] + 1
+        return {"tokens": tokens, "answers": answers}
 
 
-def draw(random: np.random.Generator, scene: Scene, plan: Plan) -> list[Question | None]:
+def draw(
+    random: np.random.Generator, scene: Scene, plan: Plan, tasks: Tasks = TASKS
+) -> list[Question | None]:
     """Draw the questions of one packed sequence; None where a scene allows none."""
-    return [ask(random, scene, task) for task in plan.tasks]
+    return [ask(random, scene, task, tasks) for task in plan.tasks]
 
 
 def encode(
@@ -149,45 +200,28 @@ def encode(
         and "share" [B, Q, W] float32, the part of a digit that each visual token holds, for
         counting: its sum is the answer.
     """
-    pad, end, start = (
-        tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
-    )
-    picture = ["<|vision_start|>", *["<|image_pad|>"] * plan.grid**2, "<|vision_end|>"]
-    tokens = np.full((len(questions), plan.length), pad, np.int32)
-    tokens[:, : plan.picture] = [tokenizer.token_to_id(name) for name in picture]
-    answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
     box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
     look = np.zeros((len(questions), len(plan.tasks), 2, plan.grid**2), bool)
     apart = np.zeros((len(questions), len(plan.tasks), 2), np.float32)
     share = np.zeros((len(questions), len(plan.tasks), plan.grid**2), np.float32)
     for row, asked in enumerate(questions):
-        at = 0
-        for number, (question, task) in enumerate(zip(asked, plan.tasks, strict=True)):
-            width = LENGTHS[task][1] + 1
-            if question is not None:
-                text, answer = (
-                    tokenizer.encode(part).ids for part in (question.text, question.answer)
+        for number, question in enumerate(asked):
+            if question is None:
+                continue
+            for kind, boxes in enumerate((question.subject, question.other)):
+                for found in boxes:
+                    look[row, number, kind] |= find_covered(found, canvas, plan.grid)
+            if question.task == "counting":
+                share[row, number] = sum(
+                    measure_shares(b, canvas, plan.grid) for b in question.subject
                 )
-                if (len(text), len(answer)) != LENGTHS[task]:
-                    raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
-                begin = plan.starts[number]
-                tokens[row, begin : begin + _count_slots(task)] = [*text, end, start, *answer]
-                answers[row, at : at + width] = [*answer, end]
-                for kind, boxes in enumerate((question.subject, question.other)):
-                    for found in boxes:
-                        look[row, number, kind] |= find_covered(found, canvas, plan.grid)
-                if task == "counting":
-                    share[row, number] = sum(
-                        measure_shares(b, canvas, plan.grid) for b in question.subject
-                    )
-                if question.other:
-                    a, b = np.array(question.subject[0]), np.array(question.other[0])
-                    apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * canvas)
-            if question is not None and question.box is not None:
+            if question.other:
+                a, b = np.array(question.subject[0]), np.array(question.other[0])
+                apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * canvas)
+            if question.box is not None:
                 box[row, number] = np.array(question.box) * (1000 / STEP / canvas)
-            at += width
-    asked = {"tokens": tokens, "answers": answers, "box": box}
-    return {**asked, "look": look, "apart": apart, "share": share}
+    taught = {"box": box, "look": look, "apart": apart, "share": share}
+    return {**Encoder(tokenizer, plan)(questions), **taught}
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -5,7 +5,7 @@ Coordinates in words are thousandths of the canvas, as Qwen2-VL prints boxes, in
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -48,7 +48,8 @@ def list_unique(scene: Scene) -> list[Digit]:
     return [digit for digit in scene.digits if count[digit.name] == 1]
 
 
-def _choose(random: np.random.Generator, options: list) -> object:
+def choose(random: np.random.Generator, options: list) -> object:
+    """Draw one of a list."""
     return options[int(random.integers(len(options)))]
 
 
@@ -56,7 +57,7 @@ def ask_grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for the box of a digit."""
     if not (options := list_unique(scene)):
         return None
-    digit = _choose(random, options)
+    digit = choose(random, options)
     x1, y1, x2, y2 = (to_word(value, scene.size) for value in digit.box)
     answer = f"({x1},{y1}),({x2},{y2})"
     text = f"Locate the {digit.name}."
@@ -65,7 +66,7 @@ def ask_grounding(random: np.random.Generator, scene: Scene) -> Question | None:
 
 def ask_reading(random: np.random.Generator, scene: Scene) -> Question | None:
     """Ask which digit lies at a point, somewhere in the middle half of its box."""
-    digit = _choose(random, list(scene.digits))
+    digit = choose(random, list(scene.digits))
     side = digit.box[2] - digit.box[0]
     shift = (random.random(2) - 0.5) * side / 2
     x, y = (to_word(c + d, scene.size) for c, d in zip(digit.centre, shift, strict=True))
@@ -73,25 +74,31 @@ def ask_reading(random: np.random.Generator, scene: Scene) -> Question | None:
     return Question("reading", text, str(digit.label), subject=(digit.box,))
 
 
-def ask_relations(random: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask whether one digit is left of, right of, above or below another."""
+def ask_relations(
+    random: np.random.Generator, scene: Scene, clear: float = _CLEAR
+) -> Question | None:
+    """Ask whether one digit is left of, right of, above or below another.
+
+    Args:
+        clear: least distance of their middles along that axis in pixels.
+    """
     options = list_unique(scene)
     if len(options) < 2:
         return None
     a, b = (options[i] for i in random.permutation(len(options))[:2])
     axis = int(random.integers(2))
     apart = b.centre[axis] - a.centre[axis]
-    if abs(apart) < _CLEAR:
+    if abs(apart) < clear:
         return None
     want = bool(random.integers(2))
     direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
-    text = _write_relation(a.name, direction, b.name)
+    text = write_relation(a.name, direction, b.name)
     answer = "Yes" if want else "No"
     return Question("relations", text, answer, subject=(a.box,), other=(b.box,))
 
 
-def _write_relation(first: str, direction: str, second: str) -> str:
-    # All four directions take eight tokens, which packing relies on.
+def write_relation(first: str, direction: str, second: str) -> str:
+    """Write the question; all four directions take eight tokens, which packing relies on."""
     article = "" if direction.endswith("of") else "the "
     return f"Is {article}{first} {direction} {second}?"
 
@@ -105,10 +112,10 @@ def ask_existence(
     in it) or adversarial (a class of the scene in a wrong colour).
     """
     want = bool(random.integers(2)) if want is None else want
-    category = category or _choose(random, list(NEGATIVES))
+    category = category or choose(random, list(NEGATIVES))
     there = {(digit.colour, digit.label) for digit in scene.digits}
     if want:
-        pair = _choose(random, sorted(there))
+        pair = choose(random, sorted(there))
     else:
         colours, labels = range(len(COLOUR_NAMES)), range(10)
         if category == "popular":
@@ -119,7 +126,7 @@ def ask_existence(
         options = [(c, d) for c in colours for d in labels if (c, d) not in there]
         if not options:
             return None
-        pair = _choose(random, options)
+        pair = choose(random, options)
     boxes = tuple(d.box for d in scene.digits if (d.colour, d.label) == pair)
     text, answer = _write_existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
     return Question("existence", text, answer, category=category, subject=boxes)
@@ -135,7 +142,7 @@ def ask_colour(random: np.random.Generator, scene: Scene) -> Question | None:
     options = [digit for digit in scene.digits if count[digit.label] == 1]
     if not options:
         return None
-    digit = _choose(random, options)
+    digit = choose(random, options)
     text = f"What colour is the {digit.label}?"
     return Question("colour", text, COLOUR_NAMES[digit.colour], subject=(digit.box,))
 
@@ -148,13 +155,14 @@ def ask_counting(random: np.random.Generator, scene: Scene) -> Question | None:
         boxes = tuple(digit.box for digit in scene.digits)
         return Question("counting", "How many digits?", str(len(boxes)), subject=boxes)
     there = [digit.colour for digit in scene.digits]
-    pick = _choose(random, there) if random.random() < 0.8 else int(random.integers(8))
+    pick = choose(random, there) if random.random() < 0.8 else int(random.integers(8))
     text = f"How many {COLOUR_NAMES[pick]}?"
     boxes = tuple(digit.box for digit in scene.digits if digit.colour == pick)
     return Question("counting", text, str(len(boxes)), subject=boxes)
 
 
-TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+Tasks = Mapping[str, Callable[[np.random.Generator, Scene], Question | None]]
+TASKS: Tasks = {
     "grounding": ask_grounding,
     "reading": ask_reading,
     "relations": ask_relations,
@@ -164,10 +172,12 @@ TASKS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
 }
 
 
-def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6) -> Question | None:
-    """Draw a question of `task`; None where the scene allows none."""
+def ask(
+    random: np.random.Generator, scene: Scene, task: str, tasks: Tasks = TASKS, attempts: int = 6
+) -> Question | None:
+    """Draw a question of a task of `tasks`; None where the scene allows none."""
     for _ in range(attempts):
-        question = TASKS[task](random, scene)
+        question = tasks[task](random, scene)
         if question is not None:
             return question
     return None
@@ -175,13 +185,19 @@ def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6)
 
 def list_texts() -> list[str]:
     """Return texts that hold every word of every question and answer."""
+    texts = list_plain_texts()
+    for value in range(0, 1001, STEP):
+        texts += [f"Digit at ({value},{value})?", f"({value},{value}),({value},{value})"]
+    return texts
+
+
+def list_plain_texts() -> list[str]:
+    """Return texts that hold every word but coordinates, and the texts around these."""
     names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
     texts = [f"Locate the {name}." for name in names]
-    texts += [_write_relation(name, way, name) for name in names for way in DIRECTIONS]
+    texts += [write_relation(name, way, name) for name in names for way in DIRECTIONS]
     texts += [_write_existence(name) for name in names]
     texts += [f"What colour is the {d}?" for d in range(10)]
     texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
     texts += [f"How many {name}?" for name in COLOUR_NAMES]
-    for value in range(0, 1001, STEP):
-        texts += [f"Digit at ({value},{value})?", f"({value},{value}),({value},{value})"]
     return texts

@@ -88,7 +88,7 @@ def render(
         colour = int(random.integers(len(COLOURS)))
         ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
         ink = np.clip(ink, 0, 255).astype(np.int32)
-        weights = _make_enlargement(8, side)
+        weights = make_enlargement(8, side)
         # [side, side, 1], 256 is opaque
         alpha = (weights @ source.tiles[pick] @ weights.T).astype(np.int32)  # ink 16 is 1 << 20
         alpha = np.minimum((alpha >> 12) * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
@@ -109,7 +109,7 @@ def _draw_background(random: np.random.Generator, size: int, cues: bool) -> np.n
         half = size // (2 * _BLOTCHES)
         shift = random.integers(half + 1, wide - size - half, 2)
     # [size, knots]: coarse knots become smooth blotches, whole numbers all the way
-    down, right = (_make_enlargement(knots, wide)[start : start + size] for start in shift)
+    down, right = (make_enlargement(knots, wide)[start : start + size] for start in shift)
     blotches = (down @ random.integers(-24, 25, (knots, knots)) @ right.T).astype(np.int32) >> 16
     noise = random.integers(-8, 9, (size, size), dtype=np.int8)
     grey = (blotches + noise + random.integers(70, 111)).astype(np.int32)
@@ -157,7 +157,7 @@ def _choose_cells(
 
 
 @functools.cache
-def _make_enlargement(source: int, target: int) -> np.ndarray:
+def make_enlargement(source: int, target: int) -> np.ndarray:
     """Bilinear resize as a matrix [target, source] of whole numbers; rows sum to 256."""
     # middle of each target cell among the sources, in 256ths
     where = np.clip((2 * np.arange(target) + 1) * source * 128 // target - 128, 0, None)

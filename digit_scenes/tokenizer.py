@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -34,8 +35,13 @@ CHAT_TEMPLATE = (
 
 def build() -> Tokenizer:
     """Train the tokenizer; the corpus is fixed, so the result is too."""
+    return train(list_texts(), pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+def train(texts: Iterable[str], words: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    """Train a tokenizer on all texts there are; `words` cuts them, and each word is a token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=4096,  # never reached: merging ends when every word is one token
@@ -44,7 +50,7 @@ def build() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(list_texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

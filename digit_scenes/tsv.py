@@ -13,27 +13,30 @@ import csv
 import io
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from digit_scenes import digits
-from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, ask_existence
+from digit_scenes.questions import NEGATIVES, TASKS, Box, Question, Tasks, ask, ask_existence
 from digit_scenes.scenes import Scene
 from digit_scenes.setting import SETTINGS, SMALL, Setting
 
+_PLAIN = ("index", "image", "question", "answer", "split")
 COLUMNS = {
+    **dict.fromkeys(TASKS, _PLAIN),
     "grounding": ("index", "image", "question", "height", "width", "answer", "split"),
     "existence": ("index", "image", "question", "answer", "category", "split"),
 }
-_PLAIN = ("index", "image", "question", "answer", "split")
 # Digits and first number of the generators; none of the training starts with these numbers.
 SPLITS = {"test": ("test", 0x7E57), "calibration": ("train", 0xCA11)}
 _PER_SCENE = {"grounding": 3, "reading": 3, "relations": 3, "colour": 2, "counting": 2}
 
 
-def draw_questions(random: np.random.Generator, scene: Scene, task: str) -> list[Question]:
+def draw_questions(
+    random: np.random.Generator, scene: Scene, task: str, tasks: Tasks = TASKS
+) -> list[Question]:
     """Draw the test questions of a scene, none twice.
 
     Existence comes in pairs, one yes and one no a category, so that every category is balanced.
@@ -46,7 +49,7 @@ def draw_questions(random: np.random.Generator, scene: Scene, task: str) -> list
                 drawn += pair
         return drawn
     for _ in range(_PER_SCENE[task]):
-        question = ask(random, scene, task)
+        question = ask(random, scene, task, tasks)
         if question is not None and question.text not in {other.text for other in drawn}:
             drawn.append(question)
     return drawn
@@ -71,6 +74,31 @@ def write(
     Raises:
         ValueError: unknown split.
     """
+
+    def draw(
+        random: np.random.Generator, source: digits.DigitSet, count: int
+    ) -> tuple[Scene, np.ndarray]:
+        scene = setting.render(random, source, count)
+        return scene, scene.pixels
+
+    return write_rows(folder, draw, TASKS, COLUMNS, num_scenes, seeds, split)
+
+
+def write_rows(
+    folder: pathlib.Path | str,
+    draw: Callable[[np.random.Generator, digits.DigitSet, int], tuple[Scene, np.ndarray]],
+    tasks: Tasks,
+    columns: Mapping[str, Sequence[str]],
+    num_scenes: int,
+    seeds: Sequence[int],
+    split: str,
+) -> list[pathlib.Path]:
+    """Write DigitScenes_TASK.tsv for every task of `tasks`; see `write`.
+
+    Args:
+        draw: a scene of digits of a set, so many of them, and its pixels [size, size, 3].
+        columns: of the file of each task.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     kind, first = SPLITS[split]
@@ -81,44 +109,45 @@ def write(
     for number, seed in itertools.product(range(num_scenes), seeds):
         # A generator a scene: more scenes leave the first ones as they are.
         random = np.random.default_rng((first, seed, number))
-        scene = setting.render(random, source, 3 + number % 7)
-        picture = _encode_png(scene)
-        for task in TASKS:
+        scene, pixels = draw(random, source, 3 + number % 7)
+        picture = _encode_png(pixels)
+        for task in tasks:
             carrier = None
-            for question in draw_questions(random, scene, task):
+            for question in draw_questions(random, scene, task, tasks):
                 index = len(rows[task])
                 row = _make_row(
                     index, picture if carrier is None else str(carrier), question, scene
                 )
                 rows[task].append(row | {"split": f"{split}-{seed}"})
                 carrier = index if carrier is None else carrier
-    return [_save(folder / f"DigitScenes_{task}.tsv", task, rows[task]) for task in TASKS]
+    return [_save(folder / f"DigitScenes_{task}.tsv", columns[task], rows[task]) for task in tasks]
 
 
 def _make_row(index: int, image: str, question: Question, scene: Scene) -> dict:
-    answer = question.answer
-    if question.box is not None:
-        answer = " ".join(map(str, question.box))
     return {
         "index": index,
         "image": image,
         "question": question.text,
         "height": scene.size,
         "width": scene.size,
-        "answer": answer,
+        "answer": question.answer if question.box is None else _write_box(question.box),
         "category": question.category,
+        "objects": ";".join(_write_box(digit.box) for digit in scene.digits),
     }
 
 
-def _encode_png(scene: Scene) -> str:
+def _write_box(box: Box) -> str:
+    return " ".join(map(str, box))
+
+
+def _encode_png(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(scene.pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _save(path: pathlib.Path, task: str, rows: list[dict]) -> pathlib.Path:
+def _save(path: pathlib.Path, columns: Sequence[str], rows: list[dict]) -> pathlib.Path:
     with path.open("w", newline="") as file:
-        columns = COLUMNS.get(task, _PLAIN)
         writer = csv.DictWriter(
             file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore"
         )
@@ -127,13 +156,19 @@ def _save(path: pathlib.Path, task: str, rows: list[dict]) -> pathlib.Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the files named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_arguments(about: str) -> argparse.ArgumentParser:
+    """Describe what the command lines have in common."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--split", choices=tuple(SPLITS), default="test")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the files named on the command line."""
+    parser = read_arguments(__doc__.splitlines()[0])
     parser.add_argument("--size", choices=tuple(SETTINGS), default=SMALL.name)
     options = parser.parse_args(argv)
     setting = SETTINGS[options.size]

@@ -114,12 +114,19 @@ def open_session(settings: RunConfig, resume: bool, log: Log) -> Session:
         folder.close()
         raise
     log(f"{name_devices()}, {model.dtype!s}, jax {jax.__version__}")
-    # Where times of a prefill leave the tower out, they do not depend on who shares a picture.
-    resolved = [entry.method.resolve(model.config) for entry in reached]
-    share = settings.share_tower and can_share_pictures(resolved)
-    asked = any(entry.with_objects for entry in reached)
-    answerer = ModelAnswerer(model, processor, settings.share_tower, share, asked)
+    answerer = _make_answerer(settings, reached, model, processor)
     return Session(settings, folder, mirror, plan, answerer, unreachable)
+
+
+def _make_answerer(
+    settings: RunConfig, methods: list[MethodEntry], model: Model, processor: Processor | None
+) -> ModelAnswerer:
+    """Say what the batches of these methods share and hold."""
+    # Where times of a prefill leave the tower out, they do not depend on who shares a picture.
+    resolved = [entry.method.resolve(model.config) for entry in methods]
+    share = settings.share_tower and can_share_pictures(resolved)
+    asked = any(entry.with_objects for entry in methods)
+    return ModelAnswerer(model, processor, settings.share_tower, share, asked)
 
 
 def _load(settings: RunConfig, path: str, mesh: Mesh | None) -> tuple[Model, Processor | None]:

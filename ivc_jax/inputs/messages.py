@@ -50,6 +50,16 @@ def find_conversations(prompts: Any) -> Sequence[Messages] | None:
     return prompts if isinstance(prompts[0], list | tuple) else None
 
 
+def split_visuals(conversations: Sequence[Messages]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Return the pictures of each conversation, and the videos of each, in order.
+
+    Raises:
+        InputError: as `list_visuals`.
+    """
+    found = [list_visuals(each, sample) for sample, each in enumerate(conversations)]
+    return [each["image"] for each in found], [each["video"] for each in found]
+
+
 def list_visuals(messages: Messages, sample: int) -> dict[str, list[Any]]:
     """Return the pictures ("image") and videos ("video") of a conversation, in order.
 

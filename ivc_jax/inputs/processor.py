@@ -13,7 +13,7 @@ from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.footprint import Footprint, find_footprint, measure_visual
 from ivc_jax.inputs.frames import interleave
-from ivc_jax.inputs.messages import Messages, find_conversations, list_visuals
+from ivc_jax.inputs.messages import Messages, find_conversations, split_visuals
 from ivc_jax.inputs.objects import Box, mark_samples
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
@@ -158,9 +158,7 @@ class Processor:
                     "messages hold their images and videos and go through the chat template; leave"
                     " out images, videos and chat"
                 )
-            prompts = conversations
-            visuals = [list_visuals(each, sample) for sample, each in enumerate(conversations)]
-            images, videos = ([found[kind] for found in visuals] for kind in ("image", "video"))
+            prompts, (images, videos) = conversations, split_visuals(conversations)
         picture_lists = _list_per_sample(images, len(prompts), "image")
         video_lists = _list_per_sample(videos, len(prompts), "video")
         if self.config.video_token_id is None and self.writer.frame_text is None:
@@ -171,12 +169,7 @@ class Processor:
         for sample, prompt in enumerate(prompts):
             pictures = self._cut_images(picture_lists[sample], sample)
             clips = self._cut_videos(video_lists[sample], rates[sample], sample)
-            num_frames: list[int] = []
-            if self.writer.frame_text is not None and clips:
-                counts = {"image": len(pictures), "video": len(clips)}
-                kinds = self.writer.list_kinds(prompt, counts, sample)
-                num_frames = [clip.grid[0] for clip in clips]
-                pictures, clips = interleave(kinds, pictures, clips), []
+            pictures, clips, num_frames = self._show_frames(prompt, pictures, clips, sample)
             footprints = {
                 kind: [measure_visual(each, kind, self.config) for each in cut]
                 for kind, cut in (("image", pictures), ("video", clips))
@@ -186,6 +179,16 @@ class Processor:
             flat_videos += clips
         marks = mark_samples(objects, picture_lists, video_lists, self.images, self.config)
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos), marks)
+
+    def _show_frames(
+        self, prompt: str | Messages, pictures: list[Visual], clips: list[Visual], sample: int
+    ) -> tuple[list[Visual], list[Visual], list[int]]:
+        """Where videos are shown as images, put their frames among these; count those of each."""
+        if self.writer.frame_text is None or not clips:
+            return pictures, clips, []
+        counts = {"image": len(pictures), "video": len(clips)}
+        kinds = self.writer.list_kinds(prompt, counts, sample)
+        return interleave(kinds, pictures, clips), [], [clip.grid[0] for clip in clips]
 
     def _cut_images(self, pictures: Sequence[Picture], sample: int) -> list[Visual]:
         rule = self.images.share(len(pictures))

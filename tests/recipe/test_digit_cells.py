@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.asked import check_contents
 
-from digit_cells import answering, files, packing, questions, scenes, tsv
+from digit_cells import answering, files, questions, scenes, tsv
 from digit_cells import tokenizer as words
 from digit_cells.packed import compute_answer_logits
 from digit_cells.setting import SETTINGS, Setting
-from digit_scenes import digits
+from digit_scenes import digits, packing
+from digit_scenes import tsv as tables
+from digit_scenes.questions import NEGATIVES, ask
+from digit_scenes.tokenizer import find_special_ids
 from ivc_jax.nn import decoder, rope
 
 GRID = 4
@@ -45,9 +49,9 @@ def test_scene_bytes_follow_from_seed():
 
 def test_digits_lie_inside_cells_of_their_own(drawn):
     for scene, _ in drawn:
-        assert len({digit.cell for digit in scene.digits}) == len(scene.digits)
-        for digit in scene.digits:
-            row, column = digit.cell
+        held = [scenes.find_cell(digit) for digit in scene.digits]
+        assert len(set(held)) == len(held)
+        for digit, (row, column) in zip(scene.digits, held, strict=True):
             x1, y1, x2, y2 = digit.box
             assert 12 <= min(x2 - x1, y2 - y1) <= max(x2 - x1, y2 - y1) <= 16
             assert 16 * column <= x1 < x2 <= 16 * (column + 1)
@@ -61,7 +65,7 @@ def test_every_cell_is_as_likely():
     for _ in range(4000):
         scene, picks = scenes.arrange(random, cells, 4, GRID)
         assert (cells.label[picks] != scenes.GROUND).sum() == 4
-        held.update(digit.cell for digit in scene.digits)
+        held.update(map(scenes.find_cell, scene.digits))
     # 1000 times each, standard deviation 27
     assert set(held) == {(row, column) for row in range(GRID) for column in range(GRID)}
     assert max(abs(count - 1000) for count in held.values()) < 110
@@ -72,9 +76,10 @@ def test_arranged_digits_are_what_their_cells_hold():
     cells = scenes.draw_cells(random, digits.load("train"), 10, 10)
     scene, picks = scenes.arrange(random, cells, 6, GRID)
     for digit in scene.digits:
-        pick = picks[digit.cell[0] * GRID + digit.cell[1]]
+        row, column = scenes.find_cell(digit)
+        pick = picks[row * GRID + column]
         assert (digit.label, digit.colour) == (cells.label[pick], cells.colour[pick])
-        x, y = 16 * digit.cell[1], 16 * digit.cell[0]
+        x, y = 16 * column, 16 * row
         assert digit.box == tuple(cells.box[pick] + [x, y, x, y])
     joined = scenes.join(cells.pixels[picks], GRID)
     np.testing.assert_array_equal(joined[16:32, 48:64], cells.pixels[picks[7]])
@@ -91,7 +96,7 @@ def test_answers_are_right(drawn):
         by_name = {digit.name: digit for digit in scene.digits}
         count = collections.Counter(digit.name for digit in scene.digits)
 
-        q = questions.ask(random, scene, "grounding")
+        q = ask(random, scene, "grounding", questions.TASKS)
         name = q.text.removeprefix("Locate the ")[:-1]
         assert count[name] == 1
         assert by_name[name].box == q.box
@@ -100,34 +105,25 @@ def test_answers_are_right(drawn):
         x1, y1, x2, y2 = q.box
         assert (x2 - x1) * (y2 - y1) / 256 > 0.5  # so that a right cell is a right box
 
-        q = questions.ask(random, scene, "reading")
-        (held,) = [d for d in scene.digits if questions.write_box(d.cell, GRID) in q.text]
+        q = ask(random, scene, "reading", questions.TASKS)
+        (held,) = [
+            d for d in scene.digits if questions.write_box(scenes.find_cell(d), GRID) in q.text
+        ]
         assert q.answer == str(held.label)
 
-        q = questions.ask(random, scene, "colour")
-        if q is not None:
-            same = {scenes.COLOUR_NAMES[d.colour] for d in scene.digits if str(d.label) in q.text}
-            assert same == {q.answer}
-
-        for _ in range(4):
-            q = questions.ask(random, scene, "counting")
-            matching = [d for d in scene.digits if d.name.split()[0] in q.text]
-            expected = scene.digits if q.text == "How many digits?" else matching
-            assert q.answer == str(len(expected))
-
-            q = questions.ask(random, scene, "existence")
-            name = q.text.split(" ", 3)[3][:-1]
-            assert q.answer == ("Yes" if name in by_name else "No")
+        check_contents(random, scene, questions.TASKS)
 
 
 def test_relations_compare_rows_and_columns(drawn):
     random = np.random.default_rng(6)
     answers = collections.Counter()
     for scene, _ in drawn * 3:
-        q = questions.ask(random, scene, "relations")
+        q = ask(random, scene, "relations", questions.TASKS)
         if q is None:
             continue
-        (y1, x1), (y2, x2) = q.cells
+        (x1, y1, _, _), (x2, y2, _, _) = (
+            [side // 16 for side in box] for box in (*q.subject, *q.other)
+        )
         truth = {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}
         (way,) = [w for w in truth if f" {w} " in q.text]
         assert q.answer == ("Yes" if truth[way] else "No")
@@ -136,16 +132,12 @@ def test_relations_compare_rows_and_columns(drawn):
 
 
 def test_ambiguous_digits_are_never_named():
-    twins = [
-        scenes.Digit(7, 0, (0, 0), (0, 0, 16, 16)),
-        scenes.Digit(7, 0, (1, 1), (16, 16, 32, 32)),
-    ]
-    lone = scenes.Digit(3, 1, (2, 0), (0, 32, 16, 48))
+    twins = [scenes.Digit(7, 0, (at, at, at + 16, at + 16)) for at in (0, 16)]
+    lone = scenes.Digit(3, 1, (0, 32, 16, 48))
     scene, random = scenes.Scene(GRID, (*twins, lone)), np.random.default_rng(0)
     for _ in range(20):
         assert questions.ask_grounding(random, scene).text == "Locate the orange 3."
-        assert questions.ask_colour(random, scene).text == "What colour is the 3?"
-        assert questions.ask_relations(random, scene) is None
+        assert ask(random, scene, "relations", questions.TASKS) is None
 
 
 def test_every_word_is_one_token_and_lengths_hold():
@@ -154,8 +146,8 @@ def test_every_word_is_one_token_and_lengths_hold():
         tokenizer = words.build(grid)
         for count in (3, 6, 9):
             scene, _ = scenes.render(random, digits.load("test"), count, grid)
-            for task, (asked, answered) in packing.LENGTHS.items():
-                q = questions.ask(random, scene, task)
+            for task, (asked, answered) in questions.LENGTHS.items():
+                q = ask(random, scene, task, questions.TASKS)
                 if q is not None:
                     assert len(tokenizer.encode(q.text).ids) == asked
                     assert len(tokenizer.encode(q.answer).ids) == answered
@@ -165,14 +157,13 @@ def test_every_word_is_one_token_and_lengths_hold():
 @pytest.mark.parametrize("kind", TINY)
 def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
     setting = TINY[kind]
-    ids = words.find_special_ids(tokenizer)
+    ids = find_special_ids(tokenizer)
     config = files.read_config(setting, ids, tokenizer.get_vocab_size())
-    plan = packing.Plan(
-        ("grounding", "existence", "reading", "counting", "counting"), GRID, kind == "line"
-    )
+    asked = ("grounding", "existence", "reading", "counting", "counting")
+    plan = packing.Plan(asked, GRID, questions.LENGTHS, kind == "line")
     random = np.random.default_rng(2)
     scene = next(scene for scene, _ in drawn if len(scene.digits) == 9)
-    asked = [[questions.ask(random, scene, task) for task in plan.tasks]]
+    asked = [[ask(random, scene, task, questions.TASKS) for task in plan.tasks]]
     batch = packing.Encoder(tokenizer, plan)(asked)
     params = jax.jit(lambda key: decoder.init_params(config, key)["decoder"])(jax.random.key(0))
     visual = jax.random.normal(jax.random.key(1), (1, GRID**2, setting.width))
@@ -197,7 +188,7 @@ def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
 
     at = 0
     for start, task in zip(plan.starts, plan.tasks, strict=True):
-        question, answered = packing.LENGTHS[task]
+        question, answered = questions.LENGTHS[task]
         own = batch["tokens"][:, start : start + question + 2 + answered]
         tokens = np.concatenate([batch["tokens"][:, : plan.picture], own], axis=1)
         single = run_alone(params, tokens)[:, -(answered + 1) :]
@@ -208,7 +199,7 @@ def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
 
 def test_plan_mask_shows_a_question_the_picture_and_itself():
     plan = packing.Plan(("counting", "counting"), 2)  # a picture of 6 slots, 7 a question
-    mask = plan.mask
+    mask = plan.mask[0, 0]
     assert mask.shape == (20, 20)
     np.testing.assert_array_equal(np.flatnonzero(mask[15]), [*range(6), 13, 14, 15])
     np.testing.assert_array_equal(np.flatnonzero(mask[3]), range(4))
@@ -218,7 +209,7 @@ def test_loss_is_over_answers_alone(tokenizer, drawn):
     setting = TINY["sections"]
     plan = answering.lay_out(setting)
     random = np.random.default_rng(2)
-    asked = [[questions.ask(random, drawn[6][0], task) for task in plan.tasks]]
+    asked = [packing.draw(random, drawn[6][0], plan, questions.TASKS)]
     asked[0][0] = None  # a question that the scene does not allow
     batch = packing.Encoder(tokenizer, plan)(asked)
     learnt = batch["answers"][0] >= 0
@@ -239,7 +230,8 @@ def test_tsv_rows(tmp_path):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         assert [int(row["index"]) for row in rows] == list(range(len(rows)))
-        scene, _, _ = tsv.draw_scene("test", 4, 0, GRID)
+        random = np.random.default_rng((tables.SPLITS["test"][1], 4, 0))
+        scene, _ = scenes.render(random, digits.load("test"), 3, GRID)
         boxes = [[int(x) for x in box.split()] for box in rows[0]["objects"].split(";")]
         assert boxes == [list(digit.box) for digit in scene.digits]
         if "grounding" in path.name:
@@ -247,14 +239,7 @@ def test_tsv_rows(tmp_path):
             assert (rows[0]["height"], rows[0]["width"]) == ("64", "64")
         if "existence" in path.name:
             balance = collections.Counter((row["category"], row["answer"]) for row in rows)
-            assert all(balance[c, "Yes"] == balance[c, "No"] > 0 for c in questions.NEGATIVES)
-
-
-def test_calibration_scenes_are_others(tmp_path):
-    drawn = {split: tsv.draw_scene(split, 0, 0, GRID)[1] for split in tsv.SPLITS}
-    assert (drawn["test"] != drawn["calibration"]).any()
-    with pytest.raises(ValueError, match="unknown split 'train'; known: test, calibration"):
-        tsv.write(tmp_path, split="train")
+            assert all(balance[c, "Yes"] == balance[c, "No"] > 0 for c in NEGATIVES)
 
 
 @pytest.mark.parametrize(
