@@ -133,7 +133,7 @@ def make_tables(
         first_position: the position of the first column.
 
     Raises:
-        ValueError: no such plane, "section" without sections, or `by_axis` leaves no plane.
+        ValueError: no such plane, "section" without sections, or none of height and width.
     """
     axes = axes or (1 if rope.sections is None else 3)
     if not isinstance(frequencies, str):
@@ -152,7 +152,7 @@ def make_tables(
         planes = [named[rope.axis_of_plane[named] == axis] for axis in range(3)]
     if skip_time and axes == 3:
         planes[0] = planes[0][:0]
-    if not sum(map(len, planes)):
+    if not sum(map(len, planes[-2:])):  # time turns no two tokens of a picture apart
         raise ValueError(f"frequencies={frequencies} names no plane that turns height or width")
     # Dividing by the mean number of planes keeps the three axes of "section" on one scale.
     scale = axes / sum(map(len, planes))

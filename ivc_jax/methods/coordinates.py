@@ -78,7 +78,7 @@ class Coordinates:
         if self.theta is not None and not 1 <= self.theta < math.inf:
             raise MethodError(f"theta must be a finite base of at least 1, got {self.theta}")
         check_not_negative(position_offset=self.position_offset)
-        check_seed(self.random_seed)
+        check_seed(self.random_seed, "random_seed")
         if self.rule not in RULES:
             hint = suggest(str(self.rule), RULES) or ";"
             known = ", ".join(RULES)
@@ -98,9 +98,15 @@ class Coordinates:
     def check_planes(self, rope: RopeConfig) -> None:
         """Raise MethodError if the rotary embedding of the model lacks the planes asked for."""
         try:
-            self._tabulate(rope, 1, by_axis=self.rule in ("farthest", "phase"))
+            cosine, _ = self._tabulate(rope, 1, by_axis=self.rule in ("farthest", "phase"))
         except ValueError as error:
             raise MethodError(str(error)) from None
+        # At position 0 every plane counts 1: an axis of 0 has none.
+        if self.rule == "phase" and not cosine[-2:].all():
+            raise MethodError(
+                f"coordinates=phase needs planes of height and of width, and"
+                f" frequencies={self.frequencies} has none of one; name others, or take farthest"
+            )
 
     @property
     def fractions(self) -> tuple[float, float]:

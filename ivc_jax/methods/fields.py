@@ -59,10 +59,10 @@ def check_merge(merge_in: str | None) -> None:
     check_choice("merge_in", merge_in, ("tower", "decoder"))
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, name: str = "seed") -> None:
     """Raise MethodError unless a random generator can take the seed."""
     if not 0 <= seed < 2**31:
-        raise MethodError(f"seed must be in [0, 2**31), got {seed}")
+        raise MethodError(f"{name} must be in [0, 2**31), got {seed}")
 
 
 def sort_planes(name: str, planes: Sequence[int], least: int = 0) -> tuple[int, ...]:

@@ -197,7 +197,7 @@ def test_descriptions_are_short():
         ),
         ("ivc:coordinates=4", "unknown coordinates '4'; known coordinates: released, lattice"),
         ("ivc:coordinates=lattice,random_seed=1", "has an effect with coordinates=random only"),
-        ("ivc:coordinates=random,random_seed=-1", "seed must be in"),
+        ("ivc:coordinates=random,random_seed=-1", "^random_seed must be in"),
         ("ivc:rule=lattice", "no field 'rule'"),
         ("ivc:combine=sum", "combine must be one of"),
         ("ivc:foreground_fraction=0.4", "combine=union only"),
@@ -294,10 +294,18 @@ def test_resolving_checks_the_planes():
         IVCPrune(frequencies=(64,)).resolve(model_config())
     with pytest.raises(MethodError, match="sections"):
         WithIVC(FastV(), frequencies="section").resolve(model_config(sections=None))
-    time_alone = {"frequencies": (0, 1), "axes": "hw"}
+    time_alone = {"frequencies": (0, 1)}
     assert IVCPrune(coordinates="lattice", **time_alone).resolve(model_config()).layer
-    with pytest.raises(MethodError, match="names no plane that turns height or width"):
-        IVCPrune(coordinates="farthest", **time_alone).resolve(model_config())
+    for rule in ("farthest", "phase"):
+        for axes in ("thw", "hw"):
+            with pytest.raises(MethodError, match="names no plane that turns height or width"):
+                IVCPrune(coordinates=rule, axes=axes, **time_alone).resolve(model_config())
+    # side by side the last third is of width alone
+    slow = {"frequencies": "low", "layer": 2}
+    assert IVCPrune(coordinates="farthest", **slow).resolve(model_config())
+    assert IVCPrune(coordinates="phase", **slow).resolve(model_config(sections=None))
+    with pytest.raises(MethodError, match="phase needs planes of height and of width, and freq"):
+        IVCPrune(coordinates="phase", **slow).resolve(model_config())
 
 
 def test_stages_and_requests():
