@@ -11,7 +11,7 @@ import numpy as np
 
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.schema import Record
-from ivc_jax.reports.labels import label_methods, read_budget
+from ivc_jax.reports.labels import SEEDS, label_methods, read_budget
 from ivc_jax.reports.resampling import NOTHING, Resampler, average_by_task, subtract
 
 REFERENCE = "ivc"  # what all others are compared with
@@ -50,7 +50,7 @@ def compare(records: Iterable[Record], specs: Sequence[str]) -> list[Cell]:
     labels: dict[str, str] = {}
     for budget in set(budgets.values()):
         # A field that a method has a value of its own for at each budget is no other method.
-        labels |= label_methods([s for s in specs if budgets[s] == budget], without=("seed",))
+        labels |= label_methods([s for s in specs if budgets[s] == budget], without=SEEDS)
     if not any(budget is not None for spec, budget in budgets.items() if spec != _DENSE):
         return []
     pools: dict[tuple[str, float], list[Record]] = {}  # by label and budget

@@ -21,7 +21,7 @@ from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
 from ivc_jax.evals.schema import Meta, Record
-from ivc_jax.reports.labels import label_methods, read_size
+from ivc_jax.reports.labels import SEEDS, label_methods, read_size
 from ivc_jax.reports.results import Results
 
 CAPTION = (
@@ -104,7 +104,7 @@ def arrange_panels(
     # the budget in the middle
     chosen = [method for method, size in sizes.items() if size == lines[len(lines) // 2]]
     # A field with one value among these tells nothing.
-    labels = label_methods(chosen, without=("seed",))
+    labels = label_methods(chosen, without=SEEDS)
     first = {label: method for method, label in reversed(labels.items())}  # one seed of each
     shown = [method for method in chosen if first[labels[method]] == method]
     return {method: divmod(n, _MOST_COLUMNS) for n, method in enumerate(shown, 1)}, labels

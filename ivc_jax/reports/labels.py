@@ -7,6 +7,7 @@ from ivc_jax.evals.schema import Row
 
 PERCENT = 100.0
 _SIZES = ("keep_ratio", "budget")
+SEEDS = ("seed", "random_seed")  # fields that tell draws of one method apart
 
 
 def shorten_task(task: str) -> str:
@@ -20,7 +21,7 @@ def label_methods(specs: Sequence[str], without: Sequence[str] = ()) -> dict[str
     "ivc:layer=3,keep_ratio=0.5" is "ivc" unless another "ivc" has another layer.
 
     Args:
-        without: further fields to leave out, such as "seed".
+        without: further fields to leave out, such as `SEEDS`.
     """
     fields = {spec: _read_fields(spec, (*_SIZES, *without)) for spec in specs}
     labels = {}

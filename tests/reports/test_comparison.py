@@ -60,6 +60,14 @@ def test_groups_weigh_tasks_alike_and_seeds_are_pooled(cells):
     assert cells["grounding", 1.0, "dense"].score == 1.0
 
 
+def test_draws_of_reference_tokens_are_pooled_too():
+    drawn = [f"ivc:budget=0.5,coordinates=random{seed}" for seed in ("", ",random_seed=1")]
+    specs = ["dense", "ivc:budget=0.5", *drawn]
+    found = compare([record(spec, "grounding", 0, n % 2) for n, spec in enumerate(specs)], specs)
+    runs = {cell.label: cell.runs for cell in found if cell.group == "grounding"}
+    assert runs == {"dense": 1, "ivc": 1, "ivc:coordinates=random": 2}
+
+
 def test_methods_without_a_budget_stay_out(cells):
     assert {label for _, _, label in cells} == {"dense", "ivc", "random", "fastv+pore"}
     assert compare(list(records()), ["dense", "fastv:keep_ratio=0.5"]) == []
