@@ -72,14 +72,14 @@ def _mirror(
     """
     frames, (frame, row, column) = Segments.by_frame(layout), jnp.moveaxis(layout.grid, -1, 0)
     width = frames.max(column) + 1  # [B, V]
-    row = frames.max(row) - row if rows else row
+    # learned tokens of some models stand below the rows of their frame
+    last = frames.max(jnp.where(column == width - 1, row, 0))
+    row = last - row if rows else row
     column = width - 1 - column if columns else column
     cells = jnp.stack([frame, row, column], axis=-1)  # [B, V, 3], mirror images
     place = jnp.clip(frames.first + row * width + column, 0, row.shape[1] - 1)  # [B, V]
     at = lambda table: jnp.take_along_axis(table, place, axis=1)  # noqa: E731
-    # learned tokens of some models stand outside the rows of their frame
     real = (jnp.take_along_axis(layout.grid, place[..., None], axis=1) == cells).all(axis=-1)
-    real &= at(frames.number) == frames.number
     # a mirror image of a mirror image is the cell itself: who is chosen there goes here
     taken = free & real & at(chosen)
     lost = chosen & ~(real & at(free))

@@ -175,6 +175,15 @@ def test_frames_follow_each_other_in_order_and_are_mirrored_each():
     assert [cell[:2] for cell in find("rank")] == [[0, 0], [0, 1], [1, 0]]
 
 
+def test_what_stands_in_is_of_the_same_image():
+    """Of two alike: the mirror image of the first token is an object in the first of them."""
+    layout = make_layout([(1, (1, 3), 1, (1, 3), 1)])
+    chosen, free = (np.zeros((1, 6), bool), np.ones((1, 6), bool))
+    chosen[0, 0], free[0, 2] = True, False
+    found = controls.order_tokens("mirror_lr", layout, jnp.asarray(chosen), jnp.asarray(free), 0)
+    assert np.flatnonzero(found).tolist() == [1]
+
+
 LAYOUT = make_layout(SAMPLES)
 LARGE = {"cos_fraction": 0.2, "sin_fraction": 0.25}
 IMAGE = np.asarray(LAYOUT.image_id)

@@ -13,6 +13,7 @@ from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.inputs.batch import Batch, Visual
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import Coordinates, IVCPrune, MethodError, parse
+from ivc_jax.methods.controls import order_tokens
 from ivc_jax.methods.coordinates import RULES
 from ivc_jax.methods.requests import RopeSettings, TokenVectors, Values
 from ivc_jax.methods.select import split_over_frames
@@ -230,6 +231,24 @@ def test_other_coordinates_are_as_many_in_views_rows_and_pictures():
             places += [own & (frame == 1) & (row == line) for line in range(row[own].max() + 1)]
             for place in places:
                 assert released[0][place].sum() == other[0][place].sum()
+
+
+@pytest.mark.parametrize(
+    ("control", "mirrored"),
+    [
+        ("mirror_ud", [(0, 0, 0), (0, 12, 2), (1, 13, 13)]),
+        ("mirror_lr", [(0, 1, 12), (0, 13, 14), (1, 0, 15)]),
+    ],
+)
+def test_mirror_images_lie_within_their_view(control, mirrored):
+    """The separator stands below the view and has none: the nearest token to it is taken."""
+    layout = collate(make_batch([(2, (2, 1, (200, 400)), 3)]), SMALL).layout
+    layout = jax.tree.map(jax.numpy.asarray, layout)
+    grid = np.asarray(layout.grid)[0]  # 14 x 15 and 14 x 29 tokens, the last of a row a line end
+    cells = [(0, 1, 2), (0, 14, 0), (1, 0, 13)]
+    chosen = np.isin(np.arange(len(grid)), [grid.tolist().index([*cell]) for cell in cells])[None]
+    found = order_tokens(control, layout, jax.numpy.asarray(chosen), layout.visual_valid, 0)
+    assert list(map(tuple, grid[np.asarray(found)[0] > 0].tolist())) == mirrored
 
 
 @pytest.mark.parametrize("family", ["deepseek_vl2", "deepseek_vl2_tiny"])
