@@ -26,7 +26,7 @@ class IVCRemoval(Method):
     """Keep everything but the IVC tokens, or but as many others.
 
     Every image loses as many tokens as its IVC set has, whichever they are, so that "ivc" and its
-    controls are compared at equal counts. One token of each image always stays: the last one if
+    controls are compared at equal counts. One token of each image always stays: the last to go, if
     the IVC set is the whole image. The paper does not say at which block, nor whether 10 % or
     20 %; the defaults are those of `IVCPrune`. The share of a stage is the most that can stay,
     which is all but the larger of the two fractions: cos and sin tokens may coincide.
@@ -50,31 +50,31 @@ class IVCRemoval(Method):
     Frames (tiles are frames) follow each other in raster order, and are the third axis of
     distances. Sets of shifted positions are "ivc" with a `position_offset`: cos and sin tokens may
     coincide more or less often there, so that their number is that of a control with the same
-    offset, and a few from that of the set that is not shifted.
+    offset, and may differ by a few from that of the set that is not shifted.
 
     Attributes:
         layer: first block that sees the shorter sequence, 0 is before the decoder; None asks
             `resolve`.
-        depth: instead of `layer`, the share of the blocks before the cut, rounded half to even.
         coordinates: the IVC tokens. Both fractions 0 remove nothing.
         compact_earlier_kv: also drop the tokens from earlier caches.
         control: what goes, see above.
+        seed: of the draw, which is that of `Random`.
         among: "all" tokens may go, or "background" alone: no token that holds a part of an
             annotated object, neither by "ivc" nor by a control; as many go as the IVC set has of
             the background. A mirror image that may not go gives way to the nearest token that may.
             The batch must say where objects are (`Objects`).
-        seed: of the draw, which is that of `Random`.
+        depth: instead of `layer`, the share of the blocks before the cut, rounded half to even.
     """
 
     name: ClassVar[str] = "ivc_removal"
 
     layer: int | None = None
-    depth: float | None = None
     coordinates: Coordinates = Coordinates()
     compact_earlier_kv: bool = True
     control: str = "ivc"
-    among: str = "all"
     seed: int = 0
+    among: str = "all"
+    depth: float | None = None
 
     def __post_init__(self) -> None:
         check_not_negative(layer=self.layer)
