@@ -26,7 +26,7 @@ _SETS = {  # fractions other than the published 10 %, layers
 _DRAWS = (0, 1, 2)
 _EARLY = (0.0, 0.17, 0.33)  # blocks 0, 1, 2 of 6; 0, 5, 9 of 28
 _DEPTHS = (*_EARLY, 0.5)
-_DRAWN = ("random", "rank", "block")
+_DRAWN = {f",control={name}" for name in ("random", "rank", "block")}
 
 
 def _variants() -> list[Variant]:
@@ -43,7 +43,7 @@ def _variants() -> list[Variant]:
     return found
 
 
-def _background(series: str, fields: str = "", drawn: bool = False) -> list[Variant]:
+def _background(series: str, fields: str = "") -> list[Variant]:
     """List the runs of one control over the depths; all are compared with IVC, IVC with random."""
     versus = {"random": None, "IVC": "random"}.get(series, "IVC")
     depths = _DEPTHS if series in ("random", "IVC") else _EARLY
@@ -51,7 +51,7 @@ def _background(series: str, fields: str = "", drawn: bool = False) -> list[Vari
         Variant(f"ivc_removal:depth={depth},among=background{fields}{seed}", series,
                 x=depth, versus=versus)
         for depth in depths
-        for seed in ([f",seed={seed}" for seed in _DRAWS] if drawn else [""])
+        for seed in ([f",seed={seed}" for seed in _DRAWS] if fields in _DRAWN else [""])
     ]  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def _match(name: str, title: str, question: str, controls: dict[str, str]) -> St
     Args:
         controls: the fields of each, by name of the row.
     """
-    variants = _background("IVC") + _background("random", ",control=random", drawn=True)
+    variants = _background("IVC") + _background("random", ",control=random")
     for series, fields in controls.items():
-        variants += _background(series, fields, fields.removeprefix(",control=") in _DRAWN)
+        variants += _background(series, fields)
     return Study(
         name=f"removal_{name}",
         title=title,

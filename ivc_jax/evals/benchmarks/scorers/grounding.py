@@ -45,6 +45,10 @@ def _read_size(cells: Cells) -> _Size:
     return float(cells["width"]), float(cells["height"])
 
 
+def _find_target(cells: Cells) -> parsers.Box:
+    return parsers.read_target_box(cells["answer"])
+
+
 def _check(cells: Cells, sizes: Sizes) -> None:
     width, height = _read_size(cells)
     if not (width > 0 and height > 0):
@@ -52,7 +56,7 @@ def _check(cells: Cells, sizes: Sizes) -> None:
     if sizes and sizes[0] != (width, height):
         found = "{}x{}".format(*sizes[0])
         raise ValueError(f"picture is {found}, cells say {width:g}x{height:g}")
-    x1, y1, x2, y2 = box = parsers.read_target_box(cells["answer"])
+    x1, y1, x2, y2 = box = _find_target(cells)
     if not (all(map(math.isfinite, box)) and x1 < x2 and y1 < y2):
         raise ValueError(
             f"the reference box {x1:g} {y1:g} {x2:g} {y2:g} has no area: expected x1 y1 x2 y2 with"
@@ -86,7 +90,7 @@ def _move_to_frame(box: Sequence[float], cells: Cells, frame: _Size) -> parsers.
 
 
 def _score(parsed: list[float], cells: Cells, reader: Reader | None = None) -> float:
-    answer, target = tuple(parsed), parsers.read_target_box(cells["answer"])
+    answer, target = tuple(parsed), _find_target(cells)
     if reader is not None and reader.family in _ANSWERS_IN_FRAME:
         frame = reader.find_frame(*_read_size(cells))
         answer, target = (_move_to_frame(box, cells, frame) for box in (answer, target))
@@ -96,7 +100,7 @@ def _score(parsed: list[float], cells: Cells, reader: Reader | None = None) -> f
 def _score_resized(parsed: list[float], cells: Cells, reader: Reader | None = None) -> float:
     """Score against a reference that is in a frame already: that of the file, not the model's."""
     answer = _move_to_frame(parsed, cells, _read_frame(cells))
-    target = parsers.read_target_box(cells["answer"])
+    target = _find_target(cells)
     return float(metrics.measure_iou(answer, target) >= metrics.HIT_IOU)
 
 
@@ -119,10 +123,6 @@ def _aggregate_resized(records: Records) -> dict[str, float]:
         "accuracy": metrics.mean([record.score for record in records]),
         "box_share": metrics.mean([float(any(record.parsed)) for record in records]),
     }
-
-
-def _find_target(cells: Cells) -> parsers.Box:
-    return parsers.read_target_box(cells["answer"])
 
 
 def _find_resized_target(cells: Cells) -> parsers.Box:
