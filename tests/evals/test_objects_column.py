@@ -12,10 +12,13 @@ import ivc_jax
 from ivc_jax.commands import run as command
 from ivc_jax.evals.benchmarks import tasks
 from ivc_jax.evals.benchmarks.cells import CellError, read_objects
+from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.running import records, runner
 from ivc_jax.evals.running.checking import check_file
 from ivc_jax.evals.running.recording import MethodEntry, RunIdentity
 from ivc_jax.evals.running.survey import TaskEntry
+from ivc_jax.inputs.bucket import Buckets, choose_shape
+from ivc_jax.inputs.layout import arrange
 
 GROUNDING = tasks.TASKS["RefCOCO_val"]
 SIZE = {"height": "40", "width": "48"}
@@ -84,8 +87,12 @@ def test_words_as_answers_say_nothing_of_objects(tmp_path):
 def test_methods_that_ask_run_where_objects_are_known(tmp_path):
     """Other methods run everywhere; nothing is counted that cannot run, and a resumed run ends."""
     unknown = open_colour(tmp_path, [])
+    broken = tasks.TASKS["DigitScenes_counting"]
+    path = write_tsv(tmp_path / broken.file_name, HEADER, [["0", "no picture", "q0", "3"]])
+    failing = TaskEntry.open(broken, path)
     methods = [MethodEntry("dense", 1.0, "dense"), MethodEntry("asks", 1.0, "asks", True)]
-    plan = runner.RunPlan([unknown, open_grounding(tmp_path)], methods, 1, RunIdentity("m", 0, "c"))
+    entries = [unknown, open_grounding(tmp_path), failing]
+    plan = runner.RunPlan(entries, methods, 1, RunIdentity("m", 0, "c"))
     given = []
 
     class Listening(FakeAnswerer):
@@ -99,13 +106,14 @@ def test_methods_that_ask_run_where_objects_are_known(tmp_path):
     found = {(record.task, record.method) for record in records.read_all(tmp_path / "out")}
     assert found == {
         ("DigitScenes_colour", "dense"),
+        ("DigitScenes_counting", "dense"),
         ("RefCOCO_val", "dense"),
         ("RefCOCO_val", "asks"),
     }
-    assert seen[-1][1:] == (3, 3)
+    assert seen[-1][1:] == (4, 4)
     assert sorted(given, key=str) == [None, [[(8, 8, 16, 16)]]]  # threads load them
     again, seen = run(plan, tmp_path / "out", Listening(1))
-    assert (again.calls, seen[-1][1:]) == ([], (3, 3))
+    assert (again.calls, seen[-1][1:]) == ([], (4, 4))
 
 
 def options(folder, out, *names):
@@ -174,7 +182,7 @@ def test_a_study_leaves_such_tasks_out(tiny_hf, tmp_path, capsys):
 
 
 def test_answers_of_grounding_are_objects_of_a_model_too(tiny_hf, tmp_path):
-    """The mask of the picture is that of the processor as the task bounds it."""
+    """The marks of the picture are those of the processor as the task bounds it."""
     from ivc_jax.evals.running.answerer import ModelAnswerer
 
     answerer = ModelAnswerer(*ivc_jax.load(tiny_hf()))
@@ -183,7 +191,18 @@ def test_answers_of_grounding_are_objects_of_a_model_too(tiny_hf, tmp_path):
     messages = entry.write_messages(row, "qwen2_vl")
     sample = answerer.process(messages, None, entry.find_objects(row))
     assert np.flatnonzero(sample.objects[0]).tolist() == [7]
-    assert answerer.process(messages).objects == ()
+    half = Bounds(min_pixels=24 * 24, max_pixels=24 * 24)  # 2 x 3 tokens of about 17 x 19 pixels
+    small = answerer.process(messages, half, entry.find_objects(row))
+    assert small.objects[0].tolist() == [True] + 5 * [False]
+    plain = answerer.process(messages)
+    assert plain.objects == ()
+    # beside other tasks, all batches have one form
+    config = answerer.model.config
+    for asked in (True, False):
+        answerer = ModelAnswerer(answerer.model, answerer.processor, with_objects=asked)
+        shape = choose_shape(arrange(plain, config), config, Buckets())
+        objects = answerer.collate([plain], shape).objects
+        assert objects.tolist() == [[False] * shape.visual] if asked else objects is None
 
 
 def test_a_check_finds_wrong_cells(tmp_path):

@@ -91,6 +91,17 @@ def test_learned_tokens_hold_no_object(tiny_hf):
     assert not made[:count].all()
 
 
+def test_many_pictures_are_marked_as_they_are_cut(tiny_hf):
+    model, processor = ivc_jax.load(tiny_hf(family="deepseek_vl2"))
+    rule, size = processor.images, (90, 30)
+    assert rule.find_tiles(*size) != rule.share(3).find_tiles(*size)  # of three none is cut
+    picture = np.full((*size[::-1], 3), 90, np.uint8)
+    for count in (1, 3):
+        boxes = [[(0, 0, *size)]] * count
+        batch = processor(["What?"], [[picture] * count], objects=[boxes])
+        assert collate(batch, model.config).objects.any()
+
+
 def test_a_batch_says_for_each_sample_where_objects_are(qwen):
     model, processor = qwen
     plain = show_pictures(processor)
