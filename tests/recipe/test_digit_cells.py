@@ -6,10 +6,9 @@ import dataclasses
 import hashlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.asked import check_contents
+from helpers.asked import check_contents, check_packed
 
 from digit_cells import answering, files, questions, scenes, tsv
 from digit_cells import tokenizer as words
@@ -19,7 +18,7 @@ from digit_scenes import digits, packing
 from digit_scenes import tsv as tables
 from digit_scenes.questions import NEGATIVES, ask
 from digit_scenes.tokenizer import find_special_ids
-from ivc_jax.nn import decoder, rope
+from ivc_jax.nn import decoder
 
 GRID = 4
 TINY = {
@@ -170,31 +169,7 @@ def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
     packed = jax.jit(
         lambda params: compute_answer_logits(config.decoder, params, plan, batch["tokens"], visual)
     )(params)
-
-    @jax.jit
-    def run_alone(params, tokens):
-        length, end = tokens.shape[1], GRID**2 + 1
-        hidden = decoder.embed(params, tokens).at[:, 1:end].set(visual)
-        positions = np.broadcast_to(np.arange(length), (3, 1, length)).astype(np.int32)
-        if kind != "line":
-            # the picture's cells share one time step; text goes on after the largest index
-            positions = positions.copy()
-            cell = np.arange(GRID**2)
-            positions[:, 0, 1:end] = [1 + 0 * cell, 1 + cell // GRID, 1 + cell % GRID]
-            positions[:, 0, end:] = GRID + 1 + np.arange(length - end)
-        angles = rope.angles(config.decoder.rope, jnp.asarray(positions))
-        hidden, _ = decoder.run_span(config.decoder, params["layers"], hidden, angles, 0, 2)
-        return decoder.logits(config.decoder, params, hidden)
-
-    at = 0
-    for start, task in zip(plan.starts, plan.tasks, strict=True):
-        question, answered = questions.LENGTHS[task]
-        own = batch["tokens"][:, start : start + question + 2 + answered]
-        tokens = np.concatenate([batch["tokens"][:, : plan.picture], own], axis=1)
-        single = run_alone(params, tokens)[:, -(answered + 1) :]
-        np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)
-        at += answered + 1
-    assert at == len(plan.answer_index) == packed.shape[1]
+    check_packed(packed, config.decoder, params, plan, batch, visual)
 
 
 def test_plan_mask_shows_a_question_the_picture_and_itself():

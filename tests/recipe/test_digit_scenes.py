@@ -8,10 +8,9 @@ import hashlib
 import io
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.asked import check_contents
+from helpers.asked import check_contents, check_packed
 from PIL import Image
 
 from digit_scenes import answering, dense, digits, model, packing, questions, scenes, tower, tsv
@@ -19,7 +18,7 @@ from digit_scenes import tokenizer as words
 from digit_scenes.packed import compute_answer_logits
 from digit_scenes.setting import SMALL
 from ivc_jax.config import DecoderConfig, RopeConfig
-from ivc_jax.nn import decoder, rope
+from ivc_jax.nn import decoder
 
 
 @pytest.fixture(scope="module")
@@ -178,28 +177,7 @@ def test_packed_questions_equal_single_ones(tokenizer, drawn):
             config, p, layout, batch["tokens"], visual, look_layer=2, compare_layer=2
         )
     )(params)
-
-    @jax.jit
-    def run_alone(params, tokens):
-        length = tokens.shape[1]
-        hidden = decoder.embed(params, tokens).at[:, 1:145].set(visual)
-        # Qwen2-VL: the picture's cells share one time step; text goes on after the largest index.
-        positions = np.zeros((3, 1, length), np.int32)
-        cell = np.arange(144)
-        positions[:, 0, 1:145] = [1 + 0 * cell, 1 + cell // 12, 1 + cell % 12]
-        positions[:, 0, 145:] = 13 + np.arange(length - 145)
-        angles = rope.angles(config.rope, jnp.asarray(positions))
-        hidden, _ = decoder.run_span(config, params["layers"], hidden, angles, 0, config.num_layers)
-        return decoder.logits(config, params, hidden)
-
-    at = 0
-    for start, task in zip(layout.starts, layout.tasks, strict=True):
-        asked, answered = packing.LENGTHS[task]
-        own = batch["tokens"][:, start : start + asked + 2 + answered]
-        tokens = np.concatenate([batch["tokens"][:, : layout.picture], own], axis=1)
-        single = run_alone(params, tokens)[:, -(answered + 1) :]
-        np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)
-        at += answered + 1
+    check_packed(packed, config, params, layout, batch, visual)
 
 
 def test_tsv_rows(tmp_path):
