@@ -33,6 +33,7 @@ _METHODS = (
     "fsr",
     "nuwa",
     "vflowopt",
+    "divprune",
 )
 
 

@@ -3,6 +3,7 @@
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.divprune import DivPrune
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.fsr import FSR
@@ -31,6 +32,7 @@ __all__ = [
     "PLUGINS",
     "BudgetError",
     "Coordinates",
+    "DivPrune",
     "FastV",
     "Foreground",
     "HoloV",
@@ -69,6 +71,7 @@ METHODS: dict[str, type[Method]] = {
     "scope": Scope,
     "visiondrop": VisionDrop,
     "fsr": FSR,
+    "divprune": DivPrune,
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
 }

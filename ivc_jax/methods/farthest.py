@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.methods.select import Segments, first_largest
 from ivc_jax.types import typed
@@ -20,6 +20,22 @@ class Cover:
     anchor: jax.Array  # [B, V] bool, kept because it was the farthest
     owner: jax.Array  # [B, V] int32, visual index of the nearest anchor, the earliest of equals
     closeness: jax.Array  # [B, V] float32, to that anchor; -inf where the segment has none
+
+
+@typed
+def by_cosine(units: Float[Array, "B V D"]) -> Callable[[jax.Array], jax.Array]:
+    """Return a `compare` for `pick`, the cosine of all tokens to one: V D products a step.
+
+    Args:
+        units: vectors of length one, float32.
+    """
+
+    def compare(token: jax.Array) -> jax.Array:
+        picked = jnp.take_along_axis(units, token[..., None], axis=1)[:, 0]  # [B, D]
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
+
+    return compare
 
 
 @typed

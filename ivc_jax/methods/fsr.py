@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.defaults import choose_merge
-from ivc_jax.methods.farthest import Cover, pick
+from ivc_jax.methods.farthest import Cover, by_cosine, pick
 from ivc_jax.methods.fields import check_choice, check_merge, check_not_negative
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention, TowerFeatures
@@ -199,13 +199,7 @@ def scan(
         target: tokens to keep in this token's segment.
         num_keep: K, at least the sum of the targets of a sample.
     """
-    units = normalize(vectors)  # [B, V, D]
-
-    def compare(token: jax.Array) -> jax.Array:
-        picked = jnp.take_along_axis(units, token[..., None], axis=1)[:, 0]  # [B, D]
-        exact = jax.lax.Precision.HIGHEST
-        return jnp.einsum("bvd,bd->bv", units, picked, precision=exact)  # [B, V]
-
+    compare = by_cosine(normalize(vectors))
     return pick(compare, within, target, num_keep, focused, NEAR)
 
 

@@ -38,6 +38,7 @@ def list_presets() -> Mapping[str, str]:
             f"holov@{tokens}": f"holov:keep_ratio={share},alpha=0.09,inner=attention",
             f"scope@{tokens}": f"scope:keep_ratio={share}",
             f"visiondrop@{tokens}": f"visiondrop:budget={share}",
+            f"divprune@{tokens}": f"divprune:keep_ratio={share}",
             f"fsr@{tokens}": f"fsr:keep_ratio={share}",
             # the cuts of LLaVA-NeXT; rates between those of LLaVA-OneVision
             f"vflowopt@{tokens}": f"vflowopt:layers=0/10/20,budget={share}",

@@ -42,15 +42,27 @@ VARIANTS = [
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
     "fsr:relevance=embedding,per_frame=false",
     "nuwa:text_score=embedding",
+    "divprune:per_frame=true",
+    "divprune:per_image=false",
     "sparsevlm+ivc",
     "nuwa+ivc:coordinates=lattice",
 ]
 SPECS = [spec for spec in map(with_settings, METHODS) if parse(spec).resolve(CONFIG).stages]
 SPECS += [f"fastv+{modifier}" for modifier in MODIFIERS] + VARIANTS
 # These prune each image or frame alone at their first cut.
-INDEPENDENT = ("random", "uniform", "ivc", "holov", "scope", "visiondrop", "fsr", "nuwa")
+INDEPENDENT = (
+    "random",
+    "uniform",
+    "ivc",
+    "holov",
+    "scope",
+    "visiondrop",
+    "fsr",
+    "nuwa",
+    "divprune",
+)
 # These keep a token of every image at their first cut, however small it is.
-SPARING = ("ivc", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt")
+SPARING = ("ivc", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt", "divprune")
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [
     name

@@ -13,6 +13,7 @@ from ivc_jax.methods import (
     FSR,
     METHODS,
     Coordinates,
+    DivPrune,
     FastV,
     Foreground,
     HoloV,
@@ -84,6 +85,7 @@ from ivc_jax.methods.requests import RopeSettings, Values
         ("nuwa:diagonal=self_one,per_region=3", Nuwa(diagonal="self_one", per_region=3)),
         ("scope:saliency=norm,alpha=0.5", Scope(saliency="norm", alpha=0.5)),
         ("holov:inner=attention,crops=8", HoloV(inner="attention", crops=8)),
+        ("divprune:per_image=false", DivPrune(per_image=False)),
         ("fsr:relevance=embedding", FSR(relevance="embedding")),
     ],
 )
@@ -155,7 +157,7 @@ def test_descriptions_are_short():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("ivcprune", "unknown method 'ivcprune'; known methods: dense, random, uniform, ivc"),
+        ("average", "unknown method 'average'; known methods: dense, random, uniform, ivc"),
         ("fastvv", r"method 'fastvv'; did you mean 'fastv'\? known methods: dense"),
         (
             "ivc:cos_fractoin=0.1",
