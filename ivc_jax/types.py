@@ -94,12 +94,14 @@ class Selection:
     """Kept visual tokens: ascending indices in visual space, valid ones first.
 
     With `weights` the hidden state of a kept token becomes the weighted sum of those of the V
-    tokens that it came from, so that dropped tokens can be merged into kept ones.
+    tokens that it came from, so that dropped tokens can be merged into kept ones. Of a stage that
+    merges in the tower, a kept token may give its slot to the class token of its image.
     """
 
     index: jax.Array  # [B, K] int32, 0 where not valid
     valid: jax.Array  # [B, K] bool
     weights: jax.Array | None = None  # [B, K, V] float32, 0 where not valid
+    becomes_class: jax.Array | None = None  # [B, K] bool, see `methods.requests.ClassFeatures`
     carry: Any = None  # what the next stage of the method wants to read (`methods.requests.Carry`)
 
 

@@ -125,6 +125,8 @@ def _merge(sequence: Sequence, selection: Selection, merged: jax.Array | None) -
         merged = summed
     else:  # a token that nothing merges into stays as it is
         alone = (weights != 0).sum(axis=2) <= 1  # [B, K]
+        if selection.becomes_class is not None:
+            alone &= ~selection.becomes_class
         merged = jnp.where(alone[..., None], summed, merged.astype(hidden.dtype))
     slot = jnp.take_along_axis(layout.visual_index, selection.index, axis=1)  # [B, K]
     slot = jnp.where(selection.valid, slot, hidden.shape[1])

@@ -14,7 +14,7 @@ from ivc_jax.methods.requests import (
     TokenVectors,
     Values,
 )
-from ivc_jax.nn.attention import attention_received, attention_rows
+from ivc_jax.nn.attention import attention_received, attention_rows, largest_attention_received
 from ivc_jax.types import Layout
 
 
@@ -80,7 +80,7 @@ def _form_rows(
 def _average_received(
     request: AttentionReceived, layout: Layout, queries: jax.Array, keys: jax.Array
 ) -> jax.Array:
-    """Return the mean attention from visual tokens to each of them: [B, V]."""
+    """Return the attention from visual tokens to each of them, averaged over queries: [B, V]."""
     valid = layout.visual_valid
     ends = layout.visual_index + 1  # [B, V], a query sees itself and what is before
     if not request.causal:
@@ -88,9 +88,9 @@ def _average_received(
         last = jnp.where(valid, ends, 0).max(axis=1, keepdims=True, initial=0)  # [B, 1]
         ends = jnp.broadcast_to(last, ends.shape)
     visible = jnp.arange(keys.shape[1]) < layout.lengths[:, None]  # [B, N]
-    mass = attention_received(
-        _take(queries, layout.visual_index), keys, visible, valid.astype(jnp.float32), ends
-    )  # [B, N]
+    receive = attention_received if request.heads == "mean" else largest_attention_received
+    asking = _take(queries, layout.visual_index)  # [B, V, H, C]
+    mass = receive(asking, keys, visible, valid.astype(jnp.float32), ends)  # [B, N]
     # [B, V]
     mass = _take(mass, layout.visual_index) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
     return jnp.where(valid, mass, 0.0)

@@ -20,6 +20,7 @@ import numpy as np
 from ivc_jax.config import VisionConfig
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.requests import (
+    ClassFeatures,
     PixelEntropy,
     Received,
     Request,
@@ -52,6 +53,11 @@ def choose_tap(request: TowerRequest, vision: VisionConfig) -> Tap | None:
         if first > last:
             raise MethodError(f"{request} asks for no block of the tower's {vision.depth}")
         return Features(first, last, request.merged)
+    if isinstance(request, ClassFeatures):
+        if not vision.class_token:
+            raise MethodError(f"the vision tower has no class token: it cannot answer {request}")
+        block = _find_block(request.block, vision)
+        return Features(block, block, of_class=True)
     # blocks that see the whole image
     full = vision.full_attention_blocks if vision.window_size else range(vision.depth)
     if request.block is None:
@@ -85,12 +91,21 @@ def answer_tower(
             gather = cells.gather if request.merged else cells.pool
             signals[request] = gather(tapped[tap])
         elif isinstance(request, TowerKeys):
-            # keys [R, P, H, C], not turned, mean over heads: [B, V, C]
-            keys = drop_class(vision, tapped[tap][2])
-            signals[request] = cells.pool(keys.astype(jnp.float32).mean(axis=2))
+            keys = drop_class(vision, tapped[tap][1 if request.rotated else 2])  # [R, P, H, C]
+            if request.heads == "joined":
+                keys = keys.reshape(*keys.shape[:2], -1)  # [R, P, H * C]
+            else:
+                keys = keys.astype(jnp.float32).mean(axis=2)  # [R, P, C]
+            signals[request] = cells.pool(keys)  # [B, V, ...]
+        elif isinstance(request, ClassFeatures):
+            of_row = tapped[tap][:, None]  # [R, 1, E]
+            shape = len(of_row), inputs.patches.shape[1] // vision.merge_area, of_row.shape[2]
+            signals[request] = cells.gather(jnp.broadcast_to(of_row, shape))
         else:
-            queries, keys, _ = tapped[tap]
-            signals[request] = _ReceivedInTower(cells, queries, keys, vision.class_token)
+            vectors = tapped[tap][:2]  # queries and keys [R, P, H, C]
+            if request.heads == "joined":
+                vectors = [x.reshape(*x.shape[:2], 1, -1) for x in vectors]  # [R, P, 1, H * C]
+            signals[request] = _ReceivedInTower(cells, *vectors, vision.class_token)
     return signals
 
 

@@ -20,7 +20,15 @@ from ivc_jax.engine.compact import Sequence, add_feature, compact, compact_cache
 from ivc_jax.engine.decoder_signals import answer_layer, split
 from ivc_jax.engine.plan import Add, Cut, Span, make_plan
 from ivc_jax.methods.base import Method, MethodError, Stage
-from ivc_jax.methods.requests import Carry, Hidden, LayerRequest, RawValues, Request, TowerFeatures
+from ivc_jax.methods.requests import (
+    Carry,
+    ClassFeatures,
+    Hidden,
+    LayerRequest,
+    RawValues,
+    Request,
+    TowerFeatures,
+)
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.blocks import take_block
 from ivc_jax.parallel.constraints import constrain_cache, constrain_hidden
@@ -118,9 +126,12 @@ class Walk:
                 )
             self.signals[Carry()] = chosen.carry
             merged = None
+            if chosen.becomes_class is not None and stage.merge_in != "tower":
+                raise MethodError(f"{method.name} keeps class tokens, which needs merge_in=tower")
             if chosen.weights is not None and stage.merge_in == "tower":
                 features = self.signals[TowerFeatures()]  # [B, V, E]
-                merged = self.project(weigh(chosen.weights, features, layout.visual_valid))
+                merged = weigh(chosen.weights, features, layout.visual_valid)  # [B, K, E]
+                merged = self.project(self._place_class(chosen, merged))
             # order [B, S]
             sequence, order = compact(sequence, chosen, stage.renumber, merged)
             lengths = sequence.layout.lengths
@@ -131,11 +142,23 @@ class Walk:
                 self.cache = compact_caches(self.cache, order, lengths, stage.whole_kv_layers)
         return sequence
 
+    def _place_class(self, chosen: Selection, merged: jax.Array) -> jax.Array:
+        """Put class tokens where the selection wants them among merged features [B, K, E]."""
+        if chosen.becomes_class is None:
+            return merged
+        features = self.signals[ClassFeatures()]  # [B, V, E]
+        features = jnp.take_along_axis(features, chosen.index[..., None], axis=1)  # [B, K, E]
+        return jnp.where(chosen.becomes_class[..., None], features, merged)
+
     def _look_ahead(self, sequence: Sequence, stage: Stage, requests: Several[Request]) -> None:
         """Answer requests about the sequence as it stands at a cut, and the block behind it."""
         layout = sequence.layout
-        if Hidden() in requests:
-            self.signals[Hidden()] = split(layout, sequence.hidden)
+        for request in requests:
+            if isinstance(request, Hidden):
+                hidden = sequence.hidden  # [B, N, D]
+                if request.normed:
+                    hidden = decoder.finish(self.sizes, self.params, hidden)
+                self.signals[request] = split(layout, hidden)
         if any(isinstance(r, LayerRequest) and r.layer == stage.layer for r in requests):
             angles = rope.angles(self.sizes.rope, layout.positions)  # [B, N, F]
             layers = self.params["layers"]

@@ -141,7 +141,7 @@ def draw_signals(
                 signals[request] = draw.visual(layout) ** 2
             case asks.TowerAttention():
                 signals[request] = draw.tower_attention()
-            case asks.TowerKeys() | asks.TowerFeatures():
+            case asks.TowerKeys() | asks.TowerFeatures() | asks.ClassFeatures():
                 signals[request] = draw.visual(unpruned, _E)
             case asks.PixelEntropy():
                 signals[request] = abs(draw.visual(unpruned))

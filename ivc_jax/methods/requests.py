@@ -40,7 +40,13 @@ class Keys:
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Hidden states that enter the block behind the cut: `TokenVectors` [B, V | T, D]."""
+    """Hidden states that enter the block behind the cut: `TokenVectors` [B, V | T, D].
+
+    Attributes:
+        normed: after the norm that stands before the decoder's head.
+    """
+
+    normed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +75,49 @@ class AttentionRows:
 class AttentionReceived:
     """Attention that visual tokens get from visual tokens in block `layer`: float32 [B, V].
 
-    The mean over all visual queries of the sample and over heads, worked off in chunks of queries.
+    The mean over all visual queries of the sample, worked off in chunks of queries.
 
     Attributes:
         causal: a query sees what lies before it (the model's own attention). Otherwise it sees
             every token up to the last visual one.
+        heads: "mean" over heads, or "max": of each query and key the head that gives most.
     """
 
     layer: int
     causal: bool = True
+    heads: str = "mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerAttention:
     """Attention inside each image in block `block` of the tower: a function, see `Received`.
 
-    Patches are averaged over heads and over the patches of a merged token, rows and columns alike.
+    Called without weights, it gives the row of the class token, of a tower that has one. Patches
+    are averaged over heads and over the patches of a merged token, rows and columns alike.
+
+    Attributes:
+        heads: "mean", or "joined": the softmax of one head as wide as all of them, which is not
+            what the model computes.
     """
 
     block: int | None = None
+    heads: str = "mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerKeys:
-    """Key vectors of tower block `block` before rotation: float32 [B, V, C], unpruned.
+    """Key vectors of tower block `block`: float32 [B, V, C], unpruned.
 
     Averaged over heads and over the patches of a merged token.
+
+    Attributes:
+        heads: "mean", or "joined": side by side instead of averaged, [B, V, H * C].
+        rotated: turned by the places of patches, where the tower does that.
     """
 
     block: int | None = None
+    heads: str = "mean"
+    rotated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +134,16 @@ class TowerFeatures:
     first: int = -1
     last: int = -1
     merged: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFeatures:
+    """Output of tower block `block` for the class token of each token's image: float32 [B, V, E].
+
+    Unpruned; what `Selection.becomes_class` puts into the sequence.
+    """
+
+    block: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +172,7 @@ class Carry:
     """What the method's earlier stage put into `Selection.carry`; None at the first stage."""
 
 
-TowerRequest = TowerAttention | TowerKeys | TowerFeatures | PixelEntropy
+TowerRequest = TowerAttention | TowerKeys | TowerFeatures | ClassFeatures | PixelEntropy
 LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
 Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Objects | Carry
 Signals = Mapping[Request, Any]

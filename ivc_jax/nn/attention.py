@@ -224,6 +224,63 @@ def attention_received(
         weights: of the queries; one of weight 0 counts nowhere.
         ends: a query sees only keys in slots below its own end.
     """
+    B, S, H = len(queries), keys.shape[1], queries.shape[2]
+    weights_of, raise_part = _in_parts(queries, keys, visible, weights, ends)
+
+    def add(total: jax.Array, part: tuple) -> tuple[jax.Array, None]:
+        raised = raise_part(*part)  # [B, size, S]
+        # A row that sees nothing has weight 0, or its shares of nothing would count.
+        share = weights_of[part[1]] / raised.sum(axis=-1)  # [B, size]
+        return total + jnp.einsum("bq,bqs->bs", share, raised), None
+
+    chunks = len(weights_of)
+    # [H * chunks] both: head by head
+    parts = jnp.repeat(jnp.arange(H), chunks), jnp.tile(jnp.arange(chunks), H)
+    total = jax.lax.scan(add, jnp.zeros((B, S), jnp.float32), parts)[0] / H
+    return jnp.where(visible, total, 0.0)
+
+
+@typed
+def largest_attention_received(
+    queries: Float[Array, "B Q H C"],
+    keys: Float[Array, "B S G C"],
+    visible: Bool[Array, "B S"],
+    weights: Float[Array, "B Q"],
+    ends: Int[Array, "B Q"] | None = None,
+) -> Float[Array, "B S"]:
+    """Take of each query and key the head that gives most, then sum over queries, weighted.
+
+    As `attention_received`, which averages over heads, in cost and arguments.
+    """
+    weights_of, raise_part = _in_parts(queries, keys, visible, weights, ends)
+
+    def add(total: jax.Array, chunk: jax.Array) -> tuple[jax.Array, None]:
+        def compare(largest: jax.Array, head: jax.Array) -> tuple[jax.Array, None]:
+            raised = raise_part(head, chunk)  # [B, size, S]
+            return jnp.maximum(largest, raised / raised.sum(axis=-1, keepdims=True)), None
+
+        none = jnp.zeros((*weights_of.shape[1:], keys.shape[1]), jnp.float32)  # [B, size, S]
+        largest = jax.lax.scan(compare, none, jnp.arange(queries.shape[2]))[0]
+        return total + jnp.einsum("bq,bqs->bs", weights_of[chunk], largest), None
+
+    total = jnp.zeros((len(queries), keys.shape[1]), jnp.float32)
+    total = jax.lax.scan(add, total, jnp.arange(len(weights_of)))[0]
+    return jnp.where(visible, total, 0.0)
+
+
+def _in_parts(
+    queries: jax.Array,
+    keys: jax.Array,
+    visible: jax.Array,
+    weights: jax.Array,
+    ends: jax.Array | None,
+) -> tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
+    """Cut queries into chunks whose scores of one head are few.
+
+    Returns:
+        Their weights [chunks, B, size], and the function that makes of a head and a chunk its
+        probabilities [B, size, S], times one positive number a row.
+    """
     B, Q, H, C = queries.shape
     S, G = keys.shape[1:3]
     chunks = min(Q, -(-4 * B * Q * S // _RECEIVED_BYTES))
@@ -239,19 +296,12 @@ def attention_received(
         return jnp.moveaxis(padded, 1, 0)
 
     queries_of = jnp.moveaxis(cut(queries.astype(jnp.float32)), 3, 0)  # [H, chunks, B, size, C]
-    weights_of, ends_of = cut(weights), cut(ends)  # [chunks, B, size] both
+    ends_of = cut(ends)  # [chunks, B, size]
 
-    def add(total: jax.Array, part: tuple) -> tuple[jax.Array, None]:
-        head, chunk = part
+    def raise_part(head: jax.Array, chunk: jax.Array) -> jax.Array:
         rows = queries_of[head, chunk] * C**-0.5  # [B, size, C]
         logits = jnp.einsum("bqc,bcs->bqs", rows, by_head[head // (H // G)])  # [B, size, S]
         seen = visible[:, None] & (jnp.arange(S) < ends_of[chunk][..., None])  # [B, size, S]
-        # A row that sees nothing has weight 0, or its shares of nothing would count.
-        raised = raise_logits(logits, seen)  # [B, size, S]
-        share = weights_of[chunk] / raised.sum(axis=-1)  # [B, size]
-        return total + jnp.einsum("bq,bqs->bs", share, raised), None
+        return raise_logits(logits, seen)  # [B, size, S]
 
-    # [H * chunks] both: head by head
-    parts = jnp.repeat(jnp.arange(H), chunks), jnp.tile(jnp.arange(chunks), H)
-    total = jax.lax.scan(add, jnp.zeros((B, S), jnp.float32), parts)[0] / H
-    return jnp.where(visible, total, 0.0)
+    return cut(weights), raise_part

@@ -230,9 +230,14 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
     return params["embed_tokens"]["embedding"][tokens]
 
 
+def finish(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Norm what the last block leaves, [..., D]."""
+    return nn.RMSNorm(epsilon=config.norm_eps).apply({"params": params["norm"]}, hidden)
+
+
 def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Map hidden states [..., D] to float32 logits [..., vocab]."""
-    hidden = nn.RMSNorm(epsilon=config.norm_eps).apply({"params": params["norm"]}, hidden)
+    hidden = finish(config, params, hidden)
     # The embedding [vocab, D] serves twice, or there is a head of the same shape.
     if config.tie_embeddings:
         weight = params["embed_tokens"]["embedding"]

@@ -40,12 +40,14 @@ from ivc_jax.types import typed
 class Features:
     """Tap: the mean of the outputs of blocks `first` to `last`.
 
-    [R, P, E]; with `merged` the mean goes through the merger, once: [R, P / merge², D].
+    [R, P, E]; with `merged` the mean goes through the merger, once: [R, P / merge², D]; with
+    `of_class` it is that of the class token, [R, E].
     """
 
     first: int
     last: int
     merged: bool = False
+    of_class: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,9 @@ def encode(
 
     x, tapped = _run_tapped(config, loop, x, taps)
     for tap in tapped:
-        if isinstance(tap, Features):
+        if isinstance(tap, Features) and tap.of_class:
+            tapped[tap] = tapped[tap][:, 0]
+        elif isinstance(tap, Features):
             tapped[tap] = (merge if tap.merged else partial(drop_class, config))(tapped[tap])
         elif isinstance(tap, Deep):
             own = {"params": params["deepstack"][tap.index]}

@@ -13,7 +13,7 @@ from ivc_jax.engine.prefill import encode
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import MethodError, parse
 from ivc_jax.methods.base import Method, Stage
-from ivc_jax.methods.requests import TowerAttention, TowerFeatures
+from ivc_jax.methods.requests import ClassFeatures, TowerAttention, TowerFeatures
 from ivc_jax.methods.select import from_mask, keep_weights
 from ivc_jax.nn import tower
 
@@ -127,3 +127,47 @@ def test_signals_of_the_tower_are_those_of_the_block_behind_the_feature(
         np.testing.assert_allclose(
             seen["features"][row, :count], np.concatenate(hidden[numbers]), atol=1e-4
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class WithClass(FirstTwo):
+    """The second token of a sample becomes the class token of its picture."""
+
+    name = "with_class"
+
+    def requests(self, stage):
+        return TowerFeatures(), ClassFeatures()
+
+    def select(self, signals, layout, stage, num_keep):
+        chosen = super().select(signals, layout, stage, num_keep)
+        second = jnp.arange(num_keep) == 1
+        weights = jnp.where(second[:, None], 0.0, chosen.weights)
+        return chosen.replace(weights=weights, becomes_class=second & chosen.valid)
+
+
+def test_a_kept_token_may_become_the_class_token(model, inputs):
+    vision, params = model.config.vision, model.params["vision"]
+    last = vision.depth - 1
+    tap = tower.Features(last, last, of_class=True)
+    rows = jnp.asarray(inputs.patches), jnp.asarray(inputs.patch_positions)
+    classes = tower.encode(vision, params, *rows, [tap])[1][tap]  # [R, E]
+    assert classes.shape == (len(rows[0]), vision.embed_dim)
+    plain = FirstTwo()
+    # as if the tower had made the class token of that patch, which the first one averages
+    merged = encode(model, inputs).visual
+    visual = np.array(merged)
+    for row, picture in ((0, 0), (2, 1)):
+        visual[row, 1] = tower.project(vision, params, classes[None, None, picture])[0, 0]
+    tap = tower.Features(last, last)
+    features = np.asarray(tower.encode(vision, params, *rows, [tap])[1][tap])
+    features = features.reshape(-1, vision.embed_dim)[inputs.visual_source]
+    for row in (0, 2):
+        mean = features[row, :2].mean(axis=0)[None, None]
+        visual[row, 0] = tower.project(vision, params, jnp.asarray(mean))[0, 0]
+    wanted = ivc_jax.prefill(model, inputs.replace(visual=jnp.asarray(visual)))
+    found = ivc_jax.prefill(model, inputs, WithClass())
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found.logits[1], wanted.logits[1])
+    assert np.abs(ivc_jax.prefill(model, inputs, plain).logits[0] - found.logits[0]).max() > 1e-3
+    with pytest.raises(MethodError, match="with_class keeps class tokens, which needs merge_in=to"):
+        ivc_jax.prefill(model, inputs, WithClass(merge_in="decoder"))

@@ -111,12 +111,13 @@ def near(ours, theirs):
 @pytest.mark.parametrize("layer", [CUT - 1, CUT])
 def test_decoder_attention_and_keys(pair, dense, layer):
     attention, keys, _, _, visual, text = dense
-    last, tail, rows, received, key = listen(
+    last, tail, rows, received, largest, key = listen(
         pair[0],
         AttentionRows(layer),
         AttentionRows(layer, count=3),
         AttentionRows(layer, "text"),
         AttentionReceived(layer),
+        AttentionReceived(layer, heads="max"),
         Keys(layer),
     )
     V, T = len(visual), len(text)
@@ -126,17 +127,21 @@ def test_decoder_attention_and_keys(pair, dense, layer):
     assert not np.asarray(rows[0, :, T:]).any()
     near(received[0, :V], attention[layer][:, visual][:, :, visual].mean(axis=(0, 1)))
     assert not np.asarray(received[0, V:]).any()
+    by_head = attention[layer][:, visual][:, :, visual]
+    near(largest[0, :V], by_head.max(axis=0).mean(axis=0))
+    assert not np.asarray(largest[0, V:]).any()
     near(key.visual[0, :V].swapaxes(0, 1), keys[layer][:, visual])
     near(key.text[0, :T].swapaxes(0, 1), keys[layer][:, text])
 
 
 def test_values_hidden_states_and_embeddings(pair, dense):
     _, _, values, hidden, visual, text = dense
-    asked = Values(CUT - 1), Hidden(), Embeddings()
-    value, state, embedded = listen(pair[0], *asked)
+    asked = Values(CUT - 1), Hidden(), Hidden(normed=True), Embeddings()
+    value, state, normed, embedded = listen(pair[0], *asked)
     V, T = len(visual), len(text)
+    finished = pair[1].model.language_model.norm(torch.from_numpy(hidden[CUT])).numpy()
     near(value.visual[0, :V].swapaxes(0, 1), values[CUT - 1][:, visual])
-    for ours, theirs in ((state, hidden[CUT]), (embedded, hidden[0])):
+    for ours, theirs in ((state, hidden[CUT]), (normed, finished), (embedded, hidden[0])):
         near(ours.visual[0, :V], theirs[visual])
         near(ours.text[0, :T], theirs[text])
 
@@ -211,14 +216,24 @@ def test_tower_attention_and_keys(pair, tower):
         return x * cos + np.concatenate([-second, first], axis=-1) * sin
 
     queries, keys, _ = (qkv[:, part].numpy() for part in range(3))
-    logits = np.einsum("qhc,khc->hqk", turned(queries), turned(keys)) / np.sqrt(keys.shape[-1])
     image = np.repeat(np.repeat([0, 1], [15, 6])[np.argsort(order)], 4)
-    logits = np.where(image[:, None] == image, logits, -np.inf)
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    rows = (raised / raised.sum(axis=-1, keepdims=True)).mean(axis=0)
-    cells = by_cell(by_cell(rows, order).mean(axis=1).T, order).mean(axis=1).T  # [query, key]
 
-    (uniform, weighted), ours = listen(pair[0], TowerAttention(BLOCK), TowerKeys(BLOCK))
+    def attend(queries, keys):
+        """Average attention over heads, and over the patches of a cell: [query, key]."""
+        logits = np.einsum("qhc,khc->hqk", queries, keys) / np.sqrt(keys.shape[-1])
+        logits = np.where(image[:, None] == image, logits, -np.inf)
+        raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        rows = (raised / raised.sum(axis=-1, keepdims=True)).mean(axis=0)
+        return by_cell(by_cell(rows, order).mean(axis=1).T, order).mean(axis=1).T
+
+    cells = attend(turned(queries), turned(keys))
+    one_head = attend(*(turned(x).reshape(len(x), 1, -1) for x in (queries, keys)))
+    asked = [TowerKeys(BLOCK, *how) for how in ((), ("mean", True), ("joined",), ("joined", True))]
+    (uniform, weighted), (joined, _), *ours = listen(
+        pair[0], TowerAttention(BLOCK), TowerAttention(BLOCK, "joined"), *asked
+    )
+    expected = [one_head[:15, :15].mean(axis=0), one_head[15:, 15:].mean(axis=0)]
+    near(joined[0, :21], np.concatenate(expected))
     expected = np.concatenate([cells[:15].sum(axis=0)[:15] / 15, cells[15:].sum(axis=0)[15:] / 6])
     near(uniform[0, :21], expected)
     chosen = np.arange(21) % 3 == 0
@@ -226,7 +241,10 @@ def test_tower_attention_and_keys(pair, tower):
     expected = [cells[first].mean(axis=0)[:15], cells[second].mean(axis=0)[15:]]
     near(weighted[0, :21], np.concatenate(expected))
     assert not np.asarray(uniform[0, 21:]).any()
-    near(ours[0, :21], by_cell(keys.mean(axis=1), order).mean(axis=1))
+    for found, kept in zip(ours[:2], (keys, turned(keys)), strict=True):
+        near(found[0, :21], by_cell(kept.mean(axis=1), order).mean(axis=1))
+    for found, kept in zip(ours[2:], (keys, turned(keys)), strict=True):
+        near(found[0, :21], by_cell(kept.reshape(len(kept), -1), order).mean(axis=1))
 
 
 def test_tower_features(pair, tower):

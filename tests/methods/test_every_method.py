@@ -144,6 +144,7 @@ def test_every_request_can_be_drawn():
     requests.append(asks.RawValues(1))
     requests += [asks.AttentionRows(1, "last", 2), asks.AttentionRows(1, "text"), asks.Carry()]
     requests += [asks.TowerAttention(), asks.TowerKeys(), asks.TowerFeatures()]
+    requests += [asks.TowerKeys(heads="joined", rotated=True), asks.ClassFeatures()]
     requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings(), asks.Objects()]
     known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
