@@ -31,7 +31,7 @@ def lay_out(setting: Setting) -> Plan:
     """Lay out a packed sequence."""
     pairs = zip(TASKS, QUESTIONS, strict=True)
     tasks = tuple(task for task, count in pairs for _ in range(count))
-    return Plan(tasks, setting.grid, LENGTHS, setting.kind == "line")
+    return Plan(tasks, setting.grid, LENGTHS, setting.kind == "line", direct=True)
 
 
 def init_decoder(config: ModelConfig, key: jax.Array) -> Params:

@@ -52,4 +52,5 @@ def write(
     config = find_family(settings).read_config(settings)
     others = files.make_processor_files(setting, ids)
     written = {"config.json": settings, **others}
-    write_folder(folder, list_tensors(config, params), words, written, card=card, log=log)
+    tensors, template = list_tensors(config, params), tokenizer.CHAT_TEMPLATE
+    write_folder(folder, tensors, words, written, card=card, log=log, template=template)

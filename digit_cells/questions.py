@@ -47,14 +47,15 @@ TASKS: Tasks = {
     # middles of digits in one column are at most 4 pixels apart, in two at least 12
     "relations": functools.partial(questions.ask_relations, clear=CELL / 2),
 }
-# Tokens of the question and of the answer; every question of a task has the same length.
+# Tokens of the question (without the mark that ends it) and of the answer; every question of a task
+# has the same length.
 LENGTHS = {
-    "grounding": (5, 4),
-    "reading": (7, 1),
-    "relations": (8, 1),
-    "existence": (6, 1),
-    "colour": (6, 1),
-    "counting": (4, 1),
+    "grounding": (4, 4),
+    "reading": (6, 1),
+    "relations": (7, 1),
+    "existence": (5, 1),
+    "colour": (5, 1),
+    "counting": (3, 1),
 }
 
 

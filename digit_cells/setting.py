@@ -35,7 +35,7 @@ class Setting:
     heads: int = 4
     sections: tuple[int, int, int] | None = None
     theta: float = 1e4
-    steps_tower: int = 1200
+    steps_tower: int = 2000
     steps: int = 1600
     rows: int = 16
 

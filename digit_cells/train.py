@@ -22,7 +22,9 @@ from digit_scenes import digits, loop
 from digit_scenes.loop import Params
 from digit_scenes.tokenizer import find_special_ids
 
-_CELLS = {"train": (32768, 16384), "test": (4096, 2048)}  # with a digit, and without
+# Cells with a digit, and without. Four times as many to train on as 32,768 take unseen digits from
+# 95.6 to 97.9 % of right labels.
+_CELLS = {"train": (131072, 16384), "test": (4096, 2048)}
 
 
 def read_arguments() -> argparse.ArgumentParser:

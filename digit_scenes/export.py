@@ -123,6 +123,7 @@ def write_folder(
     *,
     card: str = "",
     log: pathlib.Path | None = None,
+    template: str = tokenizer.CHAT_TEMPLATE,
 ) -> None:
     """Write a checkpoint directory, tensors as float32.
 
@@ -132,6 +133,7 @@ def write_folder(
         settings: contents of the JSON files, by name.
         card: text of README.md.
         log: training log to put beside the weights.
+        template: the chat template.
     """
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,7 @@ def write_folder(
         floats = {name: array.astype(np.float32) for name, array in tensors.items()}
         save_file(floats, weights, metadata={"format": "pt"})
         weights.chmod(0o644)
-        tokenizer.save(words, fresh)
+        tokenizer.save(words, fresh, template)
         for name, content in settings.items():
             (fresh / name).write_text(json.dumps(content, indent=2) + "\n")
         (fresh / "README.md").write_text(card)

@@ -41,12 +41,20 @@ class Plan:
         grid: visual tokens along a side of the picture.
         lengths: tokens of the question and of the answer, by task.
         line: all slots are numbered on one line, instead of visual tokens by row and column.
+        direct: an answer follows the last word of its question; its full stop or question mark and
+            the marks of the turns are left out.
     """
 
     tasks: tuple[str, ...]
     grid: int
     lengths: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LENGTHS)
     line: bool = False
+    direct: bool = False
+
+    @property
+    def marks(self) -> int:
+        """Slots of <|im_end|><|im_start|> between a question and its answer."""
+        return 0 if self.direct else 2
 
     @property
     def picture(self) -> int:
@@ -74,8 +82,8 @@ class Plan:
         return tuple(runs)
 
     def count_slots(self, task: str) -> int:
-        """Count the slots of a question, <|im_end|><|im_start|> behind it, and its answer."""
-        return sum(self.lengths[task]) + 2
+        """Count the slots of a question, the marks behind it, and its answer."""
+        return sum(self.lengths[task]) + self.marks
 
     @functools.cached_property
     def segment(self) -> np.ndarray:
@@ -111,13 +119,14 @@ class Plan:
         parts = []
         for start, task in zip(self.starts, self.tasks, strict=True):
             question, answer = self.lengths[task]
-            parts.append(start + question + 1 + np.arange(answer + 1))
+            parts.append(start + question + self.marks - 1 + np.arange(answer + 1))
         return np.concatenate(parts).astype(np.int32)
 
     @functools.cached_property
     def prompt_end(self) -> np.ndarray:
         """Slot from which the first answer token of each question is predicted, [Q] int32."""
-        ends = [s + self.lengths[t][0] + 1 for s, t in zip(self.starts, self.tasks, strict=True)]
+        pairs = zip(self.starts, self.tasks, strict=True)
+        ends = [start + self.lengths[task][0] + self.marks - 1 for start, task in pairs]
         return np.array(ends, np.int32)
 
     @functools.cached_property
@@ -148,7 +157,8 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, plan: Plan) -> None:
         self.plan = plan
         find = tokenizer.token_to_id
-        self._end, self._start = find("<|im_end|>"), find("<|im_start|>")
+        self._end = find("<|im_end|>")
+        self._marks = [] if plan.direct else [self._end, find("<|im_start|>")]
         picture = ["<|vision_start|>", *["<|image_pad|>"] * plan.grid**2, "<|vision_end|>"]
         self._blank = np.full(plan.length, find("<|endoftext|>"), np.int32)
         self._blank[: plan.picture] = [find(name) for name in picture]
@@ -163,14 +173,15 @@ class Encoder:
         plan = self.plan
         tokens = np.tile(self._blank, (len(questions), 1))
         answers = np.full((len(questions), len(plan.answer_index)), -1, np.int32)
-        for row, asked in enumerate(questions):
+        for row, mine in enumerate(questions):
             at = 0
-            for start, task, question in zip(plan.starts, plan.tasks, asked, strict=True):
+            for start, task, question in zip(plan.starts, plan.tasks, mine, strict=True):
                 if question is not None:
-                    text, answer = self._read(question.text), self._read(question.answer)
+                    asked = question.text.rstrip(".?") if plan.direct else question.text
+                    text, answer = self._read(asked), self._read(question.answer)
                     if (len(text), len(answer)) != plan.lengths[task]:
                         raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
-                    slots = [*text, self._end, self._start, *answer]
+                    slots = [*text, *self._marks, *answer]
                     tokens[row, start : start + len(slots)] = slots
                     answers[row, at : at + len(answer) + 1] = [*answer, self._end]
                 at += plan.lengths[task][1] + 1

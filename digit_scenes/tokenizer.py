@@ -59,7 +59,7 @@ def find_special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {name: tokenizer.token_to_id(name) for name in SPECIAL}
 
 
-def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+def save(tokenizer: Tokenizer, folder: pathlib.Path, template: str = CHAT_TEMPLATE) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.json."""
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -69,10 +69,10 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
         "pad_token": "<|endoftext|>",
         "additional_special_tokens": list(SPECIAL[1:]),
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template,
     }
     _write(folder / "tokenizer_config.json", config)
-    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    _write(folder / "chat_template.json", {"chat_template": template})
 
 
 def _write(path: pathlib.Path, content: dict) -> None:

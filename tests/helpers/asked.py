@@ -65,7 +65,7 @@ def check_packed(
     at = 0
     for start, task in zip(plan.starts, plan.tasks, strict=True):
         asked, answered = plan.lengths[task]
-        own = batch["tokens"][:, start : start + asked + 2 + answered]
+        own = batch["tokens"][:, start : start + asked + plan.marks + answered]
         tokens = np.concatenate([batch["tokens"][:, : plan.picture], own], axis=1)
         single = run_alone(params, tokens)[:, -(answered + 1) :]
         np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)

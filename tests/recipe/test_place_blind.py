@@ -119,7 +119,7 @@ def test_checkpoints_answer_as_in_transformers(written, picture):
     (image,) = batch.images
     if kind == "line":
         theirs = transformers.AutoProcessor.from_pretrained(folder)
-        asked = "<|vision_start|><|image_pad|><|vision_end|>Locate the red 7.<|im_end|><|im_start|>"
+        asked = "<|vision_start|><|image_pad|><|vision_end|>Locate the red 7"
         arguments = theirs(text=asked, images=[Image.fromarray(picture)], return_tensors="pt")
         np.testing.assert_array_equal(arguments["input_ids"][0], batch.tokens[0])
     else:
