@@ -34,6 +34,7 @@ _METHODS = (
     "nuwa",
     "vflowopt",
     "divprune",
+    "dart",
 )
 
 

@@ -3,6 +3,7 @@
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.foreground import Foreground
@@ -32,6 +33,7 @@ __all__ = [
     "PLUGINS",
     "BudgetError",
     "Coordinates",
+    "Dart",
     "DivPrune",
     "FastV",
     "Foreground",
@@ -72,6 +74,7 @@ METHODS: dict[str, type[Method]] = {
     "visiondrop": VisionDrop,
     "fsr": FSR,
     "divprune": DivPrune,
+    "dart": Dart,
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
 }

@@ -92,6 +92,20 @@ def resolve(method: _M, num_layers: int) -> _M:
     return with_share(share)
 
 
+def resolve_early(method: _M, num_layers: int) -> _M:
+    """Do the same at the latest layer from the method's own one down that allows it, at least 1.
+
+    Raises:
+        BudgetError: the block before layer 1 holds more than the budget already.
+    """
+    for layer in range(method.layer, 1, -1):
+        try:
+            return resolve(dataclasses.replace(method, layer=layer), num_layers)
+        except BudgetError:
+            continue  # the blocks before the cut cost more than the budget: cut one sooner
+    return resolve(dataclasses.replace(method, layer=min(method.layer, 1)), num_layers)
+
+
 def refuse(method: Method, stages: Sequence[Stage], num_layers: int) -> NoReturn:
     """Raise BudgetError: the blocks before the first of `stages` cost more than the budget."""
     least = measure(stages, num_layers)

@@ -52,15 +52,7 @@ class FastV(Scored):
 
     def resolve(self, config: ModelConfig) -> "FastV":
         """Solve the budget at the latest layer that allows it."""
-        for layer in range(self.layer, 0, -1):
-            try:
-                method = dataclasses.replace(self, layer=layer)
-                return budget.resolve(method, config.decoder.num_layers)
-            except budget.BudgetError:
-                # The blocks before the cut cost more than the budget: cut one sooner.
-                if layer == 1:
-                    raise
-        raise AssertionError("layer is at least 1")
+        return budget.resolve_early(self, config.decoder.num_layers)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -48,7 +48,8 @@ def test_every_method_solves_every_budget(name, depth):
             method = parse(f"{name}:budget={budget}").resolve(model_config(depth))
         except BudgetError as error:
             # Both must see a whole block, or three, before they can cut.
-            assert (name, budget) in {("sparsevlm", 0.11), ("fastv", 0.11)} or depth == 12
+            late = ("sparsevlm", "fastv", "dart")
+            assert (name in late and budget == 0.11) or depth == 12
             assert f"budget={budget}" in str(error)  # noqa: PT017
             continue
         assert measure(method.stages, depth) == pytest.approx(budget, rel=2e-3)

@@ -42,6 +42,8 @@ VARIANTS = [
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
     "fsr:relevance=embedding,per_frame=false",
     "nuwa:text_score=embedding",
+    "dart:counts=code,per_image=true,text_pivots=2",
+    "dart:layer=0,visual_pivots=2",
     "divprune:per_frame=true",
     "divprune:per_image=false",
     "sparsevlm+ivc",
