@@ -50,7 +50,8 @@ from ivc_jax.types import Inputs
 
 METHODS = (
     "random", "uniform", "ivc", "fastv", "fastv+ivc", "fastv+pore:sigma=1.0", "pyramiddrop",
-    "sparsevlm", "holov", "scope", "visiondrop", "fsr", "nuwa", "nuwa:similarity=features",
+    "sparsevlm", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa",
+    "nuwa:similarity=features",
     "vflowopt", "divprune", "dart",
 )  # fmt: skip
 

@@ -30,6 +30,7 @@ _METHODS = (
     "holov",
     "scope",
     "visiondrop",
+    "visionzip",
     "fsr",
     "nuwa",
     "vflowopt",

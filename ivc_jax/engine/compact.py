@@ -124,7 +124,7 @@ def _merge(sequence: Sequence, selection: Selection, merged: jax.Array | None) -
     if merged is None:
         merged = summed
     else:  # a token that nothing merges into stays as it is
-        alone = (weights != 0).sum(axis=2) <= 1  # [B, K]
+        alone = ((weights != 0).sum(axis=2) <= 1) & (weights.max(axis=2) == 1)  # [B, K]
         if selection.becomes_class is not None:
             alone &= ~selection.becomes_class
         merged = jnp.where(alone[..., None], summed, merged.astype(hidden.dtype))

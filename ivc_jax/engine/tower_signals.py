@@ -105,7 +105,8 @@ def answer_tower(
             vectors = tapped[tap][:2]  # queries and keys [R, P, H, C]
             if request.heads == "joined":
                 vectors = [x.reshape(*x.shape[:2], 1, -1) for x in vectors]  # [R, P, 1, H * C]
-            signals[request] = _ReceivedInTower(cells, *vectors, vision.class_token)
+            added = request.patches == "sum"
+            signals[request] = _ReceivedInTower(cells, *vectors, vision.class_token, added)
     return signals
 
 
@@ -134,10 +135,20 @@ class _Cells:
         by_cell = patches.astype(jnp.float32).reshape(R, P // self.area, self.area, *rest)
         if not self.cut:
             return self.gather(by_cell.mean(axis=2))
-        real = self.inputs.patch_positions[..., 0].reshape(R, -1, self.area) >= 0  # [R, W, area]
+        real = self._mark_real()
         real = real.reshape(*real.shape, *(1,) * len(rest))
         total = jnp.where(real, by_cell, 0).sum(axis=2)  # [R, W, ...]
         return self.gather(total / jnp.maximum(real.sum(axis=2), 1))
+
+    def add(self, patches: jax.Array) -> jax.Array:
+        """Add up patches [R, P] over each visual token: float32 [B, V]."""
+        size = self.gather(self._mark_real().sum(axis=2)) if self.cut else self.area
+        return self.pool(patches) * size
+
+    def _mark_real(self) -> jax.Array:
+        """Mark the patches of cells that are no padding: [R, W, area]."""
+        real = self.inputs.patch_positions[..., 0] >= 0  # [R, P]
+        return real.reshape(len(real), -1, self.area)
 
     def spread(self, tokens: jax.Array) -> jax.Array:
         """Hand each patch the value of its visual token: [B, V] to [R, P], 0 at padding."""
@@ -158,16 +169,18 @@ class _ReceivedInTower(Received):
     queries: jax.Array  # [R, P, H, C], rotated; with a class token [R, 1 + P, H, C], it first
     keys: jax.Array  # alike
     class_token: bool = flax.struct.field(pytree_node=False)
+    added: bool = flax.struct.field(pytree_node=False)  # over the patches of a token
 
     def __call__(self, weights: jax.Array | None = None) -> jax.Array:
         layout = self.cells.inputs.layout
+        pool = self.cells.add if self.added else self.cells.pool
         visible = self.cells.inputs.patch_positions[..., 0] >= 0  # [R, P]
         if self.class_token:
             visible = jnp.pad(visible, ((0, 0), (1, 0)), constant_values=True)  # [R, 1 + P]
         if weights is None and self.class_token:
             # the class token asks alone: [R, H, 1, 1 + P]
             rows = attention_rows(self.queries[:, :1], self.keys, visible[:, None])
-            received = self.cells.pool(rows[:, :, 0, 1:].mean(axis=1))  # [B, V]
+            received = pool(rows[:, :, 0, 1:].mean(axis=1))  # [B, V]
         else:
             weights = jnp.ones(layout.visual_valid.shape) if weights is None else weights
             asking = self.cells.spread(weights.astype(jnp.float32))  # [R, P]
@@ -176,7 +189,7 @@ class _ReceivedInTower(Received):
             mass = attention_received(self.queries, self.keys, visible, asking)
             total = asking.sum(axis=1, keepdims=True)  # [R, 1], of the queries
             mass = mass[:, 1:] if self.class_token else mass  # [R, P]
-            received = self.cells.pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
+            received = pool(mass / jnp.where(total > 0, total, 1.0))  # [B, V]
         return jnp.where(layout.visual_valid, received, 0.0)
 
 

@@ -22,6 +22,7 @@ from ivc_jax.methods.spec import describe, parse
 from ivc_jax.methods.uniform import Uniform
 from ivc_jax.methods.vflowopt import VFlowOpt
 from ivc_jax.methods.visiondrop import VisionDrop
+from ivc_jax.methods.visionzip import VisionZip
 from ivc_jax.methods.with_ivc import WithIVC
 from ivc_jax.methods.with_pore import WithPoRe
 from ivc_jax.methods.with_rope import WithRope
@@ -51,6 +52,7 @@ __all__ = [
     "Uniform",
     "VFlowOpt",
     "VisionDrop",
+    "VisionZip",
     "WithIVC",
     "WithPoRe",
     "WithRope",
@@ -72,6 +74,7 @@ METHODS: dict[str, type[Method]] = {
     "holov": HoloV,
     "scope": Scope,
     "visiondrop": VisionDrop,
+    "visionzip": VisionZip,
     "fsr": FSR,
     "divprune": DivPrune,
     "dart": Dart,

@@ -21,6 +21,7 @@ from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.defaults import choose_merge
 from ivc_jax.methods.fields import check_choice, check_merge, require
 from ivc_jax.methods.progressive import Family, Progressive
+from ivc_jax.methods.quantile import find_quantile
 from ivc_jax.methods.question import compare_with_question
 from ivc_jax.methods.requests import (
     AttentionRows,
@@ -291,22 +292,5 @@ def pick_from_regions(
 def mark_pillars(
     saliency: Float[Array, "B V"], keep: Bool[Array, "B V"], within: Segments, tau: float
 ) -> Bool[Array, "B V"]:
-    """Mark the kept tokens that reach the tau quantile of their segment's kept saliencies.
-
-    The quantile interpolates linearly between neighbours, as NumPy's does.
-    """
-    most = keep.shape[1]
-    count = within.sum(keep.astype(jnp.int32))  # [B, V]
-    rank = within.rank(saliency, keep, tolerance=0.0)
-    # count 4, tau 0.55: 1.65 tokens lie below the quantile, so that it is between ascending 1 and 2
-    below = tau * np.maximum(np.arange(most + 1) - 1, 0)
-    low = jnp.asarray(np.floor(below).astype(np.int32))[count]
-    share = jnp.asarray((below % 1).astype(np.float32))[count]
-
-    def value(ascending: jax.Array) -> jax.Array:
-        # One token has this rank, and a sum with zeros is exact.
-        there = keep & (rank == count - 1 - ascending)
-        return within.sum(jnp.where(there, saliency, 0.0))
-
-    lower, upper = value(low), value(jnp.minimum(low + 1, count - 1))
-    return keep & (saliency >= (1 - NEAR) * (lower + share * (upper - lower)))
+    """Mark the kept tokens that reach the tau quantile of their segment's kept saliencies."""
+    return keep & (saliency >= (1 - NEAR) * find_quantile(saliency, within, tau, keep))

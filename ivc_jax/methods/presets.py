@@ -38,6 +38,8 @@ def list_presets() -> Mapping[str, str]:
             f"holov@{tokens}": f"holov:keep_ratio={share},alpha=0.09,inner=attention",
             f"scope@{tokens}": f"scope:keep_ratio={share}",
             f"visiondrop@{tokens}": f"visiondrop:budget={share}",
+            # 162 + 30, 108 + 20 and 54 + 10 tokens
+            f"visionzip@{tokens}": f"visionzip:keep_ratio={share},contextual={0.16 * share}",
             # the released counts: 196, 132 and 68 tokens behind block 1
             f"dart@{tokens}": f"dart:keep_ratio={share},counts=code",
             f"divprune@{tokens}": f"divprune:keep_ratio={share}",

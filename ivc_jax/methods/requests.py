@@ -98,10 +98,13 @@ class TowerAttention:
     Attributes:
         heads: "mean", or "joined": the softmax of one head as wide as all of them, which is not
             what the model computes.
+        patches: what a merged token receives is the "mean" over its patches, or the "sum": then
+            what a patch gives to all tokens adds up to 1.
     """
 
     block: int | None = None
     heads: str = "mean"
+    patches: str = "mean"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,8 @@ from ivc_jax.types import Layout, Selection, typed
 # of matrices and sums of softmaxes are split. Scores that differ by no more than this part of them
 # are a tie, or a blank picture would be cut one way alone and another way in a batch.
 NEAR = 2.0**-16
+# Cosines come out closer: what differs in single numbers averages out over their width.
+NEAR_COSINE = 2.0**-19
 
 ROUNDING = {"round": np.rint, "floor": np.floor, "ceil": np.ceil}
 

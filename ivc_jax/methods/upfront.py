@@ -11,7 +11,7 @@ from ivc_jax.methods import budget
 from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.defaults import choose_positions
 from ivc_jax.methods.fields import check_positions, require
-from ivc_jax.methods.select import bound_total, keep_one, round_counts
+from ivc_jax.methods.select import Segments, bound_total, keep_one, round_counts
 from ivc_jax.types import Layout, typed
 
 
@@ -65,3 +65,16 @@ def lose_no_image(counts: Int[Array, "B V"], layout: Layout) -> Int[Array, "B V"
     Not that of every frame: the static bound on what a sample keeps would then be all of it.
     """
     return jnp.maximum(counts, layout.grid[..., 0] == 0)
+
+
+@typed
+def spare(counts: Int[Array, "B V"], layout: Layout, least: int = 1) -> Int[Array, "B V"]:
+    """Raise the count of a first frame until the image or video has `least` tokens, if it can.
+
+    Args:
+        counts: of this token's frame, 0 at padding.
+    """
+    frames = Segments.by_frame(layout)
+    whole = Segments.by_image(layout).sum(jnp.where(frames.begins, counts, 0))  # [B, V]
+    raised = jnp.minimum(counts + jnp.maximum(least - whole, 0), frames.count)
+    return jnp.where(layout.grid[..., 0] == 0, raised, counts)

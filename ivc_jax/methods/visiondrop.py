@@ -3,13 +3,12 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import Stage
+from ivc_jax.methods.contextual import reduce
 from ivc_jax.methods.defaults import choose_merge, choose_positions
 from ivc_jax.methods.fields import check_merge, check_positions, require
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
@@ -22,15 +21,8 @@ from ivc_jax.methods.requests import (
     TowerFeatures,
     TowerKeys,
 )
-from ivc_jax.methods.select import (
-    NEAR,
-    Segments,
-    bound_total,
-    from_mask,
-    keep_weights,
-    normalize,
-)
-from ivc_jax.types import Layout, Selection, typed
+from ivc_jax.methods.select import Segments, bound_total, from_mask
+from ivc_jax.types import Layout, Selection
 
 # Published for 32 blocks, behind a cut at the end of the tower.
 _DEPTH, _LAYERS = 32, (8, 16, 24)
@@ -142,62 +134,3 @@ class VisionDrop(Progressive):
         renumber = require(self.positions, self.name, "positions") == "reindex"
         merge_in = "decoder" if layer else self.merge_in or "decoder"
         return Stage(layer, ratio, renumber=renumber, merge_in=merge_in)
-
-
-@typed
-def reduce(
-    scores: Float[Array, "B V"],
-    metric: Float[Array, "B V C"],
-    within: Segments,
-    dominant: Int[Array, "B V"],
-    contextual: Int[Array, "B V"],
-    num_keep: int,
-    num_contextual: int,
-) -> Selection:
-    """Keep the best tokens of each segment and merge its others into strided ones of them.
-
-    One reduction of eight tokens, the three most attended kept (D) and two contextual ones made:
-
-        token       0  1  2  3  4  5  6  7
-                    .  D  .  D  .  D  .  .
-        rest        T     o     T     o  o      every second one of the rest is a target T
-        goes to     0     0     4     4  0      the target with the nearest key
-        result      0: x0 + (x2 + x7) / 2       1, 3, 5 as they are       4: x4 + x6
-
-    The procedure of VisionZip (arXiv 2412.04467), which VisionDrop repeats inside the decoder.
-    A contextual token is its target plus the mean of the others that are nearest to the target:
-    a sum of two terms, as in the released code.
-
-    Args:
-        scores: larger is kept.
-        metric: vectors whose cosine says to which target a token goes, ties to the first.
-        within: the segments, with the tokens present in each.
-        dominant: tokens of this token's segment to keep as they are.
-        contextual: targets of this token's segment; fewer where fewer are left.
-        num_keep: bound on the tokens kept in a sample.
-        num_contextual: bound on its targets.
-    """
-    V, valid = scores.shape[1], within.valid
-    rest = valid & (within.rank(scores) >= dominant)  # [B, V]
-    stride = jnp.maximum((within.count - dominant) // jnp.maximum(contextual, 1), 1)
-    # Number the rest of each segment 0, 1, 2, ...; anything at the others.
-    before = jnp.cumsum(rest, axis=1, dtype=jnp.int32) - rest
-    place = before - jax.lax.cummax(jnp.where(within.begins, before, 0), axis=1)
-    target = rest & (place % stride == 0) & (place // stride < contextual)
-    chosen = from_mask((valid & ~rest) | target, num_keep)
-    if num_contextual == 0:
-        return chosen
-    targets = from_mask(target, num_contextual)
-    metric = normalize(metric)
-    centres = jnp.take_along_axis(metric, targets.index[..., None], axis=1)  # [B, A, C]
-    cosine = jnp.einsum("bvc,btc->bvt", metric, centres, precision=jax.lax.Precision.HIGHEST)
-    owner = jnp.take_along_axis(within.number, targets.index, axis=1)  # [B, A]
-    same = (within.number[:, :, None] == owner[:, None]) & targets.valid[:, None]
-    cosine = jnp.where(same, cosine, -jnp.inf)
-    # Which of the A, the first of those that are alike but for rounding: [B, V].
-    nearest = jnp.argmax(cosine >= cosine.max(axis=2, keepdims=True) - NEAR, axis=2)
-    goes = rest & ~target & (contextual > 0)  # without a target in its segment a token is lost
-    goal = jnp.where(goes, jnp.take_along_axis(targets.index, nearest, axis=1), -1)
-    group = (chosen.index[..., None] == goal[:, None]) & chosen.valid[..., None]  # [B, K, V]
-    mean = group / jnp.maximum(group.sum(axis=2, keepdims=True), 1)
-    return chosen.replace(weights=keep_weights(chosen, V) + mean.astype(jnp.float32))

@@ -30,7 +30,8 @@ class WithIVC(Modifier):
     """Keep the IVC tokens beside whatever another method keeps (the paper's FastV + IVC).
 
     The IVC set is that of the unpruned image at every stage of the host, so that no later stage
-    loses a token of it. IVC tokens stay as they are, also where the host merges them into others.
+    loses a token of it. IVC tokens stay as they are, also where the host merges them into others; a
+    class token that the host keeps may take the slot of one.
 
     IVC tokens come on top of what the host keeps, but not on top of a budget: with a budget b and
     a share s of IVC tokens the host gets (b - s) / (1 - s), which makes the union b if the two
@@ -98,6 +99,11 @@ class WithIVC(Modifier):
         united = from_mask(chosen | recall(marked, layout), num_keep)
         if selection.weights is not None:
             united = united.replace(weights=_widen(selection, united, chosen))
+        if selection.becomes_class is not None:
+            of_class = selection.replace(valid=selection.becomes_class & selection.valid)
+            of_class = to_mask(of_class, chosen.shape[1])  # [B, V]
+            becomes = jnp.take_along_axis(of_class, united.index, axis=1) & united.valid
+            united = united.replace(becomes_class=becomes)
         return united.replace(carry=(marked, selection.carry))
 
     def _is_first(self, stage: Stage) -> bool:

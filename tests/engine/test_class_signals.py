@@ -151,3 +151,13 @@ def test_a_tower_without_class_token_says_so(tiny_hf):
     model, _ = ivc_jax.load(tiny_hf(), dtype="float32")
     with pytest.raises(MethodError, match="no class token: it cannot answer ClassFeatures"):
         listen(model, hf_arrays([(2, ("image", (1, 4, 4)), 3)]), ClassFeatures())
+
+
+def test_what_a_token_receives_may_be_added_up_over_its_patches(told, tiny_hf):
+    model, arrays, _ = told
+    mean, added = listen(model, arrays, TowerAttention(), TowerAttention(patches="sum"))
+    np.testing.assert_allclose(added, model.config.vision.merge_area * mean, rtol=1e-6)
+    model, _ = ivc_jax.load(tiny_hf(), dtype="float32")  # all patches ask
+    arrays = hf_arrays([(2, ("image", (1, 4, 4)), 3)])
+    (added,) = listen(model, arrays, TowerAttention(patches="sum"))
+    np.testing.assert_allclose(added.sum(axis=1), 1.0, rtol=1e-5)

@@ -29,6 +29,7 @@ RELATED = [
     "holov",
     "scope",
     "visiondrop",
+    "visionzip",
     "fsr",
     "nuwa+ivc",
     "vflowopt:cell=2",

@@ -71,7 +71,12 @@ def test_the_projector_follows_the_mean_of_features(model, inputs):
 
 @pytest.mark.parametrize(
     ("spec", "also"),
-    [("visiondrop", "causal=true"), ("fsr", "focus_mass=0.3"), ("nuwa", "tau=0.1")],
+    [
+        ("visiondrop", "causal=true"),
+        ("visionzip", "contextual=0.2"),
+        ("fsr", "focus_mass=0.3"),
+        ("nuwa", "tau=0.1"),
+    ],
 )
 def test_methods_merge_there_where_a_token_is_one_patch(model, inputs, tiny_hf, spec, also):
     first, *later = parse(spec).resolve(model.config).stages

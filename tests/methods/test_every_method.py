@@ -46,6 +46,7 @@ VARIANTS = [
     "dart:layer=0,visual_pivots=2",
     "divprune:per_frame=true",
     "divprune:per_image=false",
+    "visionzip:keep_ratio=0.2,merge=mean,keys=rotated",
     "sparsevlm+ivc",
     "nuwa+ivc:coordinates=lattice",
 ]
@@ -59,12 +60,23 @@ INDEPENDENT = (
     "holov",
     "scope",
     "visiondrop",
+    "visionzip",
     "fsr",
     "nuwa",
     "divprune",
 )
 # These keep a token of every image at their first cut, however small it is.
-SPARING = ("ivc", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt", "divprune")
+SPARING = (
+    "ivc",
+    "holov",
+    "scope",
+    "visiondrop",
+    "fsr",
+    "nuwa",
+    "vflowopt",
+    "divprune",
+    "visionzip",
+)
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [
     name
