@@ -55,9 +55,16 @@ def compute_answer_logits(
 
 
 def attend_packed(
-    plan: Plan, queries: jax.Array, keys: jax.Array, values: jax.Array
+    plan: Plan,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    seen: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend as `plan.mask` says, without forming the N x N scores.
+
+    Args:
+        seen: bool [B, H, picture], slots of the picture that a head may look at; None is all.
 
     Returns:
         The mixed values [B, N, H, C], and the probabilities [B, H, T, picture] with which the T
@@ -70,9 +77,15 @@ def attend_packed(
     #   run 1      far       a block a question, on the diagonal
     #   run 2      far       .         the same, padded to the longest question
     (B, _, H, C), P = queries.shape, plan.picture
-    picture = attend(queries[:, :P], keys[:, :P], values[:, :P], causal=True)
+    if seen is None:
+        picture = attend(queries[:, :P], keys[:, :P], values[:, :P], causal=True)
+    else:
+        picture = jax.nn.dot_product_attention(
+            queries[:, :P], keys[:, :P], values[:, :P], mask=seen[:, :, None], is_causal=True
+        )
     asking = queries[:, P:] * C**-0.5  # [B, T, H, C]
-    scores = [jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])]  # [B, H, T, P]
+    far = jnp.einsum("bthc,bphc->bhtp", asking, keys[:, :P])  # [B, H, T, P]
+    scores = [far if seen is None else jnp.where(seen[:, :, None], far, -1e30)]
     longest = max(length for _, length, _ in plan.runs)
     near = []
     for begin, length, count in plan.runs:
