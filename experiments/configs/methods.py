@@ -31,6 +31,8 @@ _METHODS = (
     "scope",
     "visiondrop",
     "visionzip",
+    "prumerge",
+    "prumerge:plus=true",
     "fsr",
     "nuwa",
     "vflowopt",

@@ -14,6 +14,7 @@ from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.ivc_removal import IVCRemoval
 from ivc_jax.methods.nuwa import Nuwa
 from ivc_jax.methods.plugins import PLUGINS, load_file
+from ivc_jax.methods.prumerge import PruMerge
 from ivc_jax.methods.pyramiddrop import PyramidDrop
 from ivc_jax.methods.random import Random
 from ivc_jax.methods.scope import Scope
@@ -45,6 +46,7 @@ __all__ = [
     "MethodError",
     "Nuwa",
     "ProgressiveIVC",
+    "PruMerge",
     "PyramidDrop",
     "Random",
     "Scope",
@@ -75,6 +77,7 @@ METHODS: dict[str, type[Method]] = {
     "scope": Scope,
     "visiondrop": VisionDrop,
     "visionzip": VisionZip,
+    "prumerge": PruMerge,
     "fsr": FSR,
     "divprune": DivPrune,
     "dart": Dart,

@@ -43,10 +43,14 @@ def list_presets() -> Mapping[str, str]:
             # the released counts: 196, 132 and 68 tokens behind block 1
             f"dart@{tokens}": f"dart:keep_ratio={share},counts=code",
             f"divprune@{tokens}": f"divprune:keep_ratio={share}",
+            f"prumerge@{tokens}": f"prumerge:keep_ratio={share}",
             f"fsr@{tokens}": f"fsr:keep_ratio={share}",
             # the cuts of LLaVA-NeXT; rates between those of LLaVA-OneVision
             f"vflowopt@{tokens}": f"vflowopt:layers=0/10/20,budget={share}",
         }
+    # the rows of its paper, which the outliers of pictures average
+    found["prumerge@32"] = f"prumerge:keep_ratio={32 / _TOKENS}"
+    found["prumerge@144"] = f"prumerge:keep_ratio={144 / _TOKENS},plus=true"
     for tokens, counts in _SPARSEVLM.items():
         ratios = "/".join(repr(count / _TOKENS) for count in counts)
         found[f"sparsevlm@{tokens}"] = f"sparsevlm:ratios={ratios}"

@@ -30,6 +30,7 @@ RELATED = [
     "scope",
     "visiondrop",
     "visionzip",
+    "prumerge",
     "fsr",
     "nuwa+ivc",
     "vflowopt:cell=2",
@@ -37,7 +38,7 @@ RELATED = [
 # Held to those promises that one program can show: they choose as others above do.
 ABLATIONS = ["ivc_progressive:layers=3,ratios=0.5", "ivc_removal:layer=0"]
 # These never leave all tokens as they are, whatever the keep ratio.
-NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc")
+NEVER_DENSE = ("sparsevlm+ivc", "nuwa+ivc", "prumerge")
 TEXT = 1  # the one of the PROMPTS without visuals
 
 

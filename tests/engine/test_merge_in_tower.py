@@ -74,6 +74,7 @@ def test_the_projector_follows_the_mean_of_features(model, inputs):
     [
         ("visiondrop", "causal=true"),
         ("visionzip", "contextual=0.2"),
+        ("prumerge", "neighbours=3"),
         ("fsr", "focus_mass=0.3"),
         ("nuwa", "tau=0.1"),
     ],

@@ -17,7 +17,17 @@ BLIND = {"dense", "random", "uniform"}  # they look at nothing that a model comp
 # Scores of block 0 see no order yet: the value vectors of a blank page are one.
 SPECS = [*(name for name in METHODS if name not in BLIND), "ivc:layer=1", "scope+ivc", "nuwa+ivc"]
 # The families differ in the tower alone.
-BY_TOWER = ["ivc:layer=1", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa", "vflowopt"]
+BY_TOWER = [
+    "ivc:layer=1",
+    "holov",
+    "scope",
+    "visiondrop",
+    "visionzip",
+    "prumerge",
+    "fsr",
+    "nuwa",
+    "vflowopt",
+]
 SMALL = Buckets(text=(32,), visual=(16,), patches=(64,), rows=(1,), images=(1,))
 LARGE = Buckets(text=(48,), visual=(40,), patches=(160,), rows=(6,), images=(2,))
 

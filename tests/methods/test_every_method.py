@@ -47,6 +47,9 @@ VARIANTS = [
     "divprune:per_frame=true",
     "divprune:per_image=false",
     "visionzip:keep_ratio=0.2,merge=mean,keys=rotated",
+    "prumerge:plus=true,keep_ratio=0.3,merge=mean",
+    "prumerge:adaptive=true,plus=true,neighbours=3",
+    "prumerge+ivc",
     "sparsevlm+ivc",
     "nuwa+ivc:coordinates=lattice",
 ]
@@ -61,6 +64,7 @@ INDEPENDENT = (
     "scope",
     "visiondrop",
     "visionzip",
+    "prumerge",
     "fsr",
     "nuwa",
     "divprune",
@@ -76,6 +80,7 @@ SPARING = (
     "vflowopt",
     "divprune",
     "visionzip",
+    "prumerge",
 )
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [
@@ -84,7 +89,7 @@ RENUMBERING = [
     if "positions" in (fields := list_fields(kind)) and fields["positions"].default is None
 ]
 # These never leave all tokens as they are, whatever the keep ratio.
-NEVER_DENSE = ("sparsevlm", "nuwa")
+NEVER_DENSE = ("sparsevlm", "nuwa", "prumerge")
 
 every_method = pytest.mark.parametrize("spec", SPECS)
 

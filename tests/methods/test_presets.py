@@ -40,6 +40,8 @@ def count(spec):
         ("divprune@64", [(0, 64)]),
         ("visionzip@192", [(0, 192)]),
         ("visionzip@64", [(0, 64)]),
+        ("prumerge@144", [(0, 144)]),
+        ("prumerge@64", [(0, 64)]),
         ("visiondrop@192", [(0, 288), (8, 211), (16, 155), (24, 114)]),
         ("visiondrop@128", [(0, 192), (8, 141), (16, 103), (24, 76)]),
         ("visiondrop@64", [(0, 96), (8, 70), (16, 52), (24, 38)]),
@@ -69,7 +71,7 @@ def test_every_preset_runs_on_the_model_that_it_is_for(name):
     spec = list_presets()[name]
     assert spec.partition(":")[0] == name.partition("@")[0] in METHODS
     assert parse(name).resolve(CONFIG).stages
-    merging = name.startswith(("visiondrop", "visionzip", "fsr", "nuwa"))
+    merging = name.startswith(("visiondrop", "visionzip", "prumerge", "fsr", "nuwa"))
     assert parse(name).resolve(CONFIG).stages[0].merge_in == ("tower" if merging else "decoder")
 
 
