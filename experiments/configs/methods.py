@@ -38,6 +38,7 @@ _METHODS = (
     "vflowopt",
     "divprune",
     "dart",
+    "cdpruner",
 )
 
 

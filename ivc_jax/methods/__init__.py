@@ -2,6 +2,7 @@
 
 from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.budget import BudgetError
+from ivc_jax.methods.cdpruner import CDPruner
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
@@ -34,6 +35,7 @@ __all__ = [
     "MODIFIERS",
     "PLUGINS",
     "BudgetError",
+    "CDPruner",
     "Coordinates",
     "Dart",
     "DivPrune",
@@ -80,6 +82,7 @@ METHODS: dict[str, type[Method]] = {
     "prumerge": PruMerge,
     "fsr": FSR,
     "divprune": DivPrune,
+    "cdpruner": CDPruner,
     "dart": Dart,
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,

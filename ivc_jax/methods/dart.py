@@ -14,6 +14,7 @@ from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods import budget
 from ivc_jax.methods.base import Method, MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative, require
+from ivc_jax.methods.question import mark_behind
 from ivc_jax.methods.requests import Hidden, Keys, Request, Signals, TokenVectors
 from ivc_jax.methods.select import (
     NEAR,
@@ -178,8 +179,7 @@ def find_text_pivots(
     Returns:
         Their text slots, anything where there are fewer than `number`; and how many there are.
     """
-    end = jnp.where(layout.visual_valid, layout.visual_index, -1).max(axis=1, initial=-1)  # [B]
-    behind = layout.text_valid & (layout.text_index > end[:, None])  # [B, T]
+    behind = mark_behind(layout)  # [B, T]
     rank = rank_in_segment(length, jnp.zeros_like(layout.text_index), behind, NEAR)
     present = jnp.minimum(behind.sum(axis=1, dtype=jnp.int32), number)
     return jnp.argsort(rank, axis=1)[:, :number].astype(jnp.int32), present

@@ -40,6 +40,7 @@ def list_presets() -> Mapping[str, str]:
             f"visiondrop@{tokens}": f"visiondrop:budget={share}",
             # 162 + 30, 108 + 20 and 54 + 10 tokens
             f"visionzip@{tokens}": f"visionzip:keep_ratio={share},contextual={0.16 * share}",
+            f"cdpruner@{tokens}": f"cdpruner:keep_ratio={share}",
             # the released counts: 196, 132 and 68 tokens behind block 1
             f"dart@{tokens}": f"dart:keep_ratio={share},counts=code",
             f"divprune@{tokens}": f"divprune:keep_ratio={share}",
@@ -51,6 +52,8 @@ def list_presets() -> Mapping[str, str]:
     # the rows of its paper, which the outliers of pictures average
     found["prumerge@32"] = f"prumerge:keep_ratio={32 / _TOKENS}"
     found["prumerge@144"] = f"prumerge:keep_ratio={144 / _TOKENS},plus=true"
+    found["cdpruner@32"] = f"cdpruner:keep_ratio={32 / _TOKENS}"
+    found["divprune@56"] = "divprune:keep_ratio=0.098"  # what its scripts give
     for tokens, counts in _SPARSEVLM.items():
         ratios = "/".join(repr(count / _TOKENS) for count in counts)
         found[f"sparsevlm@{tokens}"] = f"sparsevlm:ratios={ratios}"

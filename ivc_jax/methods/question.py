@@ -22,6 +22,13 @@ def mark_question(layout: Layout) -> Bool[Array, "B T"]:
 
 
 @typed
+def mark_behind(layout: Layout) -> Bool[Array, "B T"]:
+    """Mark the text after the last visual token of a sample."""
+    last = jnp.where(layout.visual_valid, layout.visual_index, -1).max(axis=1, initial=-1)  # [B]
+    return layout.text_valid & (layout.text_index > last[:, None])
+
+
+@typed
 def compare_with_question(vectors: TokenVectors, layout: Layout) -> Float[Array, "B V"]:
     """Compare every visual token with the mean of the text that `mark_question` marks.
 

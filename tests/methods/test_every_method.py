@@ -42,6 +42,7 @@ VARIANTS = [
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
     "fsr:relevance=embedding,per_frame=false",
     "nuwa:text_score=embedding",
+    "cdpruner:negate=true,theta=0.5",
     "dart:counts=code,per_image=true,text_pivots=2",
     "dart:layer=0,visual_pivots=2",
     "divprune:per_frame=true",
@@ -68,6 +69,7 @@ INDEPENDENT = (
     "fsr",
     "nuwa",
     "divprune",
+    "cdpruner",
 )
 # These keep a token of every image at their first cut, however small it is.
 SPARING = (
@@ -81,6 +83,7 @@ SPARING = (
     "divprune",
     "visionzip",
     "prumerge",
+    "cdpruner",
 )
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [

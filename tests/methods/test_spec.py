@@ -12,6 +12,7 @@ from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import (
     FSR,
     METHODS,
+    CDPruner,
     Coordinates,
     Dart,
     DivPrune,
@@ -90,6 +91,7 @@ from ivc_jax.methods.requests import RopeSettings, Values
         ("nuwa:diagonal=self_one,per_region=3", Nuwa(diagonal="self_one", per_region=3)),
         ("scope:saliency=norm,alpha=0.5", Scope(saliency="norm", alpha=0.5)),
         ("holov:inner=attention,crops=8", HoloV(inner="attention", crops=8)),
+        ("cdpruner:negate=true,theta=0.5", CDPruner(negate=True, theta=0.5)),
         ("dart:counts=code,text_pivots=5", Dart(counts="code", text_pivots=5)),
         ("divprune:per_image=false", DivPrune(per_image=False)),
         ("fsr:relevance=embedding", FSR(relevance="embedding")),
