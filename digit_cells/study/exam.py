@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,10 +13,11 @@ import ivc_jax
 from digit_cells import tower
 from digit_cells.packed import compute_answer_logits
 from digit_cells.questions import LENGTHS, TASKS
-from digit_cells.scenes import Scene, arrange, draw_cells
+from digit_cells.scenes import CELL, Scene, arrange, draw_cells
 from digit_scenes import digits
 from digit_scenes.loop import Params
 from digit_scenes.packing import Encoder, Plan, draw
+from digit_scenes.questions import Question
 from ivc_jax.config import ModelConfig
 
 ROWS = 16  # scenes that are asked about at once
@@ -76,6 +77,7 @@ class Sheet:
         answers: int32 [ROWS, A], -1 where a scene allowed no question.
         visual: float32 [ROWS, W, D].
         objects: bool [ROWS, W], cells that hold a digit.
+        targets: int [ROWS, Q], cell that a question is to locate, -1 for other questions.
     """
 
     scenes: tuple[Scene, ...]
@@ -83,6 +85,7 @@ class Sheet:
     answers: np.ndarray
     visual: np.ndarray
     objects: np.ndarray
+    targets: np.ndarray
 
 
 def draw_sheets(pupil: Pupil, scenes: int, seed: int) -> Iterator[Sheet]:
@@ -100,8 +103,23 @@ def draw_sheets(pupil: Pupil, scenes: int, seed: int) -> Iterator[Sheet]:
     for _ in range(scenes // ROWS):
         counts = random.integers(_COUNTS[0], _COUNTS[1] + 1, ROWS).tolist()
         drawn = [arrange(random, cells, count, pupil.plan.grid) for count in counts]
-        asked = encode([draw(random, scene, pupil.plan, TASKS) for scene, _ in drawn])
+        questions = [draw(random, scene, pupil.plan, TASKS) for scene, _ in drawn]
         picks = np.stack([picks for _, picks in drawn])  # [ROWS, W]
         objects = np.isin(picks, cells.with_digit)
-        scenes_drawn = tuple(scene for scene, _ in drawn)
-        yield Sheet(scenes_drawn, **asked, visual=tokens[picks], objects=objects)
+        yield Sheet(
+            tuple(scene for scene, _ in drawn),
+            **encode(questions),
+            visual=tokens[picks],
+            objects=objects,
+            targets=find_targets(questions, pupil.plan.grid),
+        )
+
+
+def find_targets(questions: Sequence[Sequence[Question | None]], grid: int) -> np.ndarray:
+    """Return the raster numbers of the cells to locate, int [B, Q]; -1 for other questions."""
+    targets = np.full((len(questions), len(questions[0])), -1)
+    for row, asked in enumerate(questions):
+        for column, question in enumerate(asked):
+            if question is not None and question.box is not None:
+                targets[row, column] = (question.box[1] // CELL) * grid + question.box[0] // CELL
+    return targets

@@ -1,6 +1,6 @@
 """Ask a model everything in `conditions`; the same command goes on after a kill.
 
-    python -m digit_cells.study.measure RUN/hf docs/evidence/cells/interleaved-0.json --grid 12
+    python -m digit_cells.study.measure RUN/hf docs/evidence/cells/interleaved-0/answers.json
 
 The record holds, by condition and task, one digit a scene: how many questions were answered right.
 Answers to grounding are also looked at by axis ("columns": both words of x, "rows": both of y). An
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     pupil = Pupil.load(options.checkpoint, options.grid)
     sheets = list(draw_sheets(pupil, options.scenes, SEED))
-    record = Record.open(options.record, pupil, options.grid, options.scenes)
+    record = Record.open(options.record, pupil, options.scenes)
     with jax.default_matmul_precision("highest"):
         measure(pupil, sheets, record)
 

@@ -12,6 +12,40 @@ from ivc_jax.commands.origin import find_commit
 from ivc_jax.evals.running.records import write_atomically
 
 
+def describe(pupil: Pupil, path: pathlib.Path, **options: int) -> dict[str, Any]:
+    """Say of which model a record is, what was asked, and by which commit."""
+    rope = pupil.config.decoder.rope
+    return {
+        "model": path.parent.name,
+        "family": pupil.config.family,
+        "rope": {
+            "theta": rope.theta,
+            "sections": rope.sections and list(rope.sections),
+            "interleaved": rope.interleaved,
+        },
+        "blocks": pupil.shape[0],
+        "grid": pupil.plan.grid,
+        **options,
+        "commit": find_commit(),
+    }
+
+
+def check_same(path: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to go on with a record of something else; another commit may.
+
+    Raises:
+        ValueError: the file is another's.
+    """
+    if {**found, "commit": ""} != {**wanted, "commit": ""}:
+        raise ValueError(f"{path} is of another model or other scenes: {found}")
+
+
+def save(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Write a record in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
 @dataclasses.dataclass
 class Record:
     """Right answers by condition and task, a digit a scene.
@@ -30,32 +64,17 @@ class Record:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: pathlib.Path, pupil: Pupil, grid: int, scenes: int) -> "Record":
+    def open(cls, path: pathlib.Path, pupil: Pupil, scenes: int) -> "Record":
         """Begin a record, or go on with one of the same model and scenes.
 
         Raises:
             ValueError: the file is another's.
         """
-        rope = pupil.config.decoder.rope
-        meta = {
-            "model": path.stem,
-            "family": pupil.config.family,
-            "rope": {
-                "theta": rope.theta,
-                "sections": rope.sections and list(rope.sections),
-                "interleaved": rope.interleaved,
-            },
-            "blocks": pupil.shape[0],
-            "grid": grid,
-            "scenes": scenes,
-            "command": f"python -m digit_cells.study.measure RUN/hf {path} --grid {grid}"
-            f" --scenes {scenes}",
-        }
+        meta = describe(pupil, path, scenes=scenes)
         if not path.exists():
-            return cls(path, {**meta, "commit": find_commit()})
+            return cls(path, meta)
         record = cls.read(path)
-        if {**record.meta, "commit": ""} != {**meta, "commit": ""}:
-            raise ValueError(f"{path} is of another model or other scenes: {record.meta}")
+        check_same(path, record.meta, meta)
         return record
 
     @classmethod
@@ -70,8 +89,7 @@ class Record:
         self.asked = {task: write(each[:, 1]) for task, each in counts.items()}
         self.seconds[condition] = round(seconds, 2)
         content = {k: v for k, v in dataclasses.asdict(self).items() if k != "path"}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
+        save(self.path, content)
 
     def read_shares(self, condition: str, task: str) -> np.ndarray:
         """Return the share of right answers of each scene; NaN where nothing was asked."""

@@ -1,6 +1,7 @@
 """The study of cells: what is hidden, and that hiding is what removal in the engine does."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 import ivc_jax
 from digit_cells import export, files, scenes, tower
 from digit_cells import tokenizer as words
-from digit_cells.questions import TASKS
+from digit_cells.questions import TASKS, write_box
 from digit_cells.setting import SETTINGS
-from digit_cells.study import exam, measure, sets
+from digit_cells.study import claims, exam, maps, measure, sets
 from digit_cells.study.conditions import list_conditions
 from digit_cells.study.record import Record
 from digit_scenes import digits
 from digit_scenes.packing import Encoder, draw
 from digit_scenes.tokenizer import find_special_ids
+from ivc_jax.config import RopeConfig
 from ivc_jax.nn import decoder
 
 GRID = 5
@@ -53,6 +55,14 @@ def test_scenes_and_questions_fit_each_other(pupil, sheet):
     for scene, objects in zip(sheet.scenes, sheet.objects, strict=True):
         cells = {(d.box[1] // 16) * GRID + d.box[0] // 16 for d in scene.digits}
         assert cells == set(np.flatnonzero(objects).tolist())
+    located = np.array([task == "grounding" for task in pupil.plan.tasks])
+    assert (sheet.targets[:, ~located] == -1).all()
+    for objects, targets, answers in zip(sheet.objects, sheet.targets, sheet.answers, strict=True):
+        for question in np.flatnonzero(targets >= 0):
+            assert objects[targets[question]]
+            row, column = divmod(int(targets[question]), GRID)
+            words = answers[pupil.plan.answer_task == question]
+            assert pupil.tokenizer.decode(words[:-1].tolist()) == write_box((row, column), GRID)
 
 
 def test_hidden_cells_are_those_that_the_methods_name(pupil, sheet):
@@ -87,6 +97,7 @@ def test_hidden_cells_answer_as_removed_ones(folder, pupil):
         **Encoder(pupil.tokenizer, pupil.plan)([asked] * exam.ROWS),
         visual=np.stack([bank[picks]] * exam.ROWS),
         objects=np.stack([np.isin(picks, cells.with_digit)] * exam.ROWS),
+        targets=exam.find_targets([asked] * exam.ROWS, GRID),
     )
     condition = sets.Condition("hide", "mirror_lr", 1)
     layout, rope = sets.lay_out(pupil), pupil.config.decoder.rope
@@ -128,13 +139,13 @@ def test_axes_are_counted_apart(pupil):
 
 
 def test_a_measurement_goes_on_where_it_was(pupil, sheet, tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
+    path = tmp_path / "tiny-0" / "answers.json"
     wanted = list_conditions(3, pupil.config.decoder.rope)
     assert len({c.key for c in wanted}) == len(wanted)
     monkeypatch.setattr(measure, "list_conditions", lambda *_: wanted[:2])
-    record = Record.open(path, pupil, GRID, exam.ROWS)
+    record = Record.open(path, pupil, exam.ROWS)
     measure.measure(pupil, [sheet], record)
-    again = Record.open(path, pupil, GRID, exam.ROWS)
+    again = Record.open(path, pupil, exam.ROWS)
     assert list(again.right) == [c.key for c in wanted[:2]]
     assert again == record
     with monkeypatch.context() as patch:
@@ -143,4 +154,61 @@ def test_a_measurement_goes_on_where_it_was(pupil, sheet, tmp_path, monkeypatch)
     shares = again.read_shares("all  from 0", "grounding")
     assert shares.shape == (exam.ROWS,)
     with pytest.raises(ValueError, match="of another model or other scenes"):
-        Record.open(path, pupil, GRID + 1, exam.ROWS)
+        Record.open(path, pupil, 2 * exam.ROWS)
+
+
+def test_worth_is_what_questions_lose_where_a_place_is_hidden():
+    worth = maps.Worth.empty(3)
+    places = np.array([[0, 1, -1], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
+    hidden = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
+    worth.add(places, hidden, np.array([4.0, 2.0, 1.0, 3.0]))
+    value, error = worth.measure()
+    # place 0: hidden 4, 2; seen 1, 3. place 1: hidden 2, 1; seen 4, 3. place 2: hidden 1, 3; seen 2
+    np.testing.assert_allclose(value, [1, -2, 0])
+    np.testing.assert_allclose(error, [1, 0.5, np.sqrt(0.5)])
+
+
+def test_places_are_told_from_the_target(pupil, sheet):
+    asked, cells, away = maps.find_places(sheet, GRID)
+    row, question = asked[0]
+    target = sheet.targets[row, question]
+    assert cells[0, target] == away[0, target] == -1  # no background
+    free = int(np.flatnonzero(~sheet.objects[row])[0])
+    down, right = (np.array(divmod(free, GRID)) - divmod(int(target), GRID)).tolist()
+    assert cells[0, free] == free
+    assert away[0, free] == (down + GRID - 1) * (2 * GRID - 1) + right + GRID - 1
+
+
+def test_maps_go_on_where_they_were(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(exam, "_CELLS", (64, 64))
+    path = tmp_path / "tiny-0" / "maps.json"
+    command = [str(folder), str(path), f"--grid={GRID}", "--scenes=16", "--repeats=1"]
+    maps.main(command)
+    found = json.loads(path.read_text())
+    assert len(found["maps"]) == 3 * 5  # blocks; all heads, and each of four
+    first = found["maps"].pop("block 1 head 2")
+    assert first != found["maps"]["block 0 head 2"]
+    path.write_text(json.dumps(found))
+    maps.main(command)
+    assert json.loads(path.read_text())["maps"]["block 1 head 2"] == first
+
+
+def _make_record(right):
+    """A record of three scenes of one grounding question each."""
+    tasks = ("grounding", "colour", "existence", "counting", "rows", "columns")
+    shares = {key: dict.fromkeys(tasks, value) for key, value in right.items()}
+    meta = {"blocks": 2, "rope": {"sections": None}}
+    return Record(None, meta, dict.fromkeys(tasks, "444"), shares)
+
+
+def test_differences_are_between_the_same_questions():
+    keys = [c.key for c in list_conditions(2, RopeConfig(48, 1e4))]
+    base = dict.fromkeys(keys, "222")
+    lost = {key: "111" for key in keys if key.startswith("hide ivc from 0")}
+    (found,) = [
+        each for each in claims.compare([_make_record({**base, **lost})] * 2) if each.claim == "g"
+    ]
+    assert (found.first, found.second, found.block) == (0.5, 0.25, 0)
+    assert found.by_model == (0.25, 0.25)
+    assert (found.low, found.high) == (0.25, 0.25)
+    assert 0.2 < found.p < 1  # six scenes allow no less than 2 in 64, times the differences
