@@ -91,6 +91,10 @@ class Record:
         content = {k: v for k, v in dataclasses.asdict(self).items() if k != "path"}
         save(self.path, content)
 
+    def mean(self, condition: str, task: str) -> float:
+        """Return the mean over scenes of the share of right answers."""
+        return float(np.nanmean(self.read_shares(condition, task)))
+
     def read_shares(self, condition: str, task: str) -> np.ndarray:
         """Return the share of right answers of each scene; NaN where nothing was asked."""
         right, asked = (

@@ -1,0 +1,76 @@
+"""The page about models of cells: verdicts follow from records."""
+
+import numpy as np
+import pytest
+
+from digit_cells.study.conditions import list_conditions
+from digit_cells.study.record import Record
+from experiments import coordinates
+from ivc_jax.config import RopeConfig
+
+BLOCKS, SCENES = 4, 60
+ROPES = {"sections": RopeConfig(48, 10.0, (6, 9, 9)), "line": RopeConfig(48, 1e4)}
+ASKED = {
+    **dict.fromkeys(("grounding", "rows", "columns"), 6),
+    **dict.fromkeys(("reading", "relations", "existence", "colour", "counting"), 4),
+}
+
+
+def _lose(key: str) -> float:
+    """What a condition costs grounding in the made-up models."""
+    if key.startswith("hide"):
+        return 0.3 if " first " in key or (" ivc " in key and "shifted" not in key) else 0.05
+    if key.startswith("axis"):
+        return 0.05 if "stopped" in key else 0.3
+    return 0.2 if key.startswith("keep") else 0.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for kind, rope in ROPES.items():
+        for seed in (0, 1):
+            random = np.random.default_rng(seed)
+            path = tmp_path / f"{kind}-{seed}" / "answers.json"
+            meta = {
+                "model": f"{kind}-{seed}",
+                "rope": {
+                    "theta": rope.theta,
+                    "sections": rope.sections and list(rope.sections),
+                    "interleaved": False,
+                },
+                **{"blocks": BLOCKS, "grid": 12, "scenes": SCENES, "commit": "abc"},
+            }
+            record = Record(path, meta)
+            for condition in list_conditions(BLOCKS, rope):
+                counts = {}
+                for task, asked in ASKED.items():
+                    spatial = task in ("grounding", "rows", "columns")
+                    right = random.binomial(asked, 0.9 - spatial * _lose(condition.key), SCENES)
+                    counts[task] = np.stack([right, np.full(SCENES, asked)], axis=1)
+                record.add(condition.key, counts, 0.0)
+    return tmp_path
+
+
+def test_verdicts_follow_from_the_records(folder, tmp_path):
+    page = tmp_path / "page.md"
+    assert coordinates.main([str(folder), str(page)]) == 0
+    text = page.read_text()
+    for name in ("hide", "keep"):
+        assert f"](evidence/cells/figures/{name}.png)" in text
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
+    rows = {line[2:5]: line for line in text.splitlines() if line.startswith("| (")}
+    verdicts = {letter: row.split("|")[3:5] for letter, row in rows.items()}
+    assert "**holds**: 2 above, 0 below, 0 neither" in verdicts["(g)"][0]
+    assert "**holds**: 2 above" in verdicts["(g)"][1]
+    assert "**not decided**" in verdicts["(j)"][0]  # as good as random ones
+    assert "**holds**: 2 above, 0 below, 2 neither" in verdicts["(m)"][0]
+    assert [verdicts[letter][1].strip() for letter in ("(l)", "(m)")] == ["no axes"] * 2
+    # first cells cost as much as IVC ones, all others less
+    assert "**holds in part**" in verdicts["(i)"][0]
+    assert "| 0 | first - IVC | grounding |" in text
+    assert "| sections-1 | sections 6 / 9 / 9, theta 10 | 4 | 12 x 12 |" in text
+
+
+def test_folders_without_records_are_named(tmp_path, capsys):
+    assert coordinates.main([str(tmp_path), str(tmp_path / "page.md")]) == 2
+    assert "has no */answers.json" in capsys.readouterr().err
