@@ -52,7 +52,7 @@ METHODS = (
     "random", "uniform", "ivc", "fastv", "fastv+ivc", "fastv+pore:sigma=1.0", "pyramiddrop",
     "sparsevlm", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa",
     "nuwa:similarity=features", "prumerge",
-    "vflowopt", "divprune", "dart", "cdpruner",
+    "vflowopt", "divprune", "dart", "cdpruner", "fastervlm", "hired", "vispruner",
 )  # fmt: skip
 
 

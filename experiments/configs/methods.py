@@ -38,6 +38,9 @@ _METHODS = (
     "vflowopt",
     "divprune",
     "dart",
+    "fastervlm",
+    "hired",
+    "vispruner",
     "cdpruner",
 )
 

@@ -6,9 +6,11 @@ from ivc_jax.methods.cdpruner import CDPruner
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
+from ivc_jax.methods.fastervlm import FasterVLM
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.fsr import FSR
+from ivc_jax.methods.hired import HiRED
 from ivc_jax.methods.holov import HoloV
 from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
@@ -25,6 +27,7 @@ from ivc_jax.methods.uniform import Uniform
 from ivc_jax.methods.vflowopt import VFlowOpt
 from ivc_jax.methods.visiondrop import VisionDrop
 from ivc_jax.methods.visionzip import VisionZip
+from ivc_jax.methods.vispruner import VisPruner
 from ivc_jax.methods.with_ivc import WithIVC
 from ivc_jax.methods.with_pore import WithPoRe
 from ivc_jax.methods.with_rope import WithRope
@@ -40,7 +43,9 @@ __all__ = [
     "Dart",
     "DivPrune",
     "FastV",
+    "FasterVLM",
     "Foreground",
+    "HiRED",
     "HoloV",
     "IVCPrune",
     "IVCRemoval",
@@ -55,6 +60,7 @@ __all__ = [
     "SparseVLM",
     "Uniform",
     "VFlowOpt",
+    "VisPruner",
     "VisionDrop",
     "VisionZip",
     "WithIVC",
@@ -84,6 +90,9 @@ METHODS: dict[str, type[Method]] = {
     "divprune": DivPrune,
     "cdpruner": CDPruner,
     "dart": Dart,
+    "fastervlm": FasterVLM,
+    "hired": HiRED,
+    "vispruner": VisPruner,
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
 }

@@ -15,6 +15,8 @@ _TOKENS = 576
 
 # Tokens kept by score at the three cuts: v1.x of Gumpest/SparseVLMs (`sparse_token_list_*`).
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+# What their papers name, beside the three budgets of all others.
+_MORE = {"fastervlm": (288, 192, 144, 128, 64, 58, 29), "vispruner": (192, 128, 64, 32)}
 # Candidates in a region (Man-PaperRejected/Nuwa, README.md), and what leaves 336 and 48 tokens,
 # 224 and 32, 112 and 16: the first share is rounded up to a token, the second down.
 _NUWA = {192: (3, "0.583333/0.083334"), 128: (2, "0.388888/0.055556"), 64: (1, "0.194444/0.027778")}
@@ -45,6 +47,7 @@ def list_presets() -> Mapping[str, str]:
             f"dart@{tokens}": f"dart:keep_ratio={share},counts=code",
             f"divprune@{tokens}": f"divprune:keep_ratio={share}",
             f"prumerge@{tokens}": f"prumerge:keep_ratio={share}",
+            f"hired@{tokens}": f"hired:keep_ratio={share}",
             f"fsr@{tokens}": f"fsr:keep_ratio={share}",
             # the cuts of LLaVA-NeXT; rates between those of LLaVA-OneVision
             f"vflowopt@{tokens}": f"vflowopt:layers=0/10/20,budget={share}",
@@ -54,6 +57,8 @@ def list_presets() -> Mapping[str, str]:
     found["prumerge@144"] = f"prumerge:keep_ratio={144 / _TOKENS},plus=true"
     found["cdpruner@32"] = f"cdpruner:keep_ratio={32 / _TOKENS}"
     found["divprune@56"] = "divprune:keep_ratio=0.098"  # what its scripts give
+    for name, budgets in _MORE.items():
+        found |= {f"{name}@{n}": f"{name}:keep_ratio={n / _TOKENS}" for n in budgets}
     for tokens, counts in _SPARSEVLM.items():
         ratios = "/".join(repr(count / _TOKENS) for count in counts)
         found[f"sparsevlm@{tokens}"] = f"sparsevlm:ratios={ratios}"

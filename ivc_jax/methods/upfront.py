@@ -11,7 +11,7 @@ from ivc_jax.methods import budget
 from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.defaults import choose_positions
 from ivc_jax.methods.fields import check_positions, require
-from ivc_jax.methods.select import Segments, bound_total, keep_one, round_counts
+from ivc_jax.methods.select import Segments, bound_total, keep_one, round_counts, split_totals
 from ivc_jax.types import Layout, typed
 
 
@@ -78,3 +78,25 @@ def spare(counts: Int[Array, "B V"], layout: Layout, least: int = 1) -> Int[Arra
     whole = Segments.by_image(layout).sum(jnp.where(frames.begins, counts, 0))  # [B, V]
     raised = jnp.minimum(counts + jnp.maximum(least - whole, 0), frames.count)
     return jnp.where(layout.grid[..., 0] == 0, raised, counts)
+
+
+@typed
+def round_frames(layout: Layout, counts: np.ndarray) -> Int[Array, "B V"]:
+    """Look up what each frame keeps, one of an image or a video at least.
+
+    Frames that are rounded up may come to more than their video is rounded to, which nothing static
+    bounds. Then the video's count is split over them evenly:
+
+        a half of 4 frames of 3    2 2 2 2 is more than 6: 2 2 1 1
+
+    Args:
+        counts: tokens kept of a frame, and of a whole video, of each size 0 .. V.
+
+    Returns:
+        The number of this token's frame.
+    """
+    images, frames = Segments.by_image(layout), Segments.by_frame(layout)
+    total = images.look_up(keep_one(counts))  # [B, V]
+    own = lose_no_image(frames.look_up(counts), layout)
+    together = images.sum(jnp.where(frames.begins & frames.valid, own, 0))  # [B, V]
+    return jnp.where(together > total, split_totals(total, images, frames), own)

@@ -45,6 +45,10 @@ VARIANTS = [
     "cdpruner:negate=true,theta=0.5",
     "dart:counts=code,per_image=true,text_pivots=2",
     "dart:layer=0,visual_pivots=2",
+    "hired:alpha=0.25,allocation=code,regions=1x3",
+    "hired:regions=3x2,leftover=false",
+    "vispruner:important_ratio=0.3,step=3,similarity=tower",
+    "fastervlm+ivc",
     "divprune:per_frame=true",
     "divprune:per_image=false",
     "visionzip:keep_ratio=0.2,merge=mean,keys=rotated",
@@ -70,6 +74,9 @@ INDEPENDENT = (
     "nuwa",
     "divprune",
     "cdpruner",
+    "fastervlm",
+    "hired",
+    "vispruner",
 )
 # These keep a token of every image at their first cut, however small it is.
 SPARING = (
@@ -84,6 +91,9 @@ SPARING = (
     "visionzip",
     "prumerge",
     "cdpruner",
+    "fastervlm",
+    "hired",
+    "vispruner",
 )
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [
