@@ -51,7 +51,7 @@ from ivc_jax.types import Inputs
 METHODS = (
     "random", "uniform", "ivc", "fastv", "fastv+ivc", "fastv+pore:sigma=1.0", "pyramiddrop",
     "sparsevlm", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa",
-    "nuwa:similarity=features", "prumerge",
+    "nuwa:similarity=features", "prumerge", "vscan",
     "vflowopt", "divprune", "dart", "cdpruner", "fastervlm", "hired", "vispruner",
 )  # fmt: skip
 

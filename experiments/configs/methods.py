@@ -33,6 +33,7 @@ _METHODS = (
     "visionzip",
     "prumerge",
     "prumerge:plus=true",
+    "vscan",
     "fsr",
     "nuwa",
     "vflowopt",

@@ -28,6 +28,7 @@ from ivc_jax.methods.vflowopt import VFlowOpt
 from ivc_jax.methods.visiondrop import VisionDrop
 from ivc_jax.methods.visionzip import VisionZip
 from ivc_jax.methods.vispruner import VisPruner
+from ivc_jax.methods.vscan import VScan
 from ivc_jax.methods.with_ivc import WithIVC
 from ivc_jax.methods.with_pore import WithPoRe
 from ivc_jax.methods.with_rope import WithRope
@@ -60,6 +61,7 @@ __all__ = [
     "SparseVLM",
     "Uniform",
     "VFlowOpt",
+    "VScan",
     "VisPruner",
     "VisionDrop",
     "VisionZip",
@@ -86,6 +88,7 @@ METHODS: dict[str, type[Method]] = {
     "visiondrop": VisionDrop,
     "visionzip": VisionZip,
     "prumerge": PruMerge,
+    "vscan": VScan,
     "fsr": FSR,
     "divprune": DivPrune,
     "cdpruner": CDPruner,

@@ -31,6 +31,7 @@ RELATED = [
     "visiondrop",
     "visionzip",
     "prumerge",
+    "vscan",
     "fsr",
     "nuwa+ivc",
     "vflowopt:cell=2",
@@ -320,7 +321,7 @@ def windowed(tiny_hf):
     return ivc_jax.load(tiny_hf(family="qwen2_5_vl", num_hidden_layers=4), dtype="float32")[0]
 
 
-@pytest.mark.parametrize("spec", ["holov", "nuwa", "visiondrop"])
+@pytest.mark.parametrize("spec", ["holov", "nuwa", "visiondrop", "vscan"])
 def test_a_tower_with_windows_serves_the_same_promises(windowed, spec):
     """Qwen2.5-VL's rows come in window order; what a method keeps must not show it."""
     method, config = parse(spec), windowed.config

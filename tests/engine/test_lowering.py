@@ -21,7 +21,7 @@ SPECS = ["dense", "ivc:keep_ratio=0.5", "fastv+ivc:layer=1"]
 # Sorts, scatters and loops of their own; the decode is that of the others.
 RELATED = ["pyramiddrop", "sparsevlm", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt"]
 RELATED += ["divprune", "dart", "cdpruner", "hired", "vispruner"]
-RELATED += ["visionzip", "prumerge"]
+RELATED += ["visionzip", "prumerge", "vscan"]
 # Of unlike structure: no cut, one that compacts earlier caches, several that merge, and questions
 # about the tower.
 COMPILED = ["dense", "ivc:keep_ratio=0.5", "sparsevlm", "nuwa"]

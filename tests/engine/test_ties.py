@@ -24,6 +24,7 @@ BY_TOWER = [
     "visiondrop",
     "visionzip",
     "prumerge",
+    "vscan",
     "fsr",
     "nuwa",
     "vflowopt",
