@@ -53,6 +53,7 @@ METHODS = (
     "sparsevlm", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa",
     "nuwa:similarity=features", "prumerge", "vscan",
     "vflowopt", "divprune", "dart", "cdpruner", "fastervlm", "hired", "vispruner",
+    "fitprune",
 )  # fmt: skip
 
 

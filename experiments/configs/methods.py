@@ -43,6 +43,7 @@ _METHODS = (
     "hired",
     "vispruner",
     "cdpruner",
+    "fitprune",
 )
 
 

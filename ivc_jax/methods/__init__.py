@@ -8,6 +8,7 @@ from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
 from ivc_jax.methods.fastervlm import FasterVLM
 from ivc_jax.methods.fastv import FastV
+from ivc_jax.methods.fitprune import FitPrune
 from ivc_jax.methods.foreground import Foreground
 from ivc_jax.methods.fsr import FSR
 from ivc_jax.methods.hired import HiRED
@@ -45,6 +46,7 @@ __all__ = [
     "DivPrune",
     "FastV",
     "FasterVLM",
+    "FitPrune",
     "Foreground",
     "HiRED",
     "HoloV",
@@ -92,6 +94,7 @@ METHODS: dict[str, type[Method]] = {
     "fsr": FSR,
     "divprune": DivPrune,
     "cdpruner": CDPruner,
+    "fitprune": FitPrune,
     "dart": Dart,
     "fastervlm": FasterVLM,
     "hired": HiRED,

@@ -50,6 +50,7 @@ def list_presets() -> Mapping[str, str]:
             f"hired@{tokens}": f"hired:keep_ratio={share}",
             # 288, 192 and 96 tokens, then a third of them
             f"vscan@{tokens}": f"vscan:budget={share},rule=equal,window=6",
+            f"fitprune@{tokens}": f"fitprune:budget={share}",
             f"fsr@{tokens}": f"fsr:keep_ratio={share}",
             # the cuts of LLaVA-NeXT; rates between those of LLaVA-OneVision
             f"vflowopt@{tokens}": f"vflowopt:layers=0/10/20,budget={share}",

@@ -42,6 +42,7 @@ VARIANTS = [
     "sparsevlm:recycle=false,gravity=true,priority_heads=0.5",
     "fsr:relevance=embedding,per_frame=false",
     "nuwa:text_score=embedding",
+    "fitprune:recipe=80,min_cut=0",
     "cdpruner:negate=true,theta=0.5",
     "dart:counts=code,per_image=true,text_pivots=2",
     "dart:layer=0,visual_pivots=2",
