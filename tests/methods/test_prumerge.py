@@ -8,7 +8,7 @@ from helpers.models import model_config
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import MethodError, parse, testing
 from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
-from ivc_jax.methods.prumerge import PruMerge
+from ivc_jax.methods.prumerge import PruMerge, _find_largest
 from ivc_jax.methods.requests import TowerAttention, TowerFeatures, TowerKeys
 from ivc_jax.methods.testing import listed, run_stage
 
@@ -208,6 +208,14 @@ def test_what_no_outlier_says():
         for plus in (False, True)
     ]
     assert kept == [[0, 1], [0, 1, 12, 24]]
+
+
+def test_the_largest_so_many_are_found():
+    values = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
+    values[0, :5], values[1, 3:30], values[2, :20] = values[0, 7], -np.inf, -1.5
+    for number in (1, 4, 11, 40):
+        found = _find_largest(jnp.asarray(values), number)
+        np.testing.assert_array_equal(found[:, 0], np.sort(values, axis=1)[:, -number])
 
 
 def test_equally_near_tokens_go_by_the_list():
