@@ -296,7 +296,7 @@ def _in_parts(
         return jnp.moveaxis(padded, 1, 0)
 
     queries_of = jnp.moveaxis(cut(queries.astype(jnp.float32)), 3, 0)  # [H, chunks, B, size, C]
-    ends_of = cut(ends)  # [chunks, B, size]
+    weights_of, ends_of = cut(weights), cut(ends)  # [chunks, B, size] both
 
     def raise_part(head: jax.Array, chunk: jax.Array) -> jax.Array:
         rows = queries_of[head, chunk] * C**-0.5  # [B, size, C]
@@ -304,4 +304,4 @@ def _in_parts(
         seen = visible[:, None] & (jnp.arange(S) < ends_of[chunk][..., None])  # [B, size, S]
         return raise_logits(logits, seen)  # [B, size, S]
 
-    return cut(weights), raise_part
+    return weights_of, raise_part

@@ -10,7 +10,13 @@ import ivc_jax
 from ivc_jax.engine.prefill import run_prefill
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods.base import Method, MethodError, Stage
-from ivc_jax.methods.requests import ClassFeatures, TowerAttention, TowerKeys
+from ivc_jax.methods.requests import (
+    AttentionReceived,
+    ClassFeatures,
+    Hidden,
+    TowerAttention,
+    TowerKeys,
+)
 from ivc_jax.methods.select import from_mask
 
 torch = pytest.importorskip("torch")
@@ -43,6 +49,35 @@ class Probe(Method):
         heard = [signals[request] for request in self.asked]
         self.heard = [signal() if callable(signal) else signal for signal in heard]
         return from_mask(layout.visual_valid, num_keep)
+
+
+def say(path, arrays, load_torch):
+    """Return the first block's attention and what enters it, of transformers."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    reference = load_torch(path)
+    with torch.no_grad():
+        out = reference(**tensors, output_attentions=True, output_hidden_states=True)
+        normed = reference.model.language_model.norm(out.hidden_states[0])
+    return out.attentions[0].numpy(), normed.numpy()
+
+
+@pytest.mark.parametrize("family", PROMPTS)
+def test_largest_head_and_normed_states_of_the_decoder(family, tiny_hf, load_torch):
+    path, arrays = tiny_hf(family=family), PROMPTS[family]
+    model = ivc_jax.load(path, dtype="float32", processor=False)[0]
+    attention, normed = say(path, arrays, load_torch)
+    received, hidden = listen(model, arrays, AttentionReceived(0, heads="max"), Hidden(normed=True))
+    for row in PICTURES:
+        visual = arrays["input_ids"][row] == model.config.image_token_id
+        text = ~visual & (arrays["attention_mask"][row] == 1)
+        largest = attention[row][:, visual][:, :, visual].max(axis=0).mean(axis=0)
+        for found, wanted in (
+            (received, largest),
+            (hidden.visual, normed[row][visual]),
+            (hidden.text, normed[row][text]),
+        ):
+            limit = 1e-5 * np.abs(wanted).max()
+            np.testing.assert_allclose(found[row, : len(wanted)], wanted, rtol=0, atol=limit)
 
 
 def listen(model, arrays, *asked):

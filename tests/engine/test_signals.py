@@ -34,7 +34,7 @@ torch = pytest.importorskip("torch")
 PROMPT = [(3, ("image", (1, 6, 10)), 2, ("image", (1, 4, 6)), 6)]
 BUCKET = Buckets(text=(24,), visual=(32,), patches=(96,), rows=(3,), images=(2,))
 CUT = 2
-BLOCK = 1  # of the tower; attends over the whole image in both families
+BLOCK = 1  # of the tower; attends over the whole image in all families
 TOLERANCE = 1e-5
 
 
@@ -77,7 +77,7 @@ def listen(model, *asked, layer=CUT, arrays=None):
         return jax.jit(run)(model.params, inputs)
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def pair(request, tiny_hf, load_torch):
     path = tiny_hf(family=request.param, num_hidden_layers=3)
     return ivc_jax.load(path, dtype="float32")[0], load_torch(path)
@@ -89,16 +89,23 @@ def dense(pair):
     arrays = hf_arrays(PROMPT)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     kinds = (tensors["input_ids"] == IMAGE).int()
-    with torch.no_grad():
-        out = pair[1](
-            **tensors, mm_token_type_ids=kinds, output_attentions=True, output_hidden_states=True
+    hidden = []  # what enters each block, features added on the way included
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda _, inputs, named: hidden.append((*inputs, *named.values())[0][0].numpy()),
+            with_kwargs=True,
         )
+        for block in pair[1].model.language_model.layers
+    ]
+    with torch.no_grad():
+        out = pair[1](**tensors, mm_token_type_ids=kinds, output_attentions=True)
+    for hook in hooks:
+        hook.remove()
     visual = np.flatnonzero(arrays["input_ids"][0] == IMAGE)
     text = np.flatnonzero(arrays["input_ids"][0] != IMAGE)
     attention = [layer[0].numpy() for layer in out.attentions]
     keys = [layer.keys[0].numpy() for layer in out.past_key_values.layers]
     values = [layer.values[0].numpy() for layer in out.past_key_values.layers]
-    hidden = [state[0].numpy() for state in out.hidden_states]
     return attention, keys, values, hidden, visual, text
 
 
