@@ -12,6 +12,7 @@ import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tyro
@@ -30,7 +31,7 @@ from ivc_jax.methods.with_pore import fit_trend
 
 _BATCH = 20
 _TRAINING = 0x90E  # no generator of the test sets starts with this number
-_BUCKETS = Buckets(visual=(144,), patches=(576,))
+BUCKETS = Buckets(visual=(144,), patches=(576,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +56,9 @@ class Arguments:
     out: str | None = None
 
 
-def mean_scores(
-    model: ivc_jax.Model, processor: object, hosts: dict[str, Scored], pairs: int
-) -> dict[str, np.ndarray]:
-    """Average the first score of every host at each raster place of a scene."""
-    source, totals, count = digits.load("train"), {}, 0
+def draw_batches(processor: Callable, pairs: int) -> Iterator[ivc_jax.Batch]:
+    """Draw training scenes with a question each, at least so many, in batches."""
+    source = digits.load("train")
     for start in range(0, pairs, _BATCH):
         random = np.random.default_rng((_TRAINING, start))
         prompts, images = [], []
@@ -69,14 +68,23 @@ def mean_scores(
             if question is not None:
                 prompts.append(question.text)
                 images.append([Image.fromarray(scene.pixels)])
-        inputs = collate(processor(prompts=prompts, images=images), model.config, _BUCKETS)
+        yield processor(prompts=prompts, images=images)
+
+
+def mean_scores(
+    model: ivc_jax.Model, processor: Callable, hosts: dict[str, Scored], pairs: int
+) -> dict[str, np.ndarray]:
+    """Average the first score of every host at each raster place of a scene."""
+    totals, count = {}, 0
+    for batch in draw_batches(processor, pairs):
+        inputs = collate(batch, model.config, BUCKETS)
         for name, host in hosts.items():
             stage = host.stages[0]
             requests = host.requests(stage)
             signals = observe(model, inputs, stage.layer, *requests)
             scores = host.scores(dict(zip(requests, signals, strict=True)), inputs.layout, stage)
             totals[name] = totals.get(name, 0) + np.asarray(scores, np.float64).sum(axis=0)
-        count += len(prompts)
+        count += len(batch.tokens)
     return {name: total / count for name, total in totals.items()}
 
 

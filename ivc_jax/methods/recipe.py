@@ -24,8 +24,6 @@ _RELEASED = {
 }
 RECIPES = tuple(_RELEASED)
 
-_GRID = np.arange(_BLOCKS + 1) / _BLOCKS
-
 
 def read_left(recipe: int) -> np.ndarray:
     """Return the share of tokens left at depths 0, 1/32, ..., 1 by a released recipe: [33]."""
@@ -55,8 +53,13 @@ def mix_recipes(value: float, measure: Callable[[np.ndarray], float]) -> np.ndar
 
 
 def read_depths(left: np.ndarray, layers: Sequence[int], num_layers: int) -> tuple[float, ...]:
-    """Read the shares left before blocks `layers` of a decoder."""
-    return tuple(map(float, np.interp(np.array(layers) / num_layers, _GRID, left)))
+    """Read the shares left before blocks `layers` of a decoder.
+
+    Args:
+        left: at depths evenly spaced from 0 to 1, [depths].
+    """
+    depths = np.arange(len(left)) / (len(left) - 1)
+    return tuple(map(float, np.interp(np.array(layers) / num_layers, depths, left)))
 
 
 def choose_cuts(left: np.ndarray, num_layers: int, min_cut: float) -> tuple[int, ...]:
