@@ -6,7 +6,7 @@ import pytest
 from helpers.models import model_config
 
 from ivc_jax.families import list_sizes, parse_config
-from ivc_jax.methods import MethodError, parse, testing
+from ivc_jax.methods import MethodError, parse
 from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
 from ivc_jax.methods.prumerge import PruMerge, _find_largest
 from ivc_jax.methods.requests import TowerAttention, TowerFeatures, TowerKeys
@@ -247,10 +247,6 @@ def test_presets_of_llava(spec, tokens, plus):
     assert method.plus == plus
     assert (method.attention, method.stages[0].merge_in) == ("joined", "tower")
     assert method.capacity(method.stages[0], 576, 1) == tokens
-
-
-def test_promises_where_the_projector_follows():
-    testing.check_method(parse("prumerge:plus=true"), LLAVA)
 
 
 def test_fields():

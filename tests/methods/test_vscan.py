@@ -226,8 +226,8 @@ def test_large_pictures_equal_the_slow_reference(grid, fields):
 
 def test_half_of_the_tokens_always_fit_under_the_ceiling():
     """Windows at the border may be larger, never smaller."""
-    for rows in range(1, 60, 7):
-        for columns in range(1, 60):
+    for rows in (1, 3, 7, 11, 15, 31):
+        for columns in range(1, 60, 2):
             window, count = find_windows(rows, columns, 4)
             limit = -(-(rows * columns // 2) // count)
             sizes = np.unique(window, axis=0, return_counts=True)[1]
