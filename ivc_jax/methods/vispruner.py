@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import ModelConfig
-from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_fractions, require
 from ivc_jax.methods.requests import Embeddings, Request, Signals, TowerAttention, TowerFeatures
@@ -111,36 +110,42 @@ def spread_out(
     if not V:
         return within.valid
     cosine, kind = compare(features, within)
-    place = rank_by_attention(attention, kind, within) - important  # [B, V], in the list
-    is_important = within.valid & (place < 0)
-    size, target = within.count - important, counts - important  # [B, V], of the list
-    rows = jnp.arange(B)[:, None]
+    # tokens of a segment, in its slots     a a a | b c d e f     important ones, and the list
+    #                                       a a a b | f d c e     after a round: b is gone
+    order = order_by_attention(attention, kind, within)  # [B, V]
+    target = counts - important  # [B, V], of the list
+    rows, slots = jnp.arange(B)[:, None], jnp.arange(V)
 
     def thin(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        place, size = state  # [B, V] each
+        order, begin = state  # [B, V] each, the latter slots of the segment before the list
+        size = within.count - begin
         gone = jnp.minimum(jnp.minimum(step, size // 2), size - target)
         gone = jnp.where(target > 0, jnp.maximum(gone, 0), 0)  # [B, V]
-        inside = within.valid & (place >= 0) & (place < size)
-        even, odd = inside & (place % 2 == 0), inside & (place % 2 == 1)
-        # [B, V]: the nearest at an odd place
-        nearest = (cosine + jnp.where(odd, 0.0, -jnp.inf)[:, None]).max(axis=2)
-        # Ties go by the list: sort in its order.
-        slot = jnp.where(inside, within.first + place, V)
-        listed = jnp.zeros((B, V)).at[rows, slot].set(nearest, mode="drop")
-        among = jnp.zeros((B, V), bool).at[rows, slot].set(even, mode="drop")
-        rank = rank_in_segment(listed, within.number, among)  # [B, V]
-        rank = jnp.take_along_axis(rank, jnp.minimum(slot, V - 1), axis=1)
-        behind = (size + 1) // 2 - gone + place // 2  # those at odd places follow
-        moved = jnp.where(even, rank - gone, behind)  # < 0: gone
-        changes = inside & (gone > 0)
-        return jnp.where(changes, moved, place), size - gone
+        place = slots - within.first - begin
+        odd = within.valid & (place >= 0) & (place % 2 == 1)  # of slots
+        odd = jnp.zeros((B, V), bool).at[rows, order].set(odd)  # of tokens
+        nearest = (cosine + jnp.where(odd, 0.0, -jnp.inf)[:, None]).max(axis=2)  # [B, V]
+        nearest = jnp.take_along_axis(nearest, order, axis=1)  # of slots
+        # before the list, its even places, its odd ones: only the second are sorted
+        part = jnp.where((place < 0) | (gone == 0) | ~within.valid, 0, 1 + place % 2)
+        falling = jnp.where(part == 1, _as_falling(nearest), 0)
+        keys = 3 * within.first + part, falling, order
+        return jax.lax.sort(keys, num_keys=2, is_stable=True)[2], begin + gone
 
     def unfinished(state: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (within.valid & (state[1] > target) & (target > 0)).any()
+        left = within.count - state[1]
+        return (within.valid & (left > target) & (target > 0)).any()
 
-    place, size = jax.lax.while_loop(unfinished, thin, (place, size))
-    diverse = (place >= 0) & (place < size) & (target > 0)
-    return within.valid & (is_important | diverse)
+    order, begin = jax.lax.while_loop(unfinished, thin, (order, important))
+    place = slots - within.first
+    kept = (place < important) | ((place >= begin) & (target > 0))  # of slots
+    return jnp.zeros((B, V), bool).at[rows, order].set(kept & within.valid)
+
+
+def _as_falling(values: jax.Array) -> jax.Array:
+    """Turn float32 numbers, no NaN, into int32 in opposite order, which sort much faster."""
+    bits = jax.lax.bitcast_convert_type(values + 0.0, jnp.int32)  # -0 is 0
+    return ~jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)
 
 
 @typed
@@ -169,12 +174,11 @@ def compare(
 
 
 @typed
-def rank_by_attention(
+def order_by_attention(
     attention: Float[Array, "B V"], kind: Int[Array, "B V"], within: Segments
 ) -> Int[Array, "B V"]:
-    """Rank tokens in their segment, 0 the most attended; equal ones of a kind by their index."""
+    """List the tokens of each segment by falling attention, equal ones of a kind by their index."""
     V = attention.shape[1]
-    slots = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), attention.shape)
     rank = within.rank(attention, tolerance=0.0)
     order = jnp.argsort(jnp.where(within.valid, within.first + rank, V), axis=1)  # [B, V]
     sorted_kind, sorted_score, number = (
@@ -184,6 +188,4 @@ def rank_by_attention(
     apart = ~(before - after <= NEAR * after) | (sorted_kind[:, :-1] != sorted_kind[:, 1:])
     apart |= number[:, :-1] != number[:, 1:]
     level = jnp.pad(jnp.cumsum(apart, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
-    order = jax.lax.sort((level, order), num_keys=2)[1]
-    place = jax.lax.sort((order.astype(jnp.int32), slots), num_keys=1)[1] - within.first
-    return jnp.where(within.valid, place, V)
+    return jax.lax.sort((level, order.astype(jnp.int32)), num_keys=2)[1]
