@@ -100,9 +100,13 @@ def told(request, tiny_hf, load_torch):
     Attention [pictures, H, 1 + P, 1 + P], queries and keys [pictures, 1 + P, H * C], outputs
     [pictures, 1 + P, E].
     """
-    family = request.param
-    path = tiny_hf(family=family)
-    arrays, reference = PROMPTS[family], load_torch(path).model.vision_tower
+    path, arrays = tiny_hf(family=request.param), PROMPTS[request.param]
+    model = ivc_jax.load(path, dtype="float32", processor=False)[0]
+    return model, arrays, hear(load_torch(path).model.vision_tower, arrays)
+
+
+def hear(reference, arrays):
+    """Note what goes through the blocks of a tower."""
     heard = []
 
     def note(block, inputs, output):
@@ -127,8 +131,7 @@ def told(request, tiny_hf, load_torch):
         reference(torch.from_numpy(arrays["pixel_values"]), output_attentions=True)
     for hook in hooks:
         hook.remove()
-    model = ivc_jax.load(path, dtype="float32", processor=False)[0]
-    return model, arrays, heard
+    return heard
 
 
 def pool(model, patches):
@@ -180,6 +183,32 @@ def test_outputs_for_the_class_token(told):
         outputs = heard[block]["outputs"]
         count = (outputs.shape[1] - 1) // tokens
         check(found, np.repeat(outputs[:, :1], count, axis=1))
+
+
+def test_hired_shares_the_budget_over_real_tiles(tiny_hf, load_torch):
+    """Two tiles side by side and a thumbnail, whose halves are what the tiles are worth."""
+    path = tiny_hf(family="internvl")
+    model = ivc_jax.load(path, dtype="float32", processor=False)[0]
+    arrays = internvl.hf_arrays([(5, (3,), 9)], seed=4)
+    heard = hear(load_torch(path).model.vision_tower, arrays)
+    early, late = (
+        pool(model, heard[block]["attention"][:, :, 0, 1:].mean(axis=1)) for block in (0, -1)
+    )  # [3, tokens of a tile]
+    n = late.shape[1]
+    side = round(n**0.5)
+    total = int(0.4 * 3 * n)
+    whole = total // 2
+    left = np.arange(n) % side < side // 2
+    worth = np.array([early[2][left].sum(), early[2][~left].sum()])
+    share = (total - whole) * worth / worth.sum()
+    quota = np.floor(share).astype(int)
+    quota[np.argmax(share - quota)] += total - whole - quota.sum()
+    kept = [np.sort(np.argsort(-late[i])[:k]) + i * n for i, k in enumerate([*quota, whole])]
+    arrays["images_spatial_crop"] = [(2, 1)]
+    prompt = ivc_jax.prefill(model, ivc_jax.Batch.from_hf(**arrays), "hired:keep_ratio=0.4")
+    first = np.flatnonzero(arrays["input_ids"][0] == model.config.image_token_id)[0]
+    inside = (prompt.kept[0] >= first) & (prompt.kept[0] < first + 3 * n)
+    np.testing.assert_array_equal(prompt.kept[0][inside] - first, np.concatenate(kept))
 
 
 def test_a_tower_without_class_token_says_so(tiny_hf):

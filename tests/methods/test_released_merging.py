@@ -1,4 +1,4 @@
-"""Methods that merge before the decoder, walked by hand on transformers' tiny LLaVA.
+"""Methods that merge or choose before the decoder, walked by hand on transformers' tiny LLaVA.
 
 What they take of the tower, the class token, the projector and the renumbered prompt are those of
 the reference; which tokens stay and what they become follows the released steps.
@@ -142,3 +142,31 @@ def test_vscan(shown):
         groups[kept[int(np.argmax(unit(x)[kept] @ unit(x)[token]))]].append(token)
     rows = {token: x[group].mean(axis=0) for token, group in groups.items()}
     check(shown, "vscan:ratios=0.5/0.5,rule=equal,window=3", rows, project=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "keep"), [("fastervlm:keep_ratio=0.2", 7), ("hired:keep_ratio=0.4", 14)]
+)
+def test_fastervlm_and_hired(shown, spec, keep):
+    """The class token's choice: 7.2 and 14.4 of 36."""
+    told = shown[3]
+    x = told["features"][1:]
+    check(shown, spec, {token: x[token] for token in np.argsort(-told["late"])[:keep].tolist()})
+
+
+def test_vispruner(shown):
+    told = shown[3]
+    x = told["features"][1:]
+    order = np.argsort(-told["late"]).tolist()
+    # 16 tokens, two of them important, so that the list of 34 is even
+    kept, rest = order[:2], order[2:]
+    while len(rest) > 14:
+        even, odd = rest[::2], rest[1::2]
+        nearest = (unit(x)[even] @ unit(x)[odd].T).max(axis=1)
+        by_nearest = np.argsort(-nearest, kind="stable")[min(8, len(rest) - 14) :]
+        rest = [even[place] for place in by_nearest] + odd
+    check(
+        shown,
+        f"vispruner:keep_ratio={16.5 / TOKENS},important_ratio=0.15",
+        {token: x[token] for token in [*kept, *rest]},
+    )
