@@ -1,11 +1,11 @@
 """Find FitPrune's recipe for a model: how many tokens leave behind each block.
 
-    python experiments/fit_recipe.py --reduction 0.6 --out docs/methods_run/fitprune_fit.json
+    python experiments/fit_recipe.py --reduction 0.5 --out docs/methods_run/fitprune_fit.json
 
 On training scenes and questions of the bundled benchmark, bisect the share of attention that may go
 (`ivc_jax.methods.recipe`). Every sample runs twice side by side, unpruned and as the share says.
 What is printed is a specification: `fitprune:layers=...,ratios=...`.
-Expected on two CPU cores: four minutes.
+Expected on two CPU cores: three minutes, docs/methods_run/fitprune_fit.json.
 """
 
 import dataclasses
