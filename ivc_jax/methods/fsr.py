@@ -18,7 +18,14 @@ from ivc_jax.methods.defaults import choose_merge
 from ivc_jax.methods.farthest import Cover, by_cosine, pick
 from ivc_jax.methods.fields import check_choice, check_merge, check_not_negative
 from ivc_jax.methods.question import compare_with_question
-from ivc_jax.methods.requests import Hidden, Request, Signals, TowerAttention, TowerFeatures
+from ivc_jax.methods.requests import (
+    Hidden,
+    Request,
+    Signals,
+    TowerAttention,
+    TowerFeatures,
+    ask_merged,
+)
 from ivc_jax.methods.select import (
     NEAR,
     Segments,
@@ -29,14 +36,14 @@ from ivc_jax.methods.select import (
     round_counts,
     split_over_frames,
 )
-from ivc_jax.methods.upfront import Upfront
+from ivc_jax.methods.upfront import MergingUpfront, Upfront
 from ivc_jax.types import Layout, Selection, typed
 
 _LEAST_WEIGHT = 1e-6  # of a token in a merge; the joint score may be exactly 0 (chosen)
 
 
 @dataclasses.dataclass(frozen=True)
-class FSR(Upfront):
+class FSR(MergingUpfront):
     """Keep salient tokens up to a share of their mass, then the tokens farthest from those kept.
 
     One cut before the decoder; dropped tokens close to a scanned one are merged into it. Every
@@ -83,17 +90,9 @@ class FSR(Upfront):
         merge_in = choose_merge(self.merge_in, config)
         return Upfront.resolve(dataclasses.replace(self, merge_in=merge_in), config)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """One cut, before the decoder."""
-        return tuple(
-            dataclasses.replace(stage, merge_in=self.merge_in or "decoder")
-            for stage in super().stages
-        )
-
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the tower's last attention, for features to compare, and for the text."""
-        features = (TowerFeatures(),) if self.merge_in == "tower" else ()
+        features = ask_merged(stage.merge_in)
         asked = (Hidden(),) if self.relevance == "embedding" or not features else ()
         return TowerAttention(), *features, *asked
 

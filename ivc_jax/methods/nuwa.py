@@ -30,6 +30,7 @@ from ivc_jax.methods.requests import (
     Signals,
     TowerAttention,
     TowerFeatures,
+    ask_merged,
 )
 from ivc_jax.methods.select import (
     NEAR,
@@ -163,8 +164,7 @@ class Nuwa(Progressive):
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for tower signals at the first cut, for the text's opinion at the second."""
         if self.stage_number(stage) == 0:
-            merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
-            return TowerAttention(), self._features, *merged
+            return TowerAttention(), self._features, *ask_merged(stage.merge_in)
         return (self._text_request(stage),)
 
     @property

@@ -14,7 +14,13 @@ from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.defaults import choose_merge
 from ivc_jax.methods.fields import check_choice, check_merge
 from ivc_jax.methods.quantile import find_quantile
-from ivc_jax.methods.requests import Request, Signals, TowerAttention, TowerFeatures, TowerKeys
+from ivc_jax.methods.requests import (
+    Request,
+    Signals,
+    TowerAttention,
+    TowerKeys,
+    ask_merged,
+)
 from ivc_jax.methods.select import (
     NEAR,
     NEAR_COSINE,
@@ -25,14 +31,14 @@ from ivc_jax.methods.select import (
     normalize,
     round_counts,
 )
-from ivc_jax.methods.upfront import Upfront, spare
+from ivc_jax.methods.upfront import MergingUpfront, Upfront, spare
 from ivc_jax.types import Layout, Selection, typed
 
 _LEAST = 2  # tokens of an image: one selected, and the extra one
 
 
 @dataclasses.dataclass(frozen=True)
-class PruMerge(Upfront):
+class PruMerge(MergingUpfront):
     """Keep the most attended tokens of every frame; each takes in its nearest, one all others.
 
     A selected token becomes itself plus its `neighbours` nearest tokens by key, whether they stay
@@ -95,16 +101,9 @@ class PruMerge(Upfront):
         method = dataclasses.replace(self, attention=attention, merge_in=merge_in)
         return Upfront.resolve(method, config)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """One cut, before the decoder."""
-        (stage,) = super().stages
-        return (dataclasses.replace(stage, merge_in=self.merge_in or "decoder"),)
-
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the tower's last attention and keys, and for what merges there."""
-        merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
-        return self._attention, TowerKeys(heads=self.keys), *merged
+        return self._attention, TowerKeys(heads=self.keys), *ask_merged(stage.merge_in)
 
     @property
     def _attention(self) -> TowerAttention:

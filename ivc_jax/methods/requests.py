@@ -181,6 +181,11 @@ Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Obj
 Signals = Mapping[Request, Any]
 
 
+def ask_merged(merge_in: str) -> tuple[TowerFeatures, ...]:
+    """Ask for what a cut merges in the tower; nothing where it merges tokens of the decoder."""
+    return (TowerFeatures(),) if merge_in == "tower" else ()
+
+
 @flax.struct.dataclass
 class TokenVectors:
     """Vectors of tokens, split into visual and text slots of the layout."""

@@ -58,6 +58,16 @@ class Upfront(Method):
         return round_counts(stage.keep_ratio, max_count, "floor")
 
 
+class MergingUpfront(Upfront):
+    """Base of those that merge; subclasses have a field `merge_in`, which `resolve` fills in."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One cut, before the decoder."""
+        (stage,) = super().stages
+        return (dataclasses.replace(stage, merge_in=self.merge_in or "decoder"),)
+
+
 @typed
 def lose_no_image(counts: Int[Array, "B V"], layout: Layout) -> Int[Array, "B V"]:
     """Raise the count of an image's or video's first frame to at least one.

@@ -18,8 +18,8 @@ from ivc_jax.methods.requests import (
     Request,
     Signals,
     TowerAttention,
-    TowerFeatures,
     TowerKeys,
+    ask_merged,
 )
 from ivc_jax.methods.select import Segments, bound_total, from_mask
 from ivc_jax.types import Layout, Selection
@@ -84,8 +84,7 @@ class VisionDrop(Progressive):
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for attention received and keys, of the tower or of the block behind the cut."""
         if stage.layer == 0:
-            merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
-            return TowerAttention(), TowerKeys(), *merged
+            return TowerAttention(), TowerKeys(), *ask_merged(stage.merge_in)
         return AttentionReceived(stage.layer, self.causal), Keys(stage.layer)
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:

@@ -17,16 +17,16 @@ from ivc_jax.methods.requests import (
     Request,
     Signals,
     TowerAttention,
-    TowerFeatures,
     TowerKeys,
+    ask_merged,
 )
 from ivc_jax.methods.select import NEAR_COSINE, Segments, from_mask, round_counts
-from ivc_jax.methods.upfront import Upfront, spare
+from ivc_jax.methods.upfront import MergingUpfront, Upfront, spare
 from ivc_jax.types import Layout, Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionZip(Upfront):
+class VisionZip(MergingUpfront):
     """Keep the most attended tokens (dominant) and merge the others into strided ones (contextual).
 
     Every image, tile or video frame keeps floor(keep_ratio * tokens): C = floor(contextual *
@@ -79,17 +79,10 @@ class VisionZip(Upfront):
         method = dataclasses.replace(self, merge_in=merge_in, class_token=class_token)
         return Upfront.resolve(method, config)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """One cut, before the decoder."""
-        (stage,) = super().stages
-        return (dataclasses.replace(stage, merge_in=self.merge_in or "decoder"),)
-
     def requests(self, stage: Stage) -> tuple[Request, ...]:
         """Ask for the tower's last attention and keys, and for what merges there."""
-        merged = (TowerFeatures(),) if stage.merge_in == "tower" else ()
         kept = (ClassFeatures(),) if self.class_token else ()
-        return TowerAttention(), self._keys, *merged, *kept
+        return TowerAttention(), self._keys, *ask_merged(stage.merge_in), *kept
 
     @property
     def _keys(self) -> TowerKeys:

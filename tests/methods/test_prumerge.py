@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.merged import check_merged
 from helpers.models import model_config
 
 from ivc_jax.families import list_sizes, parse_config
@@ -148,15 +149,6 @@ def expect(sample, given, keys, method):
     return expected
 
 
-def check(chosen, expected):
-    assert listed(chosen) == [sorted(rows) for rows in expected]
-    for row, rows in enumerate(expected):
-        table = np.zeros(chosen.weights.shape[1:])
-        for slot, token in enumerate(sorted(rows)):
-            table[slot, list(rows[token])] = list(rows[token].values())
-        np.testing.assert_allclose(chosen.weights[row], table, atol=1e-6)
-
-
 def draw(samples, seed):
     """Draw attention with outliers, and keys."""
     random = np.random.default_rng(seed)
@@ -183,7 +175,7 @@ def test_equals_the_slow_reference(fields, plus):
     for seed in range(2):
         drawn = draw(SAMPLES, seed)
         expected = [expect(*each, method) for each in zip(SAMPLES, *drawn, strict=True)]
-        check(run(method, SAMPLES, *drawn), expected)
+        check_merged(run(method, SAMPLES, *drawn), expected)
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (13, 17), (24, 24)])
@@ -194,7 +186,7 @@ def test_equals_the_slow_reference(fields, plus):
 def test_large_pictures_equal_the_slow_reference(grid, fields):
     samples, method = [(1, grid, 1)], PruMerge(**fields)
     drawn = draw(samples, grid[1])
-    check(
+    check_merged(
         run(method, samples, *drawn, visual_slots=580),
         [expect(samples[0], drawn[0][0], drawn[1][0], method)],
     )

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.merged import check_merged
 from helpers.models import model_config
 
 from ivc_jax.families import list_sizes, parse_config
@@ -135,15 +136,6 @@ def expect(sample, received, metric, method):
     return expected
 
 
-def check(chosen, expected):
-    assert listed(chosen) == [sorted(rows) for rows in expected]
-    for row, rows in enumerate(expected):
-        table = np.zeros(chosen.weights.shape[1:])
-        for slot, token in enumerate(sorted(rows)):
-            table[slot, list(rows[token])] = list(rows[token].values())
-        np.testing.assert_allclose(chosen.weights[row], table, atol=1e-6)
-
-
 def draw(samples, seed):
     random = np.random.default_rng(seed)
     counts = [len(lay_out(sample)["image"]) for sample in samples]
@@ -167,7 +159,7 @@ def test_equals_the_slow_reference(fields):
     for seed in range(2):
         drawn = draw(SAMPLES, seed)
         expected = [expect(*each, method) for each in zip(SAMPLES, *drawn, strict=True)]
-        check(run(method, SAMPLES, *drawn), expected)
+        check_merged(run(method, SAMPLES, *drawn), expected)
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (16, 18), (24, 24)])
@@ -176,7 +168,7 @@ def test_large_pictures_equal_the_slow_reference(grid, share):
     samples, method = [(1, grid, 1)], VisionZip(keep_ratio=share, contextual=0.16 * share)
     drawn = draw(samples, grid[1])
     expected = [expect(samples[0], drawn[0][0], drawn[1][0], method)]
-    check(run(method, samples, *drawn, visual_slots=580), expected)
+    check_merged(run(method, samples, *drawn, visual_slots=580), expected)
 
 
 @pytest.mark.parametrize("spec", ["visionzip@64", "visionzip+ivc:contextual=0.2"])
