@@ -137,7 +137,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished, arguments, caps
     [
         (["nosuch"], "unknown config 'nosuch'; known: default"),
         (["roope"], "did you mean 'rope'?"),
-        (["--methods", "prune"], "unknown method 'prune'; known methods: dense"),
+        (["--methods", "average"], "unknown method 'average'; known methods: dense"),
         (["--methods", "ivc:keep_ratio=2"], "keep_ratio must be in (0, 1]"),
         (["--tasks", "counting", "colours"], "did you mean 'colour'?"),
         (["--tasks", "sorting"], "unknown task 'sorting'; known: DigitScenes_grounding"),
