@@ -110,8 +110,9 @@ def _tower(
     for tap in {choose_tap(request, vision) for request in requests} - {None}:
         if isinstance(tap, Projections):
             block = take_block(params["blocks"], tap.block)
-            projected = VisionBlock(vision).apply({"params": block}, x, method="project")
-            tapped[tap] = *projected[:2], angles
+            queries, keys, _ = VisionBlock(vision).apply({"params": block}, x, method="project")
+            turned = (rope.rotate(heads, angles) for heads in (queries, keys))
+            tapped[tap] = *turned, keys
         elif isinstance(tap, Features):
             tapped[tap] = _features(config, params, tap, x)
     return answer_tower(requests, inputs, tapped, vision)
