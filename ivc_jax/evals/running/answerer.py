@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
 import time
@@ -18,6 +19,7 @@ from ivc_jax.engine.prefill import Prefill, encode, prefill
 from ivc_jax.engine.score import Score, pad_answers, rate
 from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
+from ivc_jax.evals.running.memory_maps import find_limit, is_nearly_full
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import Shape, Size, pad
@@ -31,6 +33,8 @@ from ivc_jax.model import Model
 from ivc_jax.parallel import processes
 from ivc_jax.parallel.batch import assemble, fetch
 from ivc_jax.types import Inputs
+
+_log = logging.getLogger(__name__)
 
 _MOST_WORKERS = 4
 _HASHED_WHOLE = 1 << 28  # bytes; of larger files only both ends are read
@@ -71,7 +75,10 @@ class ModelAnswerer:
         # processes, which must all run the same program at a time.
         alone = jax.default_backend() == "cpu" and jax.process_count() == 1
         self.compiles_at_once = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
-        self._warm: set[tuple] = set()  # programs that have run: (method, shapes, bound on answers)
+        self._can_drop = alone
+        # programs that have run: (method, shapes, bound on answers); those compiled now, and ever
+        self._warm: set[tuple] = set()
+        self._met: set[tuple] = set()
 
     def find_owner(self, shard: int) -> int:
         """Return the process that records a shard."""
@@ -151,6 +158,9 @@ class ModelAnswerer:
     ) -> None:
         """Compile what these methods need for a batch of this shape, by running it once.
 
+        Where programs take up nearly all memory maps, all are dropped first and compiled, or read
+        from the cache, when they are needed again.
+
         Args:
             report: called after each method that was not compiled before.
         """
@@ -159,12 +169,23 @@ class ModelAnswerer:
         shape = (structure, *(leaf.shape for leaf in leaves))
         new = [(method, shape, max_new_tokens) for method in methods]
         new = [key for key in new if key not in self._warm]
+        if new and self._can_drop and is_nearly_full():
+            _log.warning(
+                "the programs of %d methods fill the memory maps of this process: they are dropped,"
+                " and each is made again when it is needed; faster with fewer methods in a run, or"
+                " with vm.max_map_count above %d",
+                *(len(self._warm), find_limit() or 0),
+            )
+            jax.clear_caches()
+            self._warm.clear()
         with ThreadPoolExecutor(self.compiles_at_once) as pool:
-            runs = [pool.submit(self._run, device, method, max_new_tokens) for method, *_ in new]
+            runs = {pool.submit(self._run, device, key[0], max_new_tokens): key for key in new}
             for run in as_completed(runs):
                 run.result()
-                report()
+                if runs[run] not in self._met:
+                    report()
         self._warm.update(new)
+        self._met.update(new)
 
     def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
         """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
