@@ -13,7 +13,7 @@ import ivc_jax
 from digit_cells import tower
 from digit_cells.packed import compute_answer_logits
 from digit_cells.questions import LENGTHS, TASKS
-from digit_cells.scenes import CELL, Scene, arrange, draw_cells
+from digit_cells.scenes import CELL, arrange, draw_cells
 from digit_scenes import digits
 from digit_scenes.loop import Params
 from digit_scenes.packing import Encoder, Plan, draw
@@ -72,7 +72,6 @@ class Sheet:
     """Some scenes and the questions about each.
 
     Attributes:
-        scenes: ROWS of them.
         tokens: int32 [ROWS, N].
         answers: int32 [ROWS, A], -1 where a scene allowed no question.
         visual: float32 [ROWS, W, D].
@@ -80,7 +79,6 @@ class Sheet:
         targets: int [ROWS, Q], cell that a question is to locate, -1 for other questions.
     """
 
-    scenes: tuple[Scene, ...]
     tokens: np.ndarray
     answers: np.ndarray
     visual: np.ndarray
@@ -107,7 +105,6 @@ def draw_sheets(pupil: Pupil, scenes: int, seed: int) -> Iterator[Sheet]:
         picks = np.stack([picks for _, picks in drawn])  # [ROWS, W]
         objects = np.isin(picks, cells.with_digit)
         yield Sheet(
-            tuple(scene for scene, _ in drawn),
             **encode(questions),
             visual=tokens[picks],
             objects=objects,

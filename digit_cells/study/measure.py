@@ -56,6 +56,16 @@ def count_right(plan: Plan, hits: np.ndarray, answers: np.ndarray) -> dict[str, 
     return found
 
 
+def see_until(hidden: np.ndarray, block: int, blocks: int) -> np.ndarray:
+    """Return which cells blocks see, bool [L, B, 1, W]: all of them, from `block` on the others.
+
+    Args:
+        hidden: bool [B, W].
+    """
+    blind = np.arange(blocks)[:, None, None, None] >= block
+    return ~(hidden[None, :, None] & blind)
+
+
 def stop_axis(pupil: Pupil, axis: str) -> Pupil:
     """Return the model with the planes of an axis that do not turn; "" is the model itself."""
     if not axis:
@@ -89,8 +99,7 @@ def _ask(
     number: int,
 ) -> dict[str, np.ndarray]:
     hidden = find_hidden(condition, layout, rope, sheet, number)  # [B, W]
-    from_here = np.arange(pupil.shape[0])[:, None, None, None] >= condition.block
-    logits = pupil.answer(sheet, ~(hidden[None, :, None] & from_here))
+    logits = pupil.answer(sheet, see_until(hidden, condition.block, pupil.shape[0]))
     hits = np.asarray(logits.argmax(-1)) == sheet.answers
     return count_right(pupil.plan, hits, sheet.answers)
 

@@ -74,7 +74,11 @@ def _decide_small(mine: Sequence[Difference]) -> str:
 
 
 def _decide_lost(mine: Sequence[Difference]) -> str:
-    """Compare the worth of references with what is left of it."""
+    """Compare the worth of references with what is left of it.
+
+    A model that cannot tell the words of an axis without its planes has nothing left to lose: the
+    scores stand beside the difference.
+    """
     worth = [each for each in mine if "stopped" not in each.label]
     left = [each for each in mine if "stopped" in each.label]
     had = [each.sure > 0 for each in worth]

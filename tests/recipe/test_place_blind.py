@@ -1,21 +1,16 @@
 """The towers know no places, and checkpoints of every kind answer the same in transformers."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.cells import write_checkpoint
 from PIL import Image
 
 import ivc_jax
-from digit_cells import export, files, scenes, tower
-from digit_cells import tokenizer as words
-from digit_cells.setting import SETTINGS
+from digit_cells import scenes, tower
 from digit_scenes import digits
-from digit_scenes.tokenizer import find_special_ids
 from ivc_jax.methods.base import MethodError
-from ivc_jax.nn import decoder
 from ivc_jax.nn import tower as library
 
 GRID = 4
@@ -25,13 +20,7 @@ KINDS = ("sections", "interleaved", "line")
 @pytest.fixture(scope="module", params=KINDS)
 def written(request, tmp_path_factory):
     """Write a checkpoint with random weights: (kind, folder)."""
-    setting = dataclasses.replace(SETTINGS[request.param], grid=GRID, layers=2)
-    tokenizer = words.build(GRID)
-    config = files.read_config(setting, find_special_ids(tokenizer), tokenizer.get_vocab_size())
-    params = jax.jit(lambda key: decoder.init_params(config, key))(jax.random.key(1))
-    params["vision"] = tower.init_params(config.vision, jax.random.key(0))["vision"]
-    folder = tmp_path_factory.mktemp(request.param) / "hf"
-    export.write(setting, params, folder)
+    folder = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, GRID, 2)
     return request.param, folder
 
 
