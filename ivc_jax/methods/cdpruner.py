@@ -136,40 +136,22 @@ def maximise(
     """
     B, V, _ = vectors.shape
     units, number = normalize(vectors), within.number
-    compare, exact = by_cosine(units), jax.lax.Precision.HIGHEST
+    compare = by_cosine(units)
     rows, slots = jnp.arange(B), jnp.arange(V, dtype=jnp.int32)
     diagonal = relevance**2 * jnp.square(units).sum(axis=2)  # [B, V]
     # NaN gains nothing and takes nothing from others, so that it stays inside its segment.
     diagonal = jnp.where(within.valid & ~jnp.isnan(diagonal), diagonal, 0.0)
     most = within.max(diagonal)
 
-    def project(factor: jax.Array, token: jax.Array, place: jax.Array) -> jax.Array:
-        """Add up the products of the token's column with all columns over the rows written."""
-
-        def add(block: jax.Array, total: jax.Array) -> jax.Array:
-            part = jax.lax.dynamic_slice_in_dim(factor, block * _BLOCK, _BLOCK, axis=1)
-            column = jnp.take_along_axis(part, token[:, None], axis=2)[..., 0]  # [B, block]
-            return total + jnp.einsum("bp,bpv->bv", column, part, precision=exact)
-
-        return jax.lax.fori_loop(0, -(-place.max() // _BLOCK), add, jnp.zeros((B, V)))
-
     def step(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         gain, factor, picked, left = state
         mine = number == jnp.where(left > 0, number, V).min(axis=1, keepdims=True)  # [B, V]
-
-        def of_mine(values: jax.Array) -> jax.Array:
-            return jnp.where(mine, values, 0).max(axis=1, keepdims=True)  # [B, 1]
-
-        place = of_mine(counts - left)[:, 0]  # picks so far
-        open_gain = jnp.where(mine & ~picked, gain, -jnp.inf)
-        spent = ~(open_gain.max(axis=1, keepdims=True) > _SPENT * of_mine(most))
-        score = jnp.where(mine & ~picked, jnp.where(spent, relevance, gain), -jnp.inf)
-        largest = jnp.where(spent, of_mine(relevance), of_mine(most))
-        token = first_largest(score, of_mine(near) * largest)  # [B, 1]
+        token, spent = _choose(gain, relevance, most, near, mine, mine & ~picked)  # [B, 1] both
+        place = _largest(mine, counts - left)[:, 0]  # [B], picks so far
         own = jnp.take_along_axis(relevance, token, axis=1)
         kernel = own * relevance * compare(token)  # [B, V]
         root = jnp.sqrt(jnp.maximum(jnp.take_along_axis(gain, token, axis=1), 0.0))
-        row = (kernel - project(factor, token, place)) / root
+        row = (kernel - _project(factor, token, place)) / root
         row = jnp.where(mine & ~spent & ~jnp.isnan(row), row, 0.0)
         factor = factor.at[rows, place].add(row)
         picked = picked | (mine & (slots == token))
@@ -178,3 +160,50 @@ def maximise(
     factor = jnp.zeros((B, -(-num_keep // _BLOCK) * _BLOCK, V))
     state = diagonal, factor, jnp.zeros((B, V), bool), counts
     return jax.lax.fori_loop(0, num_keep, step, state)[2]
+
+
+@typed
+def _choose(
+    gain: Float[Array, "B V"],
+    relevance: Float[Array, "B V"],
+    most: Float[Array, "B V"],
+    near: Float[Array, "B V"],
+    mine: Bool[Array, "B V"],
+    unpicked: Bool[Array, "B V"],
+) -> tuple[Int[Array, "B 1"], Bool[Array, "B 1"]]:
+    """Choose the token with the largest gain; with the largest relevance once no gain is left.
+
+    Args:
+        most: largest entry of the kernel in this token's segment.
+        mine: the segment that is being filled.
+        unpicked: its tokens that may be chosen.
+
+    Returns:
+        Their visual indices, and whether the gain is spent.
+    """
+    largest = jnp.where(unpicked, gain, -jnp.inf).max(axis=1, keepdims=True)
+    spent = ~(largest > _SPENT * _largest(mine, most))  # also where it is NaN
+    score = jnp.where(unpicked, jnp.where(spent, relevance, gain), -jnp.inf)
+    peak = jnp.where(spent, _largest(mine, relevance), _largest(mine, most))
+    return first_largest(score, _largest(mine, near) * peak), spent
+
+
+def _largest(mine: jax.Array, values: jax.Array) -> jax.Array:
+    """Return the largest of values [B, V], none negative, over the marked tokens: [B, 1]."""
+    return jnp.where(mine, values, 0).max(axis=1, keepdims=True)
+
+
+@typed
+def _project(
+    factor: Float[Array, "B _ V"], token: Int[Array, "B 1"], place: Int[Array, " B"]
+) -> Float[Array, "B V"]:
+    """Add up the products of the token's column with all columns, over the rows written so far."""
+
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(factor, block * _BLOCK, _BLOCK, axis=1)
+        column = jnp.take_along_axis(part, token[:, None], axis=2)[..., 0]  # [B, block]
+        exact = jax.lax.Precision.HIGHEST
+        return total + jnp.einsum("bp,bpv->bv", column, part, precision=exact)
+
+    start = jnp.zeros(factor.shape[::2])
+    return jax.lax.fori_loop(0, -(-place.max() // _BLOCK), add, start)

@@ -154,6 +154,25 @@ def test_tokens_alike_to_the_text_have_no_relevance():
     np.testing.assert_array_equal(relevance, np.ones((1, 6)))
 
 
+def test_gains_that_rounding_could_make_are_ties():
+    """The last token gains more than the second does, by half of the bound."""
+    angles = np.deg2rad([0, 60, -60.00003])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert choose(vectors, np.zeros(3), 2) == [0, 1]
+    # A thousandth of a cosine is stretched to all of the relevance, and its rounding too.
+    assert choose(np.eye(3), [0.3, 0.301, 0.301 + 6e-8], 1) == [1]
+
+
+def test_a_vector_that_is_no_number_spoils_its_own_image_alone():
+    drawn = draw([PAIR])
+    whole = run(CDPruner(), [PAIR], drawn)[0]
+    drawn[0][0][30] = np.nan  # of the second image, which begins at 20
+    spoilt = run(CDPruner(), [PAIR], drawn)[0]
+    assert len(spoilt) == len(whole)
+    assert spoilt[:10] == whole[:10]
+    assert 30 not in spoilt
+
+
 @pytest.mark.parametrize(
     "fields",
     [{}, {"keep_ratio": 1 / 9}, {"keep_ratio": 0.8, "theta": 0.7}, {"negate": True}],
