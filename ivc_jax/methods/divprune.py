@@ -112,23 +112,14 @@ def find_nearest(units: Float[Array, "B V D"], within: Segments) -> Float[Array,
 
     V² D products in chunks, so that there is no V x V array.
     """
-    B, V, D = units.shape
-    size = min(_CHUNK, V)
-    slots = jnp.arange(V, dtype=jnp.int32)
+    slots = jnp.arange(units.shape[1], dtype=jnp.int32)
     exact = jax.lax.Precision.HIGHEST
 
     def search(part: tuple[jax.Array, ...]) -> jax.Array:
-        rows, number, place = part  # [B, chunk, D], [B, chunk], [chunk]
-        cosine = jnp.einsum("bcd,bvd->bcv", rows, units, precision=exact)
-        other = (number[..., None] == within.number[:, None]) & (place[:, None] != slots)
-        return jnp.where(other, cosine, -jnp.inf).max(axis=2)  # [B, chunk]
+        token, number, slot = part  # [B, D], [B], []
+        cosine = jnp.einsum("bd,bvd->bv", token, units, precision=exact)
+        other = (number[:, None] == within.number) & (slot != slots)
+        return jnp.where(other, cosine, -jnp.inf).max(axis=1)  # [B]
 
-    pad = -V % size
-    rows = jnp.pad(units, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, size, D)
-    number = jnp.pad(within.number, ((0, 0), (0, pad)), constant_values=-1).reshape(B, -1, size)
-    parts = (
-        jnp.moveaxis(rows, 1, 0),
-        jnp.moveaxis(number, 1, 0),
-        jnp.arange(V + pad).reshape(-1, size),
-    )
-    return jnp.moveaxis(jax.lax.map(search, parts), 0, 1).reshape(B, V + pad)[:, :V]
+    parts = jnp.moveaxis(units, 1, 0), within.number.T, slots
+    return jax.lax.map(search, parts, batch_size=_CHUNK).T

@@ -151,6 +151,13 @@ def test_a_zero_vector_is_far_from_all():
     assert choose(np.zeros((5, 4)), 2) == [0, 1]
 
 
+def test_distances_that_rounding_could_make_are_ties():
+    """The last token is farther from the first than the second is, by half of the bound."""
+    angles = np.deg2rad([0, 80, -80.00003])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert [choose(vectors, size) for size in (1, 2)] == [[0], [0, 1]]
+
+
 @pytest.mark.parametrize(
     "fields",
     [{}, {"keep_ratio": 1 / 9}, {"keep_ratio": 0.8}, {"keep_ratio": 0.3, "per_image": False}],
