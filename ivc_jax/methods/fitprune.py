@@ -129,7 +129,7 @@ class Trial(Method):
     Samples come in pairs: the first of each runs unpruned, and tells the second how much attention
     there is to lose. Behind every block the second loses the tokens that are among those with least
     attention from text and among those with least from the image, of each as many as leave the
-    share 1 - alpha of what the first has (`recipe.find_lost`).
+    share 1 - alpha of what the first has.
 
     Attributes:
         num_layers: L of the decoder.

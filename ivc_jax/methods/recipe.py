@@ -81,30 +81,6 @@ def choose_cuts(left: np.ndarray, num_layers: int, min_cut: float) -> tuple[int,
     return tuple(layers) or (1 + int(np.argmax(lost)),)
 
 
-def count_lost(values: np.ndarray, reference: float, alpha: float) -> int:
-    """Count the smallest values whose removal leaves a sum of reference * (1 - alpha) at least."""
-    left = values.sum() - np.sort(values).cumsum()
-    return int((left >= reference * (1 - alpha)).sum())
-
-
-def find_lost(
-    cross: np.ndarray, own: np.ndarray, references: tuple[float, float], alpha: float
-) -> np.ndarray:
-    """Find the tokens that both kinds of attention can spare: ascending indices.
-
-    Args:
-        cross: attention that tokens get from the text, [n].
-        own: attention that they get from visual tokens, [n].
-        references: sums of both in the unpruned model.
-        alpha: share of each sum that may go.
-    """
-    lists = [
-        np.argsort(values, kind="stable")[: count_lost(values, reference, alpha)]
-        for values, reference in zip((cross, own), references, strict=True)
-    ]
-    return np.intersect1d(*lists)
-
-
 def read_trial(
     lost: np.ndarray, tokens: int, reduction: float, cost: Callable[[float], float]
 ) -> tuple[np.ndarray, bool]:
@@ -128,7 +104,7 @@ def read_trial(
             return recipe, True
         spent += cost(present)
         recipe[block] = int(np.floor(lost[:, block].mean()))
-    return recipe, spent <= target
+    return recipe, False
 
 
 def search_recipe(
