@@ -62,6 +62,9 @@ def run_trial(model: ivc_jax.Model, batches: list[Inputs], alpha: float) -> np.n
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
     chosen = tyro.cli(Arguments, args=arguments)
+    if not 0 < chosen.reduction < 1:
+        print(f"error: reduction must be in (0, 1), got {chosen.reduction}", file=sys.stderr)
+        return 2
     model, processor = ivc_jax.load(chosen.model)
     config, batches = model.config, []
     for batch in draw_batches(processor, chosen.pairs):
