@@ -9,8 +9,8 @@ attention rows, scores, merging and compaction. Blocks are replaced by random ve
 shapes, so that nothing of what pruning saves is in the numbers. What it saves is the FLOPs that its
 cuts leave out, as seconds of the dense prefill; `of_ideal` is the share of the FLOP-ideal speed-up
 that its own cost leaves.
-Expected on two CPU cores: three minutes; most below 1 % of the dense prefill, the exceptions say
-why in docs/methods.md.
+Expected on two CPU cores: a few minutes; below 2 % of the dense prefill, but 5 to 12 % where the
+tower's attention between all patches is asked for (docs/methods.md).
 """
 
 import argparse
