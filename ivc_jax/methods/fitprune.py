@@ -111,6 +111,8 @@ class FitPrune(Progressive, Scored):
         return read_left(self.recipe or _PUBLISHED)
 
     def _schedule(self, num_layers: int, target: float | None) -> tuple[tuple[int, ...], Family]:
+        if num_layers < 2:
+            raise MethodError(f"{self.name} cuts between two blocks, the model has {num_layers}")
         left = self._left(target)
         layers = self.layers or choose_cuts(left, num_layers, self.min_cut)
 

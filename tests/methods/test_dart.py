@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.models import model_config
 
 from ivc_jax.methods.base import MethodError
-from ivc_jax.methods.dart import Dart
+from ivc_jax.methods.budget import BudgetError, measure
+from ivc_jax.methods.dart import Dart, take_unlike
 from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.requests import Hidden, Keys, TokenVectors
+from ivc_jax.methods.select import Segments
 from ivc_jax.methods.testing import listed, run_stage
 
 SAMPLES = [
@@ -192,6 +195,27 @@ def test_equal_tokens_go_by_their_index():
     ones = [np.ones((16, 2))]
     assert run(Dart(keep_ratio=0.3), [SAMPLE], ones, ones) == [[0, 1, 2]]
     assert run(Dart(keep_ratio=0.6), [SAMPLE], ones, ones) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_cosines_that_rounding_could_make_are_ties():
+    cosine = jnp.asarray([[[0.9, 0.1, 0.1 - 3e-7]]])
+    within = Segments.by_sample(make_layout([(1, (1, 3), 1)]))
+    quotas, none = jnp.ones((1, 1, 3), jnp.int32), jnp.zeros((1, 3), bool)
+    assert take_unlike(cosine, quotas, none, within)[0].tolist() == [False, True, False]
+
+
+def test_released_counts_are_bounded_by_the_tokens():
+    method = Dart(keep_ratio=1.0, counts="code")
+    assert method.capacity(method.stages[0], 10, 1) == 10
+
+
+def test_a_budget_moves_the_cut_forward_as_far_as_it_must():
+    for target, layer in ((0.5, 2), (0.3, 1)):
+        method = Dart(budget=target).resolve(model_config(5))
+        assert method.layer == layer
+        assert measure(method.stages, 5) == pytest.approx(target)
+    with pytest.raises(BudgetError, match="cannot be reached on 5 layers"):
+        Dart(budget=0.1).resolve(model_config(5))
 
 
 def test_before_the_decoder_it_goes_by_what_enters_it():

@@ -20,6 +20,7 @@ from ivc_jax.methods.recipe import (
     RECIPES,
     choose_cuts,
     measure_left,
+    mix_recipes,
     read_left,
     read_trial,
     search_recipe,
@@ -143,6 +144,8 @@ def test_released_recipes(recipe, last, mean):
     method = FitPrune(recipe=recipe, min_cut=0.0).resolve(model_config(32))
     assert count_left(method)[-1] == last
     assert measure(method.stages, 32) == pytest.approx(mean, abs=5e-5)
+    # Equal schedules are equal methods, which share a program.
+    assert method == FitPrune(layers=method.layers, ratios=method.ratios)
     # The same schedule by its budget.
     solved = FitPrune(budget=measure_left(read_left(recipe)), min_cut=0.0)
     assert count_left(solved.resolve(model_config(32))) == count_left(method)
@@ -166,6 +169,20 @@ def test_few_cuts():
     assert lost.tolist() == [47, 89, 36, 36, 20, 55, 21, 18, 18, 42, 40, 22]
     assert method == FitPrune(recipe=60).resolve(model_config(32))
     assert method == FitPrune(layers=method.layers, ratios=method.ratios)
+
+
+def test_layers_of_ones_own_read_the_recipe_there():
+    method = FitPrune(layers=(4, 16), recipe=60).resolve(model_config(32))
+    assert method.ratios == tuple(read_left(60)[[4, 16]])
+    solved = FitPrune(layers=(4, 16), budget=0.5).resolve(model_config(32))
+    assert solved.layers == (4, 16)
+    left = mix_recipes(0.5, measure_left)
+    assert solved.ratios[1] / solved.ratios[0] == pytest.approx(left[16] / left[4])
+
+
+def test_a_single_block_leaves_no_place_for_a_cut():
+    with pytest.raises(MethodError, match="fitprune cuts between two blocks, the model has 1"):
+        FitPrune().resolve(model_config(1))
 
 
 def test_a_recipe_that_takes_too_little_for_any_cut_has_one():
