@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError, Stage
-from ivc_jax.methods.fields import check_choice, check_fractions
+from ivc_jax.methods.fields import check_choice, check_fractions, require
 from ivc_jax.methods.requests import Request, Signals, TowerAttention
 from ivc_jax.methods.select import NEAR, Segments, from_mask, round_counts
 from ivc_jax.methods.upfront import Upfront
@@ -90,7 +90,7 @@ class HiRED(Upfront):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Keep the best of the view, split the rest of the budget, and fill every region."""
         early, late = (signals[request]() for request in self.requests(stage))  # [B, V] both
-        rows, columns = map(int, (self.regions or "2x2").split("x"))
+        rows, columns = map(int, require(self.regions, self.name, "regions").split("x"))
         parts = cut_pictures(layout, rows, columns)
         pictures = parts.pictures
         total = pictures.look_up(self._count(stage, layout.visual_slots))  # [B, V]
@@ -106,7 +106,7 @@ class HiRED(Upfront):
         else:
             worth = parts.regions.total(jnp.where(parts.view & (early > 0), early, 0.0))
         room = parts.open & ~kept
-        leftover = self.allocation == "paper" if self.leftover is None else self.leftover
+        leftover = require(self.leftover, self.name, "leftover")
         quota = split_budget(worth, total - first, room, parts, leftover)
         keep = kept | (parts.regions.rank(late, room) < quota)
         # Rounding alone may leave nothing, of a picture of few tokens and without leftover.
