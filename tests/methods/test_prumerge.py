@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from helpers.merged import check_merged
 from helpers.models import model_config
+from helpers.received import fill, fix_attention
 
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import MethodError, parse
-from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.prumerge import PruMerge, _find_largest
 from ivc_jax.methods.requests import TowerAttention, TowerFeatures, TowerKeys
 from ivc_jax.methods.testing import listed, run_stage
@@ -34,17 +35,11 @@ def give():
     return (np.exp(logits) / np.exp(logits).sum())[1:]
 
 
-def run(method, samples, given, keys, junk=np.nan, **bucket):
+def run(method, samples, given, keys, **bucket):
     """Run the method on attention [n] and keys [n, E] of each sample; padding holds junk."""
     layout = make_layout(samples, **(BUCKET | bucket))
-    B, V = layout.image_id.shape
-    scores = np.full((B, V), 9.0, np.float32)
-    vectors = np.full((B, V, np.shape(keys[0])[-1]), junk, np.float32)
-    for row, (values, own) in enumerate(zip(given, keys, strict=True)):
-        scores[row, : len(values)], vectors[row, : len(values)] = values, own
-    matrix = jnp.broadcast_to(jnp.asarray(scores)[:, None], (B, V, V))
     attention, asked = method.requests(method.stages[0])[:2]
-    signals = {attention: FixedAttention(matrix, layout), asked: jnp.asarray(vectors)}
+    signals = {attention: fix_attention(layout, given), asked: fill(layout, keys, np.nan)}
     return run_stage(method, layout, signals)
 
 
@@ -193,13 +188,16 @@ def test_large_pictures_equal_the_slow_reference(grid, fields):
 
 
 def test_what_no_outlier_says():
-    # one token at least, the first of equals; with plus every twelfth too
-    keys = [np.ones((36, 2))]
+    # one token at least, the first of equals; with plus every twelfth too, but never the last
+    samples, keys = [(1, (1, 37), 1)], [np.ones((37, 2))]
     kept = [
-        listed(run(PruMerge(adaptive=True, plus=plus), [(2, (6, 6), 6)], [np.ones(36)], keys))[0]
+        listed(run(PruMerge(adaptive=True, plus=plus), samples, [np.ones(37)], keys))[0]
         for plus in (False, True)
     ]
     assert kept == [[0, 1], [0, 1, 12, 24]]
+    # nor is one what rounding lifts above the fence
+    lifted = [np.where(np.arange(37) % 9 == 5, 1 + 1e-6, 1.0)]
+    assert listed(run(PruMerge(adaptive=True), samples, lifted, keys)) == [[0, 1]]
 
 
 def test_the_largest_so_many_are_found():

@@ -148,6 +148,9 @@ def test_reduce_ties_and_nothing_to_merge_into():
     assert listed(equal) == [[0, 1, 4]]
     first = [0, 1, 0.2, 0.2, 0, 0.2, 0.2, 0.2]
     np.testing.assert_allclose(equal.weights[0, :3], [np.eye(8)[0], first, np.eye(8)[4]], atol=1e-6)
+    # cosines that differ by 2e-6 are equal
+    near = reduced([1] * 8, [(1, 1), (1, 1.004), *[(1, 1)] * 6], 1, 2)
+    np.testing.assert_allclose(near.weights, equal.weights, atol=1e-6)
 
 
 TABLE = {

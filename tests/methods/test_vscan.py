@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from helpers.merged import check_merged
 from helpers.models import model_config
+from helpers.received import fill, fix_attention, list_frames
 
 from ivc_jax.families import list_sizes, parse_config
 from ivc_jax.methods import MethodError, budget, parse
-from ivc_jax.methods.drawn import FixedAttention, lay_out, make_layout
+from ivc_jax.methods.drawn import lay_out, make_layout
 from ivc_jax.methods.requests import (
     AttentionRows,
     Carry,
@@ -40,25 +41,13 @@ def method_of(first, second=0.1, **fields):
     return VScan(layers=(0, 1), ratios=(first, second), **fields)
 
 
-def run(method, samples, early, late, tokens, junk=np.nan, **bucket):
+def run(method, samples, early, late, tokens, **bucket):
     """Run the first cut on what is told of each sample: [n], [n] and [n, D]; padding holds junk."""
     layout = make_layout(samples, **(BUCKET | bucket))
-    B, V = layout.image_id.shape
-
-    def table(values, *width):
-        rows = np.full((B, V, *width), junk, np.float32)
-        for row, own in zip(rows, values, strict=True):
-            row[: len(own)] = own
-        return jnp.asarray(rows)
-
-    def attention(values):
-        matrix = jnp.broadcast_to(jnp.nan_to_num(table(values))[:, None], (B, V, V))
-        return FixedAttention(matrix, layout)
-
-    visual = table(tokens, np.shape(tokens[0])[-1])
+    visual = fill(layout, tokens, np.nan)
     signals = {
-        TowerAttention(method.early_block): attention(early),
-        TowerAttention(): attention(late),
+        TowerAttention(method.early_block): fix_attention(layout, early),
+        TowerAttention(): fix_attention(layout, late),
         Embeddings(): TokenVectors(visual, visual[:, :0]),
     }
     return layout, run_stage(method, layout, signals)
@@ -163,15 +152,12 @@ def reference(early, late, tokens, rows, columns, method, total):
 
 
 def expect(sample, early, late, tokens, method):
-    row, expected = lay_out(sample), {}
-    frames = [(image, cell[0]) for image, cell in zip(row["image"], row["grid"], strict=True)]
-    for frame in sorted(set(frames)):
-        members = np.array([v for v in range(len(frames)) if frames[v] == frame])
-        grid = np.array(row["grid"])[members].max(axis=0) + 1
+    expected = {}
+    for members, cells, first in list_frames(sample):
+        grid = np.array(cells).max(axis=0) + 1
         own = [values[members].astype(float) for values in (early, late, tokens)]
-        total = int(len(members) * method.ratios[0])
-        total = max(total, frame[1] == 0)
-        for token, weights in reference(*own, *grid[1:], method, total).items():
+        total = max(int(len(members) * method.ratios[0]), first)
+        for token, weights in reference(*own, *grid, method, total).items():
             expected[members[token]] = dict(zip(members, weights, strict=True))
     return expected
 
