@@ -8,11 +8,9 @@ is the loss where it is hidden less the loss where it is seen, averaged over sce
 by its place in the picture, and by its place as seen from the digit that is asked for.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from digit_cells.study.exam import Pupil, Sheet, draw_sheets
-from digit_cells.study.record import check_same, describe, save
+from digit_cells.study.record import check_same, describe, make_parser, save
 
 SEED = 1  # of the scenes
 
@@ -114,11 +112,7 @@ def measure_head(
 
 def main(argv: list[str] | None = None) -> None:
     """Map one model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=pathlib.Path)
-    parser.add_argument("record", type=pathlib.Path)
-    parser.add_argument("--grid", type=int, default=12, help="cells along a side of the pictures")
-    parser.add_argument("--scenes", type=int, default=192)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args(argv)
     pupil = Pupil.load(options.checkpoint, options.grid)

@@ -7,10 +7,8 @@ Answers to grounding are also looked at by axis ("columns": both words of x, "ro
 answer is right if each of its tokens is, predicted behind the true ones before it.
 """
 
-import argparse
 import dataclasses
 import functools
-import pathlib
 import time
 
 import jax
@@ -20,7 +18,7 @@ from rich.progress import track
 from digit_cells.questions import TASKS
 from digit_cells.study.conditions import list_conditions
 from digit_cells.study.exam import Pupil, Sheet, draw_sheets
-from digit_cells.study.record import Record
+from digit_cells.study.record import Record, make_parser
 from digit_cells.study.sets import Condition, find_hidden, lay_out
 from digit_scenes.packing import Plan
 from ivc_jax.config import RopeConfig
@@ -106,12 +104,7 @@ def _ask(
 
 def main(argv: list[str] | None = None) -> None:
     """Measure one model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=pathlib.Path)
-    parser.add_argument("record", type=pathlib.Path)
-    parser.add_argument("--grid", type=int, default=12, help="cells along a side of the pictures")
-    parser.add_argument("--scenes", type=int, default=192)
-    options = parser.parse_args(argv)
+    options = make_parser(__doc__).parse_args(argv)
     pupil = Pupil.load(options.checkpoint, options.grid)
     sheets = list(draw_sheets(pupil, options.scenes, SEED))
     record = Record.open(options.record, pupil, options.scenes)

@@ -1,5 +1,6 @@
 """What a model answered under each condition, as a file that grows while it is measured."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -10,6 +11,16 @@ import numpy as np
 from digit_cells.study.exam import Pupil
 from ivc_jax.commands.origin import find_commit
 from ivc_jax.evals.running.records import write_atomically
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Describe the command line of what asks a model: the checkpoint, the record, the scenes."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("record", type=pathlib.Path)
+    parser.add_argument("--grid", type=int, default=12, help="cells along a side of the pictures")
+    parser.add_argument("--scenes", type=int, default=192)
+    return parser
 
 
 def describe(pupil: Pupil, path: pathlib.Path, **options: int) -> dict[str, Any]:
