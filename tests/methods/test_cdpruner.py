@@ -171,6 +171,8 @@ def test_a_vector_that_is_no_number_spoils_its_own_image_alone():
     assert len(spoilt) == len(whole)
     assert spoilt[:10] == whole[:10]
     assert 30 not in spoilt
+    # Nor does it end the search there.
+    assert choose([(1, 0), (np.nan, np.nan), (1, 0.1), (0, 1)], np.zeros(4), 2) == [0, 3]
 
 
 @pytest.mark.parametrize(

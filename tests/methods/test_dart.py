@@ -210,8 +210,8 @@ def test_released_counts_are_bounded_by_the_tokens():
 
 
 def test_a_budget_moves_the_cut_forward_as_far_as_it_must():
-    for target, layer in ((0.5, 2), (0.3, 1)):
-        method = Dart(budget=target).resolve(model_config(5))
+    for given, target, layer in ((2, 0.5, 2), (2, 0.3, 1), (0, 0.3, 0)):
+        method = Dart(layer=given, budget=target).resolve(model_config(5))
         assert method.layer == layer
         assert measure(method.stages, 5) == pytest.approx(target)
     with pytest.raises(BudgetError, match="cannot be reached on 5 layers"):
