@@ -204,6 +204,14 @@ def test_regions_worth_nothing_get_equal_parts():
     assert kept == [4, 5, 6, 7, 12, 13, 14, 15]
 
 
+@pytest.mark.parametrize("scale", [0.1, 1 / 9, 0.01])
+def test_whole_shares_are_not_lost_to_rounding(scale):
+    method = HiRED(keep_ratio=0.5, alpha=0.0, regions="3x1", leftover=False)
+    early = np.repeat([2, 3, 7], 8) * scale
+    (kept,) = run(method, [(1, (3, 8), 2)], [early], [np.arange(24.0)])
+    assert np.bincount(np.array(kept) // 8).tolist() == [2, 3, 7]
+
+
 def test_one_region_is_the_choice_of_fastervlm():
     early, late = draw(SAMPLES[:2], 5)
     both = [

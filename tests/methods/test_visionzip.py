@@ -223,6 +223,14 @@ def test_equal_tokens_stay_in_order(noise):
     assert (np.asarray(chosen.weights)[0, 6] > 0).sum() == 28
 
 
+def test_keys_that_are_not_numbers_stay_in_their_image():
+    received, metric = draw(SAMPLES, 0)
+    calm = run(VisionZip(), SAMPLES, received, metric)
+    metric[0][-3:] = np.nan  # of the second image
+    hurt = run(VisionZip(), SAMPLES, received, metric)
+    np.testing.assert_array_equal(hurt.weights[0, :10], calm.weights[0, :10])
+
+
 def test_fields():
     qwen = VisionZip().resolve(model_config(8))
     assert not qwen.class_token
