@@ -45,8 +45,15 @@ class FirstTwo(Method):
     def select(self, signals, layout, stage, num_keep):
         chosen = from_mask(layout.visual_valid, num_keep)
         weights = keep_weights(chosen, layout.visual_valid.shape[1])
-        mean = jnp.where(layout.visual_valid[:, :2].all(axis=1), 0.5, 0.0)  # [B]
-        return chosen.replace(weights=weights.at[:, 0, :2].set(mean[:, None]))
+        half = jnp.where(layout.visual_valid[:, :2].all(axis=1), 0.5, 0.0)  # [B]
+        weights = weights.at[:, 0, :2].set(half[:, None]).at[:, 2, 2].set(half)
+        return chosen.replace(weights=weights)
+
+
+def project(model, features):
+    """Return what the projector makes of one token's features [E]."""
+    rows = jnp.asarray(features)[None, None]
+    return tower.project(model.config.vision, model.params["vision"], rows)[0, 0]
 
 
 def test_the_projector_follows_the_mean_of_features(model, inputs):
@@ -58,8 +65,8 @@ def test_the_projector_follows_the_mean_of_features(model, inputs):
     features = np.asarray(tapped[tap]).reshape(-1, vision.embed_dim)[inputs.visual_source]
     visual = np.array(encoded.visual)  # [B, V, D]
     for row in (0, 2):
-        mean = features[row, :2].mean(axis=0)[None, None]
-        visual[row, 0] = tower.project(vision, params, jnp.asarray(mean))[0, 0]
+        visual[row, 0] = project(model, features[row, :2].mean(axis=0))
+        visual[row, 2] = project(model, features[row, 2] / 2)
     wanted = ivc_jax.prefill(model, inputs.replace(visual=jnp.asarray(visual)))
     found = ivc_jax.prefill(model, inputs, FirstTwo())
     np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=1e-5)
@@ -146,9 +153,7 @@ class WithClass(FirstTwo):
 
     def select(self, signals, layout, stage, num_keep):
         chosen = super().select(signals, layout, stage, num_keep)
-        second = jnp.arange(num_keep) == 1
-        weights = jnp.where(second[:, None], 0.0, chosen.weights)
-        return chosen.replace(weights=weights, becomes_class=second & chosen.valid)
+        return chosen.replace(becomes_class=(jnp.arange(num_keep) == 1) & chosen.valid)
 
 
 def test_a_kept_token_may_become_the_class_token(model, inputs):
@@ -163,13 +168,13 @@ def test_a_kept_token_may_become_the_class_token(model, inputs):
     merged = encode(model, inputs).visual
     visual = np.array(merged)
     for row, picture in ((0, 0), (2, 1)):
-        visual[row, 1] = tower.project(vision, params, classes[None, None, picture])[0, 0]
+        visual[row, 1] = project(model, classes[picture])
     tap = tower.Features(last, last)
     features = np.asarray(tower.encode(vision, params, *rows, [tap])[1][tap])
     features = features.reshape(-1, vision.embed_dim)[inputs.visual_source]
     for row in (0, 2):
-        mean = features[row, :2].mean(axis=0)[None, None]
-        visual[row, 0] = tower.project(vision, params, jnp.asarray(mean))[0, 0]
+        visual[row, 0] = project(model, features[row, :2].mean(axis=0))
+        visual[row, 2] = project(model, features[row, 2] / 2)
     wanted = ivc_jax.prefill(model, inputs.replace(visual=jnp.asarray(visual)))
     found = ivc_jax.prefill(model, inputs, WithClass())
     np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=1e-5)

@@ -198,6 +198,13 @@ def test_equals_a_slow_reference_of_tiles(method, tiles):
     assert found[1] == reference(SAMPLES[1], early[1], late[1], method)
 
 
+def test_tiles_without_a_view_of_the_whole_are_pictures_of_their_own():
+    sample, method = (1, (4, 4, 4), 2), HiRED(keep_ratio=0.33, alpha=0.5)
+    early, late = draw([sample], 4)
+    kept = run(method, [sample], early, late, {0: (2, 2)})
+    assert kept == [reference(sample, early[0], late[0], method)]
+
+
 def test_regions_worth_nothing_get_equal_parts():
     method = HiRED(keep_ratio=0.5, alpha=0.0)
     (kept,) = run(method, [(1, (4, 4), 2)], [[0.0] * 16], [np.arange(16.0)])
