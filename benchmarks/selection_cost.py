@@ -41,6 +41,7 @@ from ivc_jax.methods.requests import (
     RopeSettings,
     TokenVectors,
     TowerRequest,
+    WordEmbeddings,
 )
 from ivc_jax.nn import rope, tower
 from ivc_jax.nn.blocks import take_block
@@ -53,7 +54,7 @@ METHODS = (
     "sparsevlm", "holov", "scope", "visiondrop", "visionzip", "fsr", "nuwa",
     "nuwa:similarity=features", "prumerge", "vscan",
     "vflowopt", "divprune", "dart", "cdpruner", "fastervlm", "hired", "vispruner",
-    "fitprune",
+    "fitprune", "embedlens:vit_sinks=1,llm_sinks=2,dead=3",
 )  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def make_selection(config: ModelConfig, method: Method) -> Callable[..., Any]:
                 jnp.take_along_axis(drawn["hidden"], layout.visual_index[..., None], axis=1),
                 jnp.take_along_axis(drawn["hidden"], layout.text_index[..., None], axis=1),
             )
+        signals[WordEmbeddings()] = params["decoder"]["embed_tokens"]["embedding"]
         project = partial(tower.project, config.vision, params["vision"])
         walk = _Selections(
             config, method, params["decoder"], inputs, signals, project,

@@ -26,6 +26,7 @@ from ivc_jax.methods.requests import (
     Request,
     RopeSettings,
     TowerRequest,
+    WordEmbeddings,
 )
 from ivc_jax.model import Model
 from ivc_jax.nn import decoder, tower
@@ -234,6 +235,7 @@ def embed_inputs(
     hidden = hidden.at[rows, slot].set(visual.astype(hidden.dtype), mode="drop")
     if Embeddings() in asked:
         signals[Embeddings()] = split(inputs.layout, hidden)
+    signals[WordEmbeddings()] = params["decoder"]["embed_tokens"]["embedding"]  # [vocab, D]
     return hidden, features, signals
 
 

@@ -6,6 +6,7 @@ from ivc_jax.methods.cdpruner import CDPruner
 from ivc_jax.methods.coordinates import Coordinates
 from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
+from ivc_jax.methods.embedlens import EmbedLens
 from ivc_jax.methods.fastervlm import FasterVLM
 from ivc_jax.methods.fastv import FastV
 from ivc_jax.methods.fitprune import FitPrune
@@ -44,6 +45,7 @@ __all__ = [
     "Coordinates",
     "Dart",
     "DivPrune",
+    "EmbedLens",
     "FastV",
     "FasterVLM",
     "FitPrune",
@@ -101,5 +103,6 @@ METHODS: dict[str, type[Method]] = {
     "vispruner": VisPruner,
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
+    "embedlens": EmbedLens,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe, "rope": WithRope}

@@ -21,6 +21,7 @@ Sample = Sequence[int | tuple[int, ...]]  # text (its token count), images, vide
 
 _H, _G, _C, _D, _E = 3, 2, 4, 6, 5  # query heads, key heads, head width, decoder and tower width
 _MOST = 400  # visual tokens of a sample, whose attention is cut to the bucket
+_WORDS = 20  # of a vocabulary
 _LONGEST = 64  # text of a sample whose attention is asked for
 
 
@@ -132,6 +133,8 @@ def draw_signals(
                 signals[request] = draw.vectors(layout, _D)
             case asks.Embeddings():
                 signals[request] = draw.vectors(unpruned, _D)
+            case asks.WordEmbeddings():
+                signals[request] = draw.words()
             case asks.AttentionRows(queries="text"):
                 signals[request] = draw.rows(layout.text_valid)
             case asks.AttentionRows():
@@ -191,6 +194,11 @@ class _Draw:
 
     def vectors(self, layout: Layout, *shape: int) -> asks.TokenVectors:
         return asks.TokenVectors(self.visual(layout, *shape), self.text(*shape))
+
+    def words(self) -> jax.Array:
+        """Draw the embeddings of a vocabulary, alike for all samples: [W, D]."""
+        drawn = np.random.default_rng(self.seed).normal(size=(_WORDS, _D))
+        return jnp.asarray(drawn, jnp.float32)
 
     def rows(self, queries: Any) -> jax.Array:
         """Draw attention [B, H, Q, V]; rows of padding are zero."""

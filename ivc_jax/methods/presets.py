@@ -17,6 +17,8 @@ _TOKENS = 576
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 # What their papers name, beside the three budgets of all others.
 _MORE = {"fastervlm": (288, 192, 144, 128, 64, 58, 29), "vispruner": (192, 128, 64, 32)}
+# The words of LLaVA-1.5-7B, vocabulary of Llama-2 (EIT-NLP/EmbedLens, README.md and its scripts).
+_EMBEDLENS = "embedlens:vit_sinks=1141,llm_sinks=26673,dead=30296"
 # Candidates in a region (Man-PaperRejected/Nuwa, README.md), and what leaves 336 and 48 tokens,
 # 224 and 32, 112 and 16: the first share is rounded up to a token, the second down.
 _NUWA = {192: (3, "0.583333/0.083334"), 128: (2, "0.388888/0.055556"), 64: (1, "0.194444/0.027778")}
@@ -52,12 +54,15 @@ def list_presets() -> Mapping[str, str]:
             f"vscan@{tokens}": f"vscan:budget={share},rule=equal,window=6",
             f"fitprune@{tokens}": f"fitprune:budget={share}",
             f"fsr@{tokens}": f"fsr:keep_ratio={share}",
+            f"embedlens@{tokens}": f"{_EMBEDLENS},keep_ratio={share}",
             # the cuts of LLaVA-NeXT; rates between those of LLaVA-OneVision
             f"vflowopt@{tokens}": f"vflowopt:layers=0/10/20,budget={share}",
         }
     # the rows of its paper, which the outliers of pictures average
     found["prumerge@32"] = f"prumerge:keep_ratio={32 / _TOKENS}"
     found["prumerge@144"] = f"prumerge:keep_ratio={144 / _TOKENS},plus=true"
+    # the rule of its paper, which drops about 40 %
+    found["embedlens@576"] = f"{_EMBEDLENS},keep_ratio=1,strict=true"
     found["cdpruner@32"] = f"cdpruner:keep_ratio={32 / _TOKENS}"
     found["divprune@56"] = "divprune:keep_ratio=0.098"  # what its scripts give
     for name, budgets in _MORE.items():

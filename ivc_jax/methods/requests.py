@@ -55,6 +55,11 @@ class Embeddings:
 
 
 @dataclasses.dataclass(frozen=True)
+class WordEmbeddings:
+    """Input embeddings of all words, in the model's dtype: [vocab, D]."""
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionRows:
     """Attention probabilities of block `layer`, float32 [B, H, Q, V].
 
@@ -177,7 +182,16 @@ class Carry:
 
 TowerRequest = TowerAttention | TowerKeys | TowerFeatures | ClassFeatures | PixelEntropy
 LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
-Request = LayerRequest | TowerRequest | Hidden | Embeddings | RopeSettings | Objects | Carry
+Request = (
+    LayerRequest
+    | TowerRequest
+    | Hidden
+    | Embeddings
+    | WordEmbeddings
+    | RopeSettings
+    | Objects
+    | Carry
+)
 Signals = Mapping[Request, Any]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.batches import BUCKET, STEPS, WIDE, batch_of
+from helpers.methods import complete
 
 import ivc_jax
 from ivc_jax.engine.compact import Sequence, compact
@@ -35,6 +36,7 @@ RELATED = [
     "fsr",
     "nuwa+ivc",
     "vflowopt:cell=2",
+    complete("embedlens"),
 ]
 # Held to those promises that one program can show: they choose as others above do.
 ABLATIONS = ["ivc_progressive:layers=3,ratios=0.5", "ivc_removal:layer=0"]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.batches import show_pictures
+from helpers.methods import complete
 from helpers.programs import find_programs
 
 import ivc_jax
@@ -49,10 +50,10 @@ def shown(request, tiny_hf):
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_mates_change_nothing(shown, name):
     model, batch, together, copies, alone = shown
-    prompt = ivc_jax.prefill(model, together, name)
+    prompt = ivc_jax.prefill(model, together, complete(name))
     answers = ivc_jax.decode(model, prompt, STEPS, ()).tokens if name in ANSWERED else None
     for row, inputs in (alone if name in ALONE else copies).items():
-        own = ivc_jax.prefill(model, inputs, name)
+        own = ivc_jax.prefill(model, inputs, complete(name))
         kept = prompt.kept[row]
         np.testing.assert_array_equal(kept, own.kept[0])
         np.testing.assert_allclose(prompt.logits[row], own.logits[0], rtol=0, atol=1e-4)

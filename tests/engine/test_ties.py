@@ -6,6 +6,7 @@ the decoder compute for them differs in the last bits from bucket to bucket, abo
 
 import numpy as np
 import pytest
+from helpers.methods import complete
 from PIL import Image
 
 import ivc_jax
@@ -16,7 +17,8 @@ from ivc_jax.methods.requests import TowerRequest
 
 BLIND = {"dense", "random", "uniform"}  # they look at nothing that a model computes
 # Scores of block 0 see no order yet: the value vectors of a blank page are one.
-SPECS = [*(name for name in METHODS if name not in BLIND), "ivc:layer=1", "scope+ivc", "nuwa+ivc"]
+SPECS = [*(complete(name) for name in METHODS if name not in BLIND), "ivc:layer=1"]
+SPECS += ["scope+ivc", "nuwa+ivc"]
 SMALL = Buckets(text=(32,), visual=(16,), patches=(64,), rows=(1,), images=(1,))
 LARGE = Buckets(text=(48,), visual=(40,), patches=(160,), rows=(6,), images=(2,))
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.methods import complete
 from helpers.models import model_config
 from helpers.prompts import hf_arrays
 
@@ -16,11 +17,15 @@ from ivc_jax.methods.drawn import make_layout
 from ivc_jax.methods.fields import list_fields
 from ivc_jax.methods.testing import run_cuts
 
-PRUNING = [name for name, kind in METHODS.items() if "budget" in list_fields(kind)]
+PRUNING = [complete(name) for name, kind in METHODS.items() if "budget" in list_fields(kind)]
 BUDGETS = (0.5, 0.33, 0.22, 0.11)
 # One image of 16 x 24 cells: rounding to whole tokens is below half a percent.
 PROMPT = [(5, ("image", (1, 32, 48)), 9)]
 BUCKET = Buckets(text=(24,), visual=(384,), patches=(1536,), rows=(1,), images=(1,))
+
+
+def with_budget(spec, budget):
+    return parse(f"{spec}{',' if ':' in spec else ':'}budget={budget}")
 
 
 def test_measure_by_hand():
@@ -45,7 +50,7 @@ def test_solve_finds_the_share_or_nothing():
 def test_every_method_solves_every_budget(name, depth):
     for budget in BUDGETS:
         try:
-            method = parse(f"{name}:budget={budget}").resolve(model_config(depth))
+            method = with_budget(name, budget).resolve(model_config(depth))
         except BudgetError as error:
             # Both must see a whole block, or three, before they can cut.
             late = ("sparsevlm", "fastv", "dart")
@@ -58,7 +63,7 @@ def test_every_method_solves_every_budget(name, depth):
 
 @pytest.mark.parametrize("spec", [*PRUNING, "fastv+ivc", "pyramiddrop+pore:sigma=1.0"])
 def test_what_is_kept_is_the_budget(spec):
-    method = parse(f"{spec}{',' if ':' in spec else ':'}budget=0.6").resolve(model_config(6))
+    method = with_budget(spec, 0.6).resolve(model_config(6))
     cuts = run_cuts(method, make_layout([(9, (16, 24), 5)]))
     stages = [
         dataclasses.replace(stage, keep_ratio=len(kept) / 384)
@@ -130,7 +135,7 @@ def test_ivc_fractions_shrink_with_the_budget():
 
 @pytest.mark.parametrize("name", PRUNING)
 def test_descriptions_name_the_budget(name):
-    method = parse(f"{name}:budget=0.33")
+    method = with_budget(name, 0.33)
     assert "budget=0.33" in describe(method)
     assert "keep_ratio" not in describe(method)
     assert parse(describe(method)) == method

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.methods import complete
 from helpers.models import model_config
 
 from ivc_jax.methods import METHODS, MODIFIERS, parse, select, testing
@@ -23,7 +24,7 @@ SETTINGS = {"vflowopt": "cell=2.3,threshold=1.1,alpha=0.3", "ivc": "cos_fraction
 
 
 def with_settings(name):
-    return f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
+    return f"{name}:{SETTINGS[name]}" if name in SETTINGS else complete(name)
 
 
 # Ways through a method that its defaults do not take, and modifiers on what merges or cuts twice.
@@ -60,6 +61,9 @@ VARIANTS = [
     "vscan+ivc",
     "sparsevlm+ivc",
     "nuwa+ivc:coordinates=lattice",
+    "embedlens:dead=1/4-6,strict=true,words=2",
+    "embedlens:dead=1/4-6,vit_sinks=2,remove=dead,control=random,seed=3",
+    "embedlens+ivc:dead=1/4-6,control=matching",
 ]
 SPECS = [spec for spec in map(with_settings, METHODS) if parse(spec).resolve(CONFIG).stages]
 SPECS += [f"fastv+{modifier}" for modifier in MODIFIERS] + VARIANTS
@@ -81,6 +85,7 @@ INDEPENDENT = (
     "fastervlm",
     "hired",
     "vispruner",
+    "embedlens",
 )
 # These keep a token of every image at their first cut, however small it is.
 SPARING = (
@@ -99,6 +104,7 @@ SPARING = (
     "fastervlm",
     "hired",
     "vispruner",
+    "embedlens",
 )
 # These can number the survivors anew (`positions` of the IVC score is another thing).
 RENUMBERING = [
@@ -183,6 +189,7 @@ def test_every_request_can_be_drawn():
     requests += [asks.TowerAttention(), asks.TowerKeys(), asks.TowerFeatures()]
     requests += [asks.TowerKeys(heads="joined", rotated=True), asks.ClassFeatures()]
     requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings(), asks.Objects()]
+    requests.append(asks.WordEmbeddings())
     known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
     assert set(draw_signals(requests, layout, layout)) == set(requests)

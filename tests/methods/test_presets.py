@@ -46,6 +46,9 @@ def count(spec):
         ("fastervlm@58", [(0, 58)]),
         ("fastervlm@29", [(0, 29)]),
         ("hired@192", [(0, 192)]),
+        ("embedlens@192", [(0, 192)]),
+        ("embedlens@64", [(0, 64)]),
+        ("embedlens@576", [(0, 576)]),  # as many slots: how many are filled depends on the picture
         ("vispruner@32", [(0, 32)]),
         ("visionzip@192", [(0, 192)]),
         ("visionzip@64", [(0, 64)]),
