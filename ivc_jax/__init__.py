@@ -19,17 +19,21 @@ if TYPE_CHECKING:
     from ivc_jax.engine.score import score
     from ivc_jax.engine.stream import Step, stream
     from ivc_jax.inputs.batch import Batch
+    from ivc_jax.inputs.sampling import VideoOptions
+    from ivc_jax.inputs.video import Clip
     from ivc_jax.model import Model, load
 
 # Imported when they are asked for: JAX takes seconds, in which the program `ivc-jax` must already
 # answer to Ctrl-C.
 _HOMES = {
     "Batch": "ivc_jax.inputs.batch",
+    "Clip": "ivc_jax.inputs.video",
     "Model": "ivc_jax.model",
     "Output": "ivc_jax.engine.decode",
     "Prefill": "ivc_jax.engine.prefill",
     "Sampling": "ivc_jax.engine.sampling",
     "Step": "ivc_jax.engine.stream",
+    "VideoOptions": "ivc_jax.inputs.sampling",
     "decode": "ivc_jax.engine.decode",
     "encode": "ivc_jax.engine.prefill",
     "generate": "ivc_jax.engine.decode",
@@ -41,11 +45,13 @@ _HOMES = {
 _MODULES = ("ivc", "methods")
 __all__ = [
     "Batch",
+    "Clip",
     "Model",
     "Output",
     "Prefill",
     "Sampling",
     "Step",
+    "VideoOptions",
     "__version__",
     "decode",
     "encode",

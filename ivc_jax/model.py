@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from ivc_jax import cloud, families
 from ivc_jax.config import ConfigError, ModelConfig
 from ivc_jax.families import Family
-from ivc_jax.inputs.batch import InputError, check_ids
-from ivc_jax.inputs.processor import Processor, read_rules
+from ivc_jax.inputs.batch import check_ids
+from ivc_jax.inputs.processor import Processor
 from ivc_jax.inputs.resize import PictureRule
+from ivc_jax.inputs.rules import read_rules, refuse_options
+from ivc_jax.inputs.sampling import VideoOptions
 from ivc_jax.inputs.tokenizer import find_id, read_stop_ids
 from ivc_jax.nn.blocks import Params, peek
 from ivc_jax.nn.layers import is_quantized
@@ -81,6 +83,7 @@ def load(
     max_pixels: int | None = None,
     pad: bool | None = None,
     max_tiles: int | None = None,
+    video: VideoOptions | None = None,
     processor: bool | str | Path = True,
     revision: str | None = None,
     token: str | None = None,
@@ -102,6 +105,7 @@ def load(
             say (False); None is what the files say.
         max_tiles: most tiles that a picture is cut into, a view of the whole not counted; for
             checkpoints that cut pictures.
+        video: which frames of video files are shown, and their size, instead of what the files say.
         processor: another directory or hub id to take tokenizer, chat template and picture
             settings from; False loads the weights alone, for directories without these files.
         revision: branch, tag or commit of a hub id.
@@ -120,7 +124,7 @@ def load(
     chosen = _choose_dtype(dtype, mesh)
     quantize.check(weights)
     if not processor:
-        _refuse_options(min_pixels, max_pixels, pad, max_tiles)
+        refuse_options(min_pixels, max_pixels, pad=pad, max_tiles=max_tiles, video=video)
     folder = find_folder(path, revision, token)
     home = folder
     if processor and processor is not True:
@@ -131,6 +135,7 @@ def load(
     if processor:
         made = load_processor(home, config, family).bound(min_pixels, max_pixels, max_tiles)
         made = made if pad is None else made.pad(pad)
+        made = made if video is None else made.sample(video)
         config = _with_pixels(config, made.images)
     elif rules := read_rules(folder, config, family.read_pictures):
         config = _with_pixels(config, rules[0])
@@ -209,6 +214,7 @@ def load_processor(folder: Path, config: ModelConfig, family: Family) -> Process
         chat_template=family.chat_template,
         end_token=family.end_token,
         frame_text=family.frame_text,
+        sampling=family.sampling,
     )
 
 
@@ -301,17 +307,6 @@ def check_dtype(name: str, platform: str) -> None:
     # Attention multiplies halves and adds them up in float32, which XLA has on GPU only.
     if name == "float16" and platform != "gpu":
         raise ValueError(f"float16 is not computed on {platform}; use dtype bfloat16 or float32")
-
-
-def _refuse_options(
-    min_pixels: int | None, max_pixels: int | None, pad: bool | None, max_tiles: int | None
-) -> None:
-    """Refuse settings for pictures where there is no processor to have them."""
-    if (min_pixels, max_pixels) != (None, None):
-        raise InputError("min_pixels and max_pixels are the processor's; load it or leave them out")
-    for name, option in (("pad", pad), ("max_tiles", max_tiles)):
-        if option is not None:
-            raise InputError(f"{name} is the processor's; load it or leave it out")
 
 
 def _find_stops(

@@ -12,6 +12,7 @@ from typing import Any
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.resize import PictureRule
+from ivc_jax.inputs.sampling import FrameSampling, SampleStarts
 from ivc_jax.weights.keymap import Rule
 
 
@@ -45,6 +46,7 @@ class Family:
             and the tokenizer's eos_token.
         frame_text: what stands before a frame of a video, with `{number}`, for models to which a
             video is pictures in a row; None has a placeholder for videos, or takes none.
+        sampling: which frames of a video file are shown, where its settings do not say.
         sizes: `config.json` of published models, by lower-case name; for plans and measurements
             without a checkpoint.
     """
@@ -62,4 +64,5 @@ class Family:
     image_token: str | None = None
     end_token: str | None = None
     frame_text: str | None = None
+    sampling: type[FrameSampling] = SampleStarts
     sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

@@ -19,6 +19,7 @@ from ivc_jax.families.internvl_tensors import CHAT, EXCUSED, HF
 from ivc_jax.families.qwen import WORDS as QWEN2_WORDS
 from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.footprint import Footprint
+from ivc_jax.inputs.sampling import SampleMiddles
 from ivc_jax.inputs.tiles import Tiles
 from ivc_jax.weights.keymap import Rule
 
@@ -223,6 +224,7 @@ _SHARED_PARTS: dict[str, Any] = {
     "image_token": "<IMG_CONTEXT>",
     "end_token": "<|im_end|>",
     "frame_text": "Frame{number}: ",
+    "sampling": SampleMiddles,
 }
 INTERNVL_CHAT = Family(
     model_types=("internvl_chat",),

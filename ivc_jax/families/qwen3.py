@@ -15,6 +15,7 @@ from ivc_jax.families.settings import Settings
 from ivc_jax.inputs.clip import ClipResize
 from ivc_jax.inputs.footprint import Footprint
 from ivc_jax.inputs.resize import SmartResize
+from ivc_jax.inputs.sampling import SampleEnds
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
 _TEXT, _TOWER = "model.language_model.", "model.visual."
@@ -184,6 +185,7 @@ QWEN3_VL = Family(
     excused=EXCUSED,
     read_pictures=_read_pictures,
     write_visual=_write_visual,
+    sampling=SampleEnds,
     word_pattern=WORDS,
     sizes={
         "qwen3-vl-2b": _size(28, 2048, 6144, 16, tied=True, large=False),

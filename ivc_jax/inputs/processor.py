@@ -11,6 +11,7 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, measure_sample
+from ivc_jax.inputs.clips import Video, list_per_sample, list_rates, load_clip
 from ivc_jax.inputs.footprint import Footprint, find_footprint, measure_visual
 from ivc_jax.inputs.frames import interleave
 from ivc_jax.inputs.messages import Messages, find_conversations, split_visuals
@@ -18,11 +19,12 @@ from ivc_jax.inputs.objects import Box, mark_samples
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
-from ivc_jax.inputs.tokenizer import Tokenizer, read_json, read_stop_ids
+from ivc_jax.inputs.rules import read_rules, read_settings
+from ivc_jax.inputs.sampling import FrameSampling, SampleStarts, VideoOptions
+from ivc_jax.inputs.tokenizer import Tokenizer, read_stop_ids
+from ivc_jax.inputs.video import Clip, VideoFile
 
 _log = logging.getLogger(__name__)
-
-Video = Sequence[Picture] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Processor:
         images: settings for images.
         videos: settings for videos.
         stop_ids: ids that end an answer.
+        sampling: which frames of a video file are shown.
     """
 
     config: ModelConfig
@@ -42,6 +45,7 @@ class Processor:
     images: PictureRule
     videos: PictureRule
     stop_ids: tuple[int, ...]
+    sampling: FrameSampling = dataclasses.field(default_factory=SampleStarts)
 
     @classmethod
     def from_pretrained(
@@ -55,6 +59,7 @@ class Processor:
         chat_template: str | None = None,
         end_token: str | None = None,
         frame_text: str | None = None,
+        sampling: type[FrameSampling] = SampleStarts,
     ) -> "Processor":
         """Read tokenizer, chat template and image settings from a checkpoint directory.
 
@@ -67,6 +72,7 @@ class Processor:
             chat_template: for a directory without one that writes pictures.
             end_token: see `read_stop_ids`.
             frame_text: what stands before a frame of a video, where frames are pictures.
+            sampling: how frames of video files are chosen.
 
         Raises:
             InputError: missing or damaged files, or settings that do not fit the model.
@@ -94,6 +100,7 @@ class Processor:
             images=images,
             videos=videos,
             stop_ids=read_stop_ids(path, tokenizer, end_token),
+            sampling=sampling.from_hf(read_settings(path)[1], videos.temporal_patch_size),
         )
 
     def bound(
@@ -114,6 +121,27 @@ class Processor:
             self, images=images, videos=images if videos == self.images else videos
         )
 
+    def sample(self, options: VideoOptions) -> "Processor":
+        """Return a processor that shows other frames of video files, or in another size.
+
+        Raises:
+            InputError: bounds that this checkpoint does not have.
+        """
+        videos = self.videos.bound(options.min_pixels, options.max_pixels)
+        return dataclasses.replace(self, videos=videos, sampling=self.sampling.change(options))
+
+    def read_video(self, source: str | Path | bytes | VideoFile, name: str = "video") -> Clip:
+        """Decode those frames of a video file that the model is shown, and say when they are.
+
+        Args:
+            source: path, or the bytes of a file.
+            name: what errors call it.
+
+        Raises:
+            InputError: a file that cannot be read, or PyAV is not installed.
+        """
+        return load_clip(source, None, self.sampling, name)
+
     def pad(self, pad: bool) -> "Processor":
         """Return a processor that pads pictures to their square, or cuts their middle out.
 
@@ -128,7 +156,7 @@ class Processor:
         images: Sequence[Sequence[Picture] | None] | None = None,
         videos: Sequence[Sequence[Video] | None] | None = None,
         chat: bool = True,
-        fps: float | Sequence[Sequence[float] | None] = 2.0,
+        fps: float | Sequence[Sequence[float] | None] | None = None,
         objects: Sequence[Sequence[Sequence[Box]] | None] | None = None,
     ) -> Batch:
         """Make a batch; every list has one entry a sample.
@@ -138,12 +166,14 @@ class Processor:
                 first); or chat messages as transformers takes them, one conversation or a list of
                 them, with the pictures in them (`inputs.messages`).
             images: for each sample a list of images (PIL, path or uint8 array), or None.
-            videos: for each sample a list of videos (lists of frames, or uint8 arrays
-                [frames, height, width, 3]), or None.
+            videos: for each sample a list of videos, or None: paths or bytes of video files, of
+                which `sampling` chooses frames, or frames, all of which are shown: lists, uint8
+                arrays [frames, height, width, 3], clips (`read_video`).
             chat: wrap each prompt in the chat template; False leaves it as it is, marks aside.
-            fps: frames a second of the videos as they are given here (2 is the rate at which
-                Qwen2.5-VL samples): one number, or for each sample a list with one a video. Only
-                models with absolute time or time stamps read it.
+            fps: frames a second of the videos as they are shown: one number, or for each sample a
+                list with one a video. So many are taken of files (None: what `sampling` says);
+                of frames it says when they are (None: 2 a second), which only models with absolute
+                time or time stamps read. A clip knows its own.
             objects: for methods that ask where objects are: for each sample a list with the boxes
                 of each of its images (x1, y1, x2, y2 in its own pixels), or None.
 
@@ -159,11 +189,11 @@ class Processor:
                     " out images, videos and chat"
                 )
             prompts, (images, videos) = conversations, split_visuals(conversations)
-        picture_lists = _list_per_sample(images, len(prompts), "image")
-        video_lists = _list_per_sample(videos, len(prompts), "video")
+        picture_lists = list_per_sample(images, len(prompts), "image")
+        video_lists = list_per_sample(videos, len(prompts), "video")
         if self.config.video_token_id is None and self.writer.frame_text is None:
             _refuse_videos(video_lists)
-        rates = _list_rates(fps, video_lists)
+        rates = list_rates(fps, video_lists)
         # Visuals of all samples lie one behind the other; the placeholders say whose they are.
         tokens, flat_images, flat_videos = [], [], []
         for sample, prompt in enumerate(prompts):
@@ -198,14 +228,16 @@ class Processor:
         ]
 
     def _cut_videos(
-        self, videos: Sequence[Video], rates: Sequence[float], sample: int
+        self, videos: Sequence[Video], rates: Sequence[float | None], sample: int
     ) -> list[Visual]:
-        clips, depth = [], self.videos.temporal_patch_size  # frames of a temporal slice
-        for index, (frames, rate) in enumerate(zip(videos, rates, strict=True)):
-            clip = process_video(frames, self.videos, f"sample {sample}, video {index}")
-            times = _time_slices(len(frames), rate, depth)
-            clips.append(dataclasses.replace(clip, seconds=depth / rate, times=times))
-        return clips
+        found, depth = [], self.videos.temporal_patch_size  # frames of a temporal slice
+        for index, (video, rate) in enumerate(zip(videos, rates, strict=True)):
+            name = f"sample {sample}, video {index}"
+            clip = load_clip(video, rate, self.sampling, name)
+            cut = process_video(clip.frames, self.videos, name)
+            seconds, times = depth / clip.shown_rate, clip.time_slices(depth)
+            found.append(dataclasses.replace(cut, seconds=seconds, times=times))
+        return found
 
     def measure(
         self, prompt: str | Messages, sizes: Sequence[tuple[int, int]], chat: bool = True
@@ -250,95 +282,7 @@ class Processor:
         return [self.writer.tokenizer.decode(row[: int(length)]) for row, length in rows]
 
 
-def read_rules(
-    path: Path,
-    config: ModelConfig,
-    read_pictures: Callable[[Mapping[str, Any], ModelConfig], PictureRule],
-) -> tuple[PictureRule, PictureRule] | None:
-    """Read the settings for images and for videos, None if there are none.
-
-    Those for images come from `processor_config.json` if it holds them, else from
-    `preprocessor_config.json`; those for videos fall back to them.
-
-    Raises:
-        InputError: a damaged file, or settings that do not fit the model.
-    """
-    # newer checkpoints keep all settings in one file
-    nested = read_json(path / "processor_config.json")
-    images = nested.get("image_processor") or read_json(path / "preprocessor_config.json")
-    # and one file of some older ones holds nothing but those for images
-    images = images or (nested if "image_mean" in nested else {})
-    if not images:
-        return None
-    videos = nested.get("video_processor")
-    videos = videos or read_json(path / "video_preprocessor_config.json") or images
-    return (
-        _check(read_pictures(images, config), config, path),
-        _check(read_pictures(videos, config), config, path),
-    )
-
-
-def _check(images: PictureRule, config: ModelConfig, path: Path) -> PictureRule:
-    """Return the settings if their patches are those of the vision tower."""
-    vision = config.vision
-    expected = {
-        "patch_size": vision.patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-    }
-    for name, value in expected.items():
-        if getattr(images, name) != value:
-            raise InputError(
-                f"{path}: {name} {getattr(images, name)} of the preprocessor differs from the"
-                f" model's {value}; use files of one checkpoint"
-            )
-    return images
-
-
-def _list_per_sample(lists: Any, num_samples: int, kind: str) -> list[list]:
-    """Return one list a sample."""
-    if lists is None:
-        return [[] for _ in range(num_samples)]
-    remedy = f"pass {kind}s=[[first {kind} of sample 0, ...], ...]"
-    if not isinstance(lists, list | tuple):
-        raise InputError(f"{kind}s must be a list with a list for each sample; {remedy}")
-    if len(lists) != num_samples:
-        raise InputError(f"{len(lists)} lists of {kind}s for {num_samples} prompts; {remedy}")
-    for sample, entry in enumerate(lists):
-        if entry is not None and not isinstance(entry, list | tuple):
-            raise InputError(
-                f"sample {sample}: its {kind}s are a {type(entry).__name__}, not a list; {remedy}"
-            )
-    return [list(entry or ()) for entry in lists]
-
-
 def _refuse_videos(video_lists: list[list]) -> None:
     for sample, clips in enumerate(video_lists):
         if clips:
             raise InputError(f"sample {sample}: this model takes no videos; leave them out")
-
-
-def _time_slices(frames: int, rate: float, depth: int) -> tuple[float, ...]:
-    """Say when each temporal slice is: halfway between its first frame and its last, in seconds.
-
-    Five frames at 2 a second, two a slice, the last of them repeated:
-
-        frames  0.0 0.5 | 1.0 1.5 | 2.0 2.0        slices  0.25 1.25 2.0
-    """
-    at = [frame / rate for frame in range(frames)]
-    at += at[-1:] * (-frames % depth)
-    return tuple((at[i] + at[i + depth - 1]) / 2 for i in range(0, len(at), depth))
-
-
-def _list_rates(fps: Any, video_lists: list[list]) -> list[list[float]]:
-    """Return the frame rate of each video of each sample."""
-    if isinstance(fps, int | float | np.number):
-        fps = [[fps] * len(videos) for videos in video_lists]
-    rates = _list_per_sample(fps, len(video_lists), "frame rate")
-    for sample, (row, videos) in enumerate(zip(rates, video_lists, strict=True)):
-        if len(row) != len(videos) or not all(0 < rate < float("inf") for rate in row):
-            raise InputError(
-                f"sample {sample}: fps {row} must be a positive number for each of its"
-                f" {len(videos)} videos; pass fps=2.0 or fps=[[rate of video 0, ...], ...]"
-            )
-    return rates
