@@ -22,13 +22,13 @@ ALLOWED = {
     "cloud": set(),
     "nn": {"types", "config", "decoder_parts", "nn", "parallel.constraints"},
     "inputs": {"types", "config", "inputs"},
-    "methods": {"types", "config", "ivc", "methods", "nearest"},
+    "methods": {"types", "config", "ivc", "methods", "nearest", "nn.attention"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
     "families": {"config", "decoder_parts", "inputs", "weights.keymap", "families"},
     "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
     "engine": {
         *("types", "config", "nn", "inputs", "methods.base", "methods.requests", "model"),
-        *("parallel", "engine"),
+        *("parallel", "engine", "weights.modules"),
     },
     "evals": {
         *("types", "config", "inputs", "methods", "model", "parallel", "engine"),

@@ -15,6 +15,7 @@ from ivc_jax.commands.origin import find_commit, find_model, name_model
 from ivc_jax.commands.settings import RunConfig, SettingsError
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.decode import run_decode
+from ivc_jax.engine.modules import with_modules
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import count_programs
 from ivc_jax.evals.benchmarks import tasks
@@ -273,6 +274,7 @@ def _check_methods(
             unreachable[spec] = str(error)
             continue
         make_plan(model.config.decoder.num_layers, resolved)
+        with_modules(model, resolved)
         # dense has no stage
         keep_ratio = resolved.stages[-1].keep_ratio if resolved.stages else 1.0
         entries.append(MethodEntry(spec, keep_ratio, method, asks_for_objects(resolved)))

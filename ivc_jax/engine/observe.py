@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from ivc_jax.config import ModelConfig
+from ivc_jax.engine.modules import with_modules
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.prefill import place, trace_prefill
 from ivc_jax.methods.base import Method, Stage
@@ -47,8 +48,9 @@ def observe(model: Model, inputs: Inputs, layer: int, *requests: Request) -> tup
     method = _Observer(layer, requests)
     make_plan(model.config.decoder.num_layers, method)
     inputs = place(model, inputs)
+    params = with_modules(model, method)
     with on_mesh(model.mesh):
-        return _run(model.config, method, model.params, inputs)
+        return _run(model.config, method, params, inputs)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -13,6 +13,7 @@ import numpy as np
 from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.engine.compact import Sequence
 from ivc_jax.engine.decoder_signals import split
+from ivc_jax.engine.modules import answer_modules, with_modules
 from ivc_jax.engine.plan import make_plan
 from ivc_jax.engine.tower_signals import answer_tower, choose_tap
 from ivc_jax.engine.walk import Walk
@@ -106,8 +107,9 @@ def prefill(model: Model, batch: Batch | Inputs, method: Method | str = DENSE) -
     inputs = place(model, batch)
     if inputs.visual_source.shape[1]:
         method.check(inputs.layout)
+    params = with_modules(model, method)
     with on_mesh(model.mesh):
-        return run_prefill(model.config, method, model.params, inputs)
+        return run_prefill(model.config, method, params, inputs)
 
 
 def encode(model: Model, batch: Batch | Inputs) -> Inputs:
@@ -183,6 +185,7 @@ def trace_prefill(
     # A dict for a set that stays in order: equal methods must trace equal programs.
     asked = dict.fromkeys(r for stage in method.stages for r in method.requests(stage))
     hidden, features, signals = embed_inputs(config, params, inputs, list(asked))
+    signals |= answer_modules(params, asked)
     slots = jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)  # [B, N]
     # Methods are told of the model's own embedding, the blocks turn by that of the method.
     project = partial(tower.project, config.vision, params.get("vision"))

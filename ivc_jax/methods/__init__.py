@@ -4,6 +4,7 @@ from ivc_jax.methods.base import Method, MethodError
 from ivc_jax.methods.budget import BudgetError
 from ivc_jax.methods.cdpruner import CDPruner
 from ivc_jax.methods.coordinates import Coordinates
+from ivc_jax.methods.covipal import CoViPAL
 from ivc_jax.methods.dart import Dart
 from ivc_jax.methods.divprune import DivPrune
 from ivc_jax.methods.embedlens import EmbedLens
@@ -42,6 +43,7 @@ __all__ = [
     "PLUGINS",
     "BudgetError",
     "CDPruner",
+    "CoViPAL",
     "Coordinates",
     "Dart",
     "DivPrune",
@@ -96,6 +98,7 @@ METHODS: dict[str, type[Method]] = {
     "fsr": FSR,
     "divprune": DivPrune,
     "cdpruner": CDPruner,
+    "covipal": CoViPAL,
     "fitprune": FitPrune,
     "dart": Dart,
     "fastervlm": FasterVLM,

@@ -148,6 +148,8 @@ def draw_signals(
                 signals[request] = draw.visual(unpruned, _E)
             case asks.PixelEntropy():
                 signals[request] = abs(draw.visual(unpruned))
+            case asks.Weights():
+                signals[request] = DrawnParameters(draw.seed)
     return signals
 
 
@@ -213,6 +215,31 @@ class _Draw:
         matrix = np.moveaxis(columns, 1, 2)[:, : columns.shape[1]]
         asked = np.asarray(self.unpruned.visual_valid)[..., None]
         return FixedAttention(jnp.asarray(np.where(asked, matrix, 0.0)), self.unpruned)
+
+
+@flax.struct.dataclass
+class DrawnParameters(asks.Parameters):
+    """The signal of `Weights`: whatever is asked for, drawn at random; nothing is said of it.
+
+    Matrices are scaled so that they leave the size of vectors as it is.
+    """
+
+    seed: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def settings(self) -> dict:
+        """Nothing: the method's own fields tell the sizes."""
+        return {}
+
+    def __call__(self, like: Any) -> Any:
+        """Draw parameters as a tree like this one."""
+        leaves, structure = jax.tree.flatten(like)
+        random = np.random.default_rng(self.seed)
+        drawn = [
+            random.normal(size=leaf.shape) * np.sqrt(leaf.shape[0] if leaf.ndim > 1 else 1.0) ** -1
+            for leaf in leaves
+        ]
+        return jax.tree.unflatten(structure, [jnp.asarray(x, jnp.float32) for x in drawn])
 
 
 @flax.struct.dataclass

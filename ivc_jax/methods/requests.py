@@ -180,6 +180,20 @@ class Carry:
     """What the method's earlier stage put into `Selection.carry`; None at the first stage."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters of a module that the method brings along: `Parameters`.
+
+    They lie beside the model's own, in `params["methods"]`; the engine reads them from a file when
+    a method first asks.
+
+    Attributes:
+        name: a safetensors file, or bundled/NAME, one that comes with the bundled model.
+    """
+
+    name: str
+
+
 TowerRequest = TowerAttention | TowerKeys | TowerFeatures | ClassFeatures | PixelEntropy
 LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
 Request = (
@@ -191,6 +205,7 @@ Request = (
     | RopeSettings
     | Objects
     | Carry
+    | Weights
 )
 Signals = Mapping[Request, Any]
 
@@ -206,6 +221,27 @@ class TokenVectors:
 
     visual: jax.Array  # [B, V, ...]
     text: jax.Array  # [B, T, ...]
+
+
+class Parameters:
+    """The signal of `Weights`; the engine gives a subclass.
+
+    Attributes:
+        settings: what the file says of the module; empty if it says nothing.
+    """
+
+    settings: Mapping[str, Any]
+
+    def __call__(self, like: Any) -> Any:
+        """Return the parameters as a tree like this one.
+
+        Args:
+            like: nested dicts of what has a `shape`; all parameters of the module.
+
+        Raises:
+            MethodError: parameters that are missing, misshaped or not asked for.
+        """
+        raise NotImplementedError
 
 
 class Received:

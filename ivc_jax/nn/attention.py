@@ -150,6 +150,30 @@ def _run_locally(
 
 
 @typed
+def attend_biased(
+    queries: Float[Array, "B N H C"],
+    keys: Float[Array, "B S G C"],
+    values: Float[Array, "B S G E"],
+    mask: Bool[Array, "#B 1 #N S"],
+    bias: Float[Array, "#B 1 #N S"] | None = None,
+) -> Float[Array, "B N H E"]:
+    """Attend with something added to the logits; what modules are trained through.
+
+    All scores at once, and derivatives of everything: not for long sequences.
+
+    Args:
+        mask: True where a query may look at a key.
+        bias: added to the scaled logits of all heads.
+    """
+    width = values.shape[3]
+    # the library wants values as wide as keys
+    wide = jnp.pad(values, ((0, 0), (0, 0), (0, 0), (0, queries.shape[3] - width)))
+    shape = jnp.broadcast_shapes(mask.shape, (1, 1, queries.shape[1], 1))
+    mask = jnp.broadcast_to(mask, shape)
+    return jax.nn.dot_product_attention(queries, keys, wide, bias, mask)[..., :width]
+
+
+@typed
 def attend_cached(
     queries: Float[Array, "B N H C"],
     keys: Float[Array, "B G S C"],

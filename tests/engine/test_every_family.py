@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.batches import show_pictures
 from helpers.methods import complete
+from helpers.modules import give_weights
 from helpers.programs import find_programs
 
 import ivc_jax
@@ -48,12 +49,13 @@ def shown(request, tiny_hf):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batch_mates_change_nothing(shown, name):
+def test_batch_mates_change_nothing(shown, name, tmp_path):
     model, batch, together, copies, alone = shown
-    prompt = ivc_jax.prefill(model, together, complete(name))
+    spec = give_weights(complete(name), model.config, tmp_path)
+    prompt = ivc_jax.prefill(model, together, spec)
     answers = ivc_jax.decode(model, prompt, STEPS, ()).tokens if name in ANSWERED else None
     for row, inputs in (alone if name in ALONE else copies).items():
-        own = ivc_jax.prefill(model, inputs, complete(name))
+        own = ivc_jax.prefill(model, inputs, spec)
         kept = prompt.kept[row]
         np.testing.assert_array_equal(kept, own.kept[0])
         np.testing.assert_allclose(prompt.logits[row], own.logits[0], rtol=0, atol=1e-4)

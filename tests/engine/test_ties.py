@@ -7,6 +7,7 @@ the decoder compute for them differs in the last bits from bucket to bucket, abo
 import numpy as np
 import pytest
 from helpers.methods import complete
+from helpers.modules import give_weights
 from PIL import Image
 
 import ivc_jax
@@ -58,10 +59,10 @@ def asks_tower(method):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_equal_tokens_are_kept_alike_alone_and_in_a_batch(setting, spec):
+def test_equal_tokens_are_kept_alike_alone_and_in_a_batch(setting, spec, tmp_path):
     model, alone, together = setting
     try:
-        method = parse(spec).resolve(model.config)
+        method = parse(give_weights(spec, model.config, tmp_path)).resolve(model.config)
     except MethodError as error:
         pytest.skip(str(error))
     seen = spec == "ivc:layer=1" or asks_tower(method)

@@ -20,7 +20,11 @@ from ivc_jax.methods.modifier import unwrap
 
 CONFIG = testing.make_config()
 # Settings that show on small pictures what the usual ones show on large pictures alone.
-SETTINGS = {"vflowopt": "cell=2.3,threshold=1.1,alpha=0.3", "ivc": "cos_fraction=0.2"}
+SETTINGS = {
+    "covipal": "width=32,heads=4",
+    "vflowopt": "cell=2.3,threshold=1.1,alpha=0.3",
+    "ivc": "cos_fraction=0.2",
+}
 
 
 def with_settings(name):
@@ -59,6 +63,9 @@ VARIANTS = [
     "prumerge+ivc",
     "vscan:rule=equal,window=2,ratios=0.6/0.1",
     "vscan+ivc",
+    "covipal:width=16,heads=2,per_image=true,cross=true,pooled=5",
+    "covipal:width=16,heads=2,layer=3,places=false,text_tokens=3",
+    "covipal+ivc:width=16,heads=2",
     "sparsevlm+ivc",
     "nuwa+ivc:coordinates=lattice",
     "embedlens:dead=1/4-6,strict=true,words=2",
@@ -190,6 +197,7 @@ def test_every_request_can_be_drawn():
     requests += [asks.TowerKeys(heads="joined", rotated=True), asks.ClassFeatures()]
     requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings(), asks.Objects()]
     requests.append(asks.WordEmbeddings())
+    requests.append(asks.Weights("any"))
     known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
     assert set(draw_signals(requests, layout, layout)) == set(requests)
