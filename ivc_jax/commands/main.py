@@ -23,6 +23,7 @@ COMMANDS = {  # module of each
     "refcoco": "refcoco",
     "choose-layer": "choose_layer",
     "sets": "sets",
+    "lens": "lens",
     "methods": "methods",
     "bench": "bench",
 }

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ivc_jax.config import DecoderConfig, ModelConfig
 from ivc_jax.nn import rope, tower
@@ -110,34 +110,45 @@ class DecoderBlock(nn.Module):
             return self.latent.expand(self.latent.project(x, angles)[1])[1]
         return self.v_proj(x).reshape(*x.shape[:2], -1, self.config.value_dim)
 
-    def mix(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """Add the projected attention output [B, N, H, E] and the feed-forward part to x."""
+    def mix(self, x: jax.Array, mixed: jax.Array, fed: jax.Array | None = None) -> jax.Array:
+        """Add the projected attention output [B, N, H, E] and the feed-forward part to x.
+
+        Args:
+            fed: bool [B, N], the slots that get a feed-forward part; None is all of them.
+        """
         B, N, _ = x.shape
         x = x + self.o_proj(mixed.reshape(B, N, -1))  # heads side by side: [B, N, H * E]
-        return x + self.mlp(self.post_attention_layernorm(x))
+        added = self.mlp(self.post_attention_layernorm(x))
+        return x + (added if fed is None else jnp.where(fed[..., None], added, 0))
 
     def expand(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the keys [B, N, H, C] and values [B, N, H, E] that latent keys stand for."""
         return self.latent.expand(latents)
 
     def __call__(
-        self, x: jax.Array, angles: jax.Array, attend: Attend, cached: bool = False
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        attend: Attend,
+        cached: bool = False,
+        fed: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Run the block on [B, N, D]; return the same shape, and what `attend` handed on.
 
         Args:
             cached: what `attend` asks is a cache: keys and values come as those lie there.
+            fed: as in `mix`.
         """
         if self.config.latent is None:
             mixed, handed = attend(*self.qkv(x, angles))
-            return self.mix(x, mixed), handed
+            return self.mix(x, mixed, fed), handed
         queries, latents = self.latent.project(self.input_layernorm(x), angles)
         stored = latents, latents[..., :0]  # the values are the latents, too
         if cached:
             mixed, handed = attend(self.latent.absorb(queries), *stored)
-            return self.mix(x, self.latent.release(mixed)), handed
+            return self.mix(x, self.latent.release(mixed), fed), handed
         mixed, handed = attend(queries, *self.latent.expand(latents), stored)
-        return self.mix(x, mixed), handed
+        return self.mix(x, mixed, fed), handed
 
 
 @typed
@@ -179,15 +190,17 @@ def run_layer(
     angles: Float[Array, "B N F"],
     attend: Attend = attend_whole,
     cached: bool = False,
+    fed: Bool[Array, "B N"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Any]:
     """Run a block of these parameters; return hidden states and what `attend` handed on.
 
     Args:
         cached: as in `DecoderBlock`.
+        fed: likewise.
     """
     block, read = _read(config, params)
     with jax.named_scope("decoder_layer"):
-        return block.apply(read, hidden, angles, attend, cached)
+        return block.apply(read, hidden, angles, attend, cached, fed)
 
 
 @typed

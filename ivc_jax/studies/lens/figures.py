@@ -1,0 +1,93 @@
+"""Figures of the lens: where the classes lie in pictures, and what they are like by block."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+from PIL import Image
+
+from ivc_jax.methods.words import CLASSES
+
+COLOURS = ("#3b7d4f", "#c23b22", "#e08e2b", "#8a8f98")
+NAMES = ("alive", "ViT sink", "LLM sink", "dead")
+_DPI = 110
+
+
+def draw_maps(
+    path: pathlib.Path, pictures: Sequence[Image.Image], grids: Sequence[np.ndarray],
+    kinds: Sequence[np.ndarray],
+) -> None:  # fmt: skip
+    """Draw pictures above the classes of their tokens.
+
+    Args:
+        grids: [n, 3], frame, row and column of each token; of several frames (tiles) the first is
+            drawn.
+        kinds: [n].
+    """
+    count = len(pictures)
+    figure, axes = pyplot.subplots(
+        2, count, squeeze=False, figsize=(2.1 * count, 4.6), layout="constrained"
+    )
+    for column, (picture, grid, kind) in enumerate(zip(pictures, grids, kinds, strict=True)):
+        mine = grid[:, 0] == grid[:, 0].min()
+        rows, columns = grid[mine, 1:].T
+        cells = np.full((rows.max() + 1, columns.max() + 1), np.nan)
+        cells[rows, columns] = kind[mine]
+        axes[0, column].imshow(picture)
+        axes[1, column].imshow(
+            cells, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=3.5,
+            aspect=picture.height / cells.shape[0] / (picture.width / cells.shape[1]),
+        )  # fmt: skip
+        for row in (0, 1):
+            axes[row, column].set(xticks=[], yticks=[])
+    patches = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, NAMES, strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_layers(path: pathlib.Path, layers: dict[str, Any]) -> None:
+    """Draw shares, lengths, steps and attention of the classes by block."""
+    figure, axes = pyplot.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    shares = np.array([[each[name] for name in CLASSES] for each in layers["shares"]])
+    axes[0].stackplot(range(len(shares)), shares.T, colors=COLOURS, labels=NAMES)
+    axes[0].set(title="classes by what enters a block", ylabel="share of tokens", ylim=(0, 1))
+    titles = ("length", "cosine, before and after", "part of the visual attention")
+    for panel, name, title in zip(axes[1:], ("norm", "step", "attention"), titles, strict=True):
+        for kind, colour in zip(CLASSES, COLOURS, strict=True):
+            if layers[name][kind] is not None:
+                panel.plot(layers[name][kind], "o-", ms=3.5, color=colour)
+        panel.set(title=title)
+        panel.grid(alpha=0.25)
+    for panel in axes:
+        panel.set(xlabel="block")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_overlap(path: pathlib.Path, usual: dict[str, float], rows: list[dict[str, Any]]) -> None:
+    """Draw which classes are among what methods keep, below those of all tokens."""
+    every = [{"name": "all tokens", "among": usual}, *rows]
+    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.26 * len(every)), layout="constrained")
+    left = np.zeros(len(every))
+    for kind, colour, name in zip(CLASSES, COLOURS, NAMES, strict=True):
+        share = np.array([row["among"][kind] for row in every])
+        axes.barh(range(len(every)), share, left=left, color=colour, label=name)
+        left += share
+    axes.axvline(usual["alive"], color="black", lw=0.8)
+    axes.set_yticks(range(len(every)), [row["name"] for row in every], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(every) - 0.5, -0.5), xlabel="share of the kept tokens")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    figure.savefig(path, dpi=_DPI)
+    pyplot.close(figure)
