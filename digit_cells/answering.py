@@ -16,7 +16,7 @@ from digit_cells import optimiser
 from digit_cells.packed import compute_answer_logits
 from digit_cells.questions import LENGTHS, TASKS
 from digit_cells.scenes import Cells, arrange
-from digit_cells.setting import Setting
+from digit_cells.setting import Lesson, Setting
 from digit_scenes.loop import Params, Stage
 from digit_scenes.packing import Encoder, Plan, draw
 from ivc_jax.config import DecoderConfig, ModelConfig
@@ -27,11 +27,12 @@ QUESTIONS = (5, 6, 8, 4, 2, 2)
 _TESTS = 12  # batches of held-out scenes
 
 
-def lay_out(setting: Setting) -> Plan:
-    """Lay out a packed sequence."""
+def lay_out(setting: Setting, side: int | None = None) -> Plan:
+    """Lay out a packed sequence behind the top left `side` x `side` cells, or the whole picture."""
     pairs = zip(TASKS, QUESTIONS, strict=True)
     tasks = tuple(task for task, count in pairs for _ in range(count))
-    return Plan(tasks, setting.grid, LENGTHS, setting.kind == "line", direct=True)
+    line = setting.kind == "line"
+    return Plan(tasks, side or setting.grid, LENGTHS, line, direct=True, whole=setting.grid)
 
 
 def init_decoder(config: ModelConfig, key: jax.Array) -> Params:
@@ -54,17 +55,18 @@ def make_stage(
     tokenizer: Tokenizer,
     bank: tuple[Cells, np.ndarray],
     held_out: tuple[Cells, np.ndarray],
+    lesson: Lesson,
     seed: int,
 ) -> Stage:
-    """Describe the training; a bank is cells and their visual tokens [n, D]."""
-    plan = lay_out(setting)
+    """Describe a lesson; a bank is cells and their visual tokens [n, D]."""
+    plan = lay_out(setting, lesson.side)
     encode = Encoder(tokenizer, plan)
 
     def batch(
         random: np.random.Generator, bank: tuple[Cells, np.ndarray] = bank
     ) -> dict[str, np.ndarray]:
-        counts = random.integers(setting.digits[0], setting.digits[1] + 1, setting.rows)
-        drawn = [arrange(random, bank[0], count, setting.grid) for count in counts.tolist()]
+        counts = random.integers(lesson.digits[0], lesson.digits[1] + 1, setting.rows).tolist()
+        drawn = [arrange(random, bank[0], n, setting.grid, lesson.side) for n in counts]
         asked = encode([draw(random, scene, plan, TASKS) for scene, _ in drawn])
         return {**asked, "visual": bank[1][np.stack([picks for _, picks in drawn])]}
 
@@ -77,13 +79,14 @@ def make_stage(
         found = [measure(params, test) for test in tests]
         return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
+    whole = lesson.side == setting.grid
     return Stage(
-        name="decoder",
-        steps=setting.steps,
+        name="decoder" if whole else f"decoder-{lesson.side}",
+        steps=lesson.steps,
         batch=batch,
         loss=loss,
         evaluate=evaluate,
-        optimiser=optimiser.build(setting.steps),
+        optimiser=optimiser.build(lesson.steps, falls=whole),
         trained=("decoder",),
         seed=seed,
     )

@@ -77,17 +77,21 @@ def draw_cells(random: np.random.Generator, source: DigitSet, digits: int, groun
 
 
 def arrange(
-    random: np.random.Generator, cells: Cells, num_digits: int, grid: int
+    random: np.random.Generator, cells: Cells, num_digits: int, grid: int, side: int | None = None
 ) -> tuple[Scene, np.ndarray]:
-    """Arrange drawn cells into a scene; every cell of the grid is as likely to hold a digit.
+    """Arrange drawn cells into a scene; every cell shown is as likely to hold a digit.
+
+    Args:
+        side: cells along a side of the top left corner that is shown; None shows the whole grid.
 
     Returns:
-        The scene, and which of `cells` lies where: int64 [grid * grid].
+        The scene, and which of `cells` lies where: int64 [side * side].
     """
-    where = random.permutation(grid * grid)[:num_digits]
-    picks = random.choice(cells.ground, grid * grid)
+    side = side or grid
+    where = random.permutation(side * side)[:num_digits]
+    picks = random.choice(cells.ground, side * side)
     picks[where] = random.choice(cells.with_digit, num_digits)
-    return Scene(grid, tuple(_place(cells, picks[at], at, grid) for at in where.tolist())), picks
+    return Scene(grid, tuple(_place(cells, picks[at], at, side) for at in where.tolist())), picks
 
 
 def render(

@@ -9,6 +9,32 @@ from digit_cells.scenes import CELL
 
 
 @dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A part of the decoder's training.
+
+    Attributes:
+        side: cells along a side of what is shown of a picture, its top left corner.
+        digits: fewest and most digits of a scene.
+        steps: steps of the lesson.
+    """
+
+    side: int
+    digits: tuple[int, int]
+    steps: int
+
+
+# Where a digit lies is learnt first where that is easy: one or two digits among sixteen cells.
+# docs/log.md has what became of models that met the whole grid from the start.
+_LESSONS = (
+    Lesson(4, (1, 2), 250),
+    Lesson(5, (1, 4), 150),
+    Lesson(6, (1, 6), 200),
+    Lesson(8, (2, 9), 200),
+    Lesson(12, (3, 9), 300),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """One setting of the recipe.
 
@@ -21,7 +47,9 @@ class Setting:
         layers: blocks of the decoder; `width`, `intermediate`, `heads` are its other sizes.
         sections: rotary planes of a head that turn with (time, height, width); of a line none.
         theta: base of the rotary frequencies.
-        steps_tower: steps of the stage `tower`; `steps` are those of the decoder.
+        steps_tower: steps of the stage `tower`.
+        lessons: what the decoder learns before it meets whole pictures.
+        steps: steps of the decoder with whole pictures.
         rows: scenes in a step of the decoder.
     """
 
@@ -36,7 +64,8 @@ class Setting:
     sections: tuple[int, int, int] | None = None
     theta: float = 1e4
     steps_tower: int = 2000
-    steps: int = 1600
+    lessons: tuple[Lesson, ...] = _LESSONS
+    steps: int = 1200
     rows: int = 16
 
     def __post_init__(self) -> None:
@@ -60,6 +89,12 @@ class Setting:
                 raise ValueError(f"setting {self.name!r}: {field}={value} must be {remedy}")
 
     @property
+    def course(self) -> tuple[Lesson, ...]:
+        """The lessons that the grid has room for, and the last one: whole pictures."""
+        smaller = (lesson for lesson in self.lessons if lesson.side < self.grid)
+        return (*smaller, Lesson(self.grid, self.digits, self.steps))
+
+    @property
     def canvas(self) -> int:
         """Side of a picture in pixels."""
         return self.grid * CELL
@@ -73,14 +108,14 @@ class Setting:
 KINDS = ("sections", "interleaved", "line")
 
 # With theta 10 the slowest plane of 24 turns by 0.11 radians a cell: both axes turn.
-_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0, steps=2000)
+_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0, steps=1200)
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=2400),
+        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=1200),
         _SECTIONS,
-        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0, steps=1400),
-        Setting("line", "line", theta=1e4, steps=2400),
+        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0, steps=1000),
+        Setting("line", "line", theta=1e4, steps=1400),
     )
 }

@@ -19,6 +19,7 @@ from ivc_jax.config import VisionConfig
 from ivc_jax.nn import tower
 
 _ROWS = 1024  # cells in a step
+_COMMON = 0.5  # length of what all visual tokens have in common; contents have about 1
 _SMOOTHING = 0.1  # of labels: a tower that is sure of all it has seen errs more on unseen digits
 
 
@@ -66,13 +67,23 @@ def encode_bank(config: VisionConfig, vision: Params, cells: Cells) -> np.ndarra
     return np.concatenate(found)[: len(cells.pixels)]
 
 
-def normalise(config: VisionConfig, vision: Params, cells: Cells) -> Params:
-    """Scale the merger's last layer so that visual tokens have about unit length, like words."""
+def centre(config: VisionConfig, vision: Params, cells: Cells) -> Params:
+    """Shift and scale the merger's last layer: visual tokens get unit length, like words.
+
+    What they have in common becomes a direction of its own, the same for all. A head can look from
+    any of them to the mark in front of the picture by that alone, whatever the cell holds.
+    """
     tokens = encode_bank(config, vision, cells)
-    size = float(np.sqrt(np.mean(np.sum(tokens**2, axis=-1))))
+    middle = tokens.mean(axis=0)
+    size = float(np.sqrt(np.mean(np.sum((tokens - middle) ** 2, axis=-1))))
+    common = np.random.default_rng(0).standard_normal(len(middle))
+    common *= _COMMON / np.linalg.norm(common)
     mlp = vision["merger"]["mlp"]
-    mlp = {**mlp, "fc2": jax.tree.map(lambda p: p / size, mlp["fc2"])}
-    return {**vision, "merger": {**vision["merger"], "mlp": mlp}}
+    last = {
+        "weight": mlp["fc2"]["weight"] / size,
+        "bias": (mlp["fc2"]["bias"] - middle) / size + common,
+    }
+    return {**vision, "merger": {**vision["merger"], "mlp": {**mlp, "fc2": last}}}
 
 
 def make_stage(config: VisionConfig, steps: int, bank: Cells, held_out: Cells, seed: int) -> Stage:

@@ -3,8 +3,8 @@
     python -m digit_cells.train --out RUN --setting sections --seed 0
 
 Two stages: the tower on single cells, and the decoder on packed questions about scenes of cells
-that the frozen tower has encoded. RUN receives Orbax checkpoints by stage, `training_log.jsonl`,
-and a Hugging Face checkpoint (`--export-to`).
+that the frozen tower has encoded, lesson by lesson. RUN receives Orbax checkpoints by stage,
+`training_log.jsonl`, and a Hugging Face checkpoint (`--export-to`).
 """
 
 import argparse
@@ -76,12 +76,14 @@ def train(setting: Setting, out: pathlib.Path, seed: int) -> Params:
     params = tower.init_params(config.vision, tower_key)
     stage = tower.make_stage(config.vision, setting.steps_tower, cells, unseen, seed)
     params = loop.run(stage, params, out, evaluate_every=100)
-    params["vision"] = tower.normalise(config.vision, params["vision"], unseen)
+    params["vision"] = tower.centre(config.vision, params["vision"], unseen)
     params["decoder"] = answering.init_decoder(config, decoder_key)
     banks = [(bank, tower.encode_bank(config.vision, params["vision"], bank))
              for bank in (cells, unseen)]  # fmt: skip
-    stage = answering.make_stage(setting, config, words, *banks, seed)
-    return loop.run(stage, params, out, evaluate_every=100)
+    for lesson in setting.course:
+        stage = answering.make_stage(setting, config, words, *banks, lesson, seed)
+        params = loop.run(stage, params, out, evaluate_every=100)
+    return params
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,11 +38,13 @@ class Plan:
 
     Attributes:
         tasks: one entry a question.
-        grid: visual tokens along a side of the picture.
+        grid: visual tokens along a side of what is shown of the picture.
         lengths: tokens of the question and of the answer, by task.
         line: all slots are numbered on one line, instead of visual tokens by row and column.
         direct: an answer follows the last word of its question; its full stop or question mark and
             the marks of the turns are left out.
+        whole: visual tokens along a side of the whole picture, if only its top left corner is
+            shown: all slots are numbered as they are behind the whole.
     """
 
     tasks: tuple[str, ...]
@@ -50,6 +52,7 @@ class Plan:
     lengths: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LENGTHS)
     line: bool = False
     direct: bool = False
+    whole: int | None = None
 
     @property
     def marks(self) -> int:
@@ -103,11 +106,12 @@ class Plan:
     def positions(self) -> np.ndarray:
         """M-RoPE positions of each slot, [3, N] int32; on a line all axes are alike."""
         positions = np.zeros((3, self.length), np.int32)
-        grid, last = self.grid, self.picture - 1
-        cell = np.arange(grid * grid)
-        places = [cell, cell, cell] if self.line else [0 * cell, cell // grid, cell % grid]
+        whole, last = self.whole or self.grid, self.picture - 1
+        row, column = np.divmod(np.arange(self.grid**2), self.grid)
+        number = row * whole + column
+        places = [number, number, number] if self.line else [0 * row, row, column]
         positions[:, 1:last] = 1 + np.stack(places)
-        positions[:, last] = end = positions.max() + 1
+        positions[:, last] = end = 1 + (whole * whole if self.line else whole)
         for start, task in zip(self.starts, self.tasks, strict=True):
             count = self.count_slots(task)
             positions[:, start : start + count] = end + 1 + np.arange(count)

@@ -180,6 +180,36 @@ def test_plan_mask_shows_a_question_the_picture_and_itself():
     np.testing.assert_array_equal(np.flatnonzero(mask[3]), range(4))
 
 
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_a_corner_is_numbered_as_in_the_whole_picture(kind):
+    whole = answering.lay_out(TINY[kind])
+    corner = answering.lay_out(TINY[kind], 2)
+    assert (whole.grid, corner.grid, corner.picture) == (GRID, 2, 6)
+    shown = [1 + row * GRID + column for row in range(2) for column in range(2)]
+    np.testing.assert_array_equal(corner.positions[:, 1:5], whole.positions[:, shown])
+    # the mark behind the picture, and all questions
+    behind = whole.positions[:, whole.picture - 1 :]
+    np.testing.assert_array_equal(corner.positions[:, corner.picture - 1 :], behind)
+
+
+def test_lessons_end_with_whole_pictures():
+    setting = dataclasses.replace(SETTINGS["sections"], grid=6, steps=9)
+    assert [(lesson.side, lesson.digits) for lesson in setting.course] == [
+        (4, (1, 2)),
+        (5, (1, 4)),
+        (6, (3, 9)),
+    ]
+    assert setting.course[-1].steps == 9
+
+
+def test_digits_of_a_corner_lie_in_it():
+    random = np.random.default_rng(6)
+    cells = scenes.draw_cells(random, digits.load("train"), 30, 10)
+    scene, picks = scenes.arrange(random, cells, 4, GRID, side=2)
+    assert (scene.grid, len(picks)) == (GRID, 4)
+    assert sorted(map(scenes.find_cell, scene.digits)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_loss_is_over_answers_alone(tokenizer, drawn):
     setting = TINY["sections"]
     plan = answering.lay_out(setting)

@@ -1,5 +1,7 @@
 """The towers know no places, and checkpoints of every kind answer the same in transformers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ from helpers.cells import write_checkpoint
 from PIL import Image
 
 import ivc_jax
-from digit_cells import scenes, tower
+from digit_cells import files, scenes, tokenizer, tower
+from digit_cells.setting import SETTINGS
 from digit_scenes import digits
+from digit_scenes.tokenizer import find_special_ids
 from ivc_jax.methods.base import MethodError
 from ivc_jax.nn import tower as library
 
@@ -125,3 +129,19 @@ def test_checkpoints_answer_as_in_transformers(written, picture):
         )
     np.testing.assert_allclose(prompt.logits[0], logits, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(out.tokens[0, :12], answer[0, len(batch.tokens[0]) :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_centred_tokens_have_unit_length_and_a_direction_in_common(kind):
+    words = tokenizer.build(GRID)
+    setting = dataclasses.replace(SETTINGS[kind], grid=GRID)
+    config = files.read_config(setting, find_special_ids(words), words.get_vocab_size()).vision
+    cells = scenes.draw_cells(np.random.default_rng(0), digits.load("test"), 40, 20)
+    vision = tower.init_params(config, jax.random.key(0))["vision"]
+    before = tower.encode_bank(config, vision, cells)
+    after = tower.encode_bank(config, tower.centre(config, vision, cells), cells)
+    middle = after.mean(axis=0)
+    np.testing.assert_allclose(np.linalg.norm(middle), 0.5, rtol=1e-4)
+    content = before - before.mean(axis=0)
+    content /= np.sqrt(np.mean(np.sum(content**2, axis=1)))
+    np.testing.assert_allclose(after - middle, content, atol=2e-4)
