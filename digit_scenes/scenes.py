@@ -88,17 +88,32 @@ def render(
         colour = int(random.integers(len(COLOURS)))
         ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
         ink = np.clip(ink, 0, 255).astype(np.int32)
-        weights = make_enlargement(8, side)
-        # [side, side, 1], 256 is opaque
-        alpha = (weights @ source.tiles[pick] @ weights.T).astype(np.int32)  # ink 16 is 1 << 20
-        alpha = np.minimum((alpha >> 12) * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
-        patch = canvas[y : y + side, x : x + side]
-        patch += (ink - patch) * alpha >> 8
+        stamp(canvas, source.tiles[pick], ink, (x, y, side))
         digits.append(Digit(int(source.labels[pick]), colour, (x, y, x + side, y + side)))
     if cues:
         for edge in (np.s_[:FRAME], np.s_[-FRAME:], np.s_[:, :FRAME], np.s_[:, -FRAME:]):
             canvas[edge] = 16
     return Scene(np.clip(canvas, 0, 255).astype(np.uint8), tuple(digits))
+
+
+def stamp(
+    canvas: np.ndarray, tile: np.ndarray, ink: np.ndarray, place: tuple[int, int, int]
+) -> None:
+    """Draw a digit onto a canvas int32 [size, size, 3], in place.
+
+    Args:
+        canvas: to draw on.
+        tile: [8, 8], ink from 0 to 16.
+        ink: its colour, int32 [3].
+        place: (x, y, side) of its square.
+    """
+    x, y, side = place
+    weights = make_enlargement(8, side)
+    # [side, side, 1], 256 is opaque
+    alpha = (weights @ tile @ weights.T).astype(np.int32)  # ink 16 is 1 << 20
+    alpha = np.minimum((alpha >> 12) * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
+    patch = canvas[y : y + side, x : x + side]
+    patch += (ink - patch) * alpha >> 8
 
 
 def _draw_background(random: np.random.Generator, size: int, cues: bool) -> np.ndarray:

@@ -120,7 +120,9 @@ def write_rows(
                 )
                 rows[task].append(row | {"split": f"{split}-{seed}"})
                 carrier = index if carrier is None else carrier
-    return [_save(folder / f"DigitScenes_{task}.tsv", columns[task], rows[task]) for task in tasks]
+    return [
+        save_rows(folder / f"DigitScenes_{task}.tsv", columns[task], rows[task]) for task in tasks
+    ]
 
 
 def _make_row(index: int, image: str, question: Question, scene: Scene) -> dict:
@@ -146,7 +148,8 @@ def _encode_png(pixels: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _save(path: pathlib.Path, columns: Sequence[str], rows: list[dict]) -> pathlib.Path:
+def save_rows(path: pathlib.Path, columns: Sequence[str], rows: list[dict]) -> pathlib.Path:
+    """Write the columns of rows as a TSV file; return it."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(
             file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore"

@@ -10,6 +10,7 @@ from ivc_jax.commands.cli import option
 from ivc_jax.commands.settings import RunConfig
 
 _CONFIGS = "the config's"
+_CHECKPOINT = "the checkpoint's"
 Plugin = Annotated[tuple[str, ...] | None, option("FILE ...", "none")]
 
 
@@ -37,6 +38,28 @@ class ModelOptions:
     max_pixels: Annotated[int | None, option("N", _CONFIGS)] = None
     max_tiles: Annotated[int | None, option("N", _CONFIGS)] = None
     pad: Annotated[bool | None, option("True|False", _CONFIGS)] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOptions:
+    """What is shown of video files, instead of what the files of the checkpoint say.
+
+    Attributes:
+        fps: frames a second.
+        num_frames: frames of every video, instead.
+        min_frames: least frames of a video, by --fps.
+        max_frames: most frames, likewise.
+        min_video_pixels: least area of a resized frame, or of all frames together where the
+            checkpoint counts them so (Qwen3-VL).
+        max_video_pixels: largest area, likewise.
+    """
+
+    fps: Annotated[float | None, option("N", _CHECKPOINT)] = None
+    num_frames: Annotated[int | None, option("N", _CHECKPOINT)] = None
+    min_frames: Annotated[int | None, option("N", _CHECKPOINT)] = None
+    max_frames: Annotated[int | None, option("N", _CHECKPOINT)] = None
+    min_video_pixels: Annotated[int | None, option("N", _CHECKPOINT)] = None
+    max_video_pixels: Annotated[int | None, option("N", _CHECKPOINT)] = None
 
 
 @dataclasses.dataclass(frozen=True)

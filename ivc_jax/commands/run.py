@@ -21,6 +21,7 @@ from rich.console import Console
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import (
     DataOptions,
+    FrameOptions,
     HostOptions,
     ModelOptions,
     RunOptions,
@@ -46,6 +47,7 @@ class Arguments:
 
     config: Annotated[tyro.conf.Positional[str], option("CONFIG")] = "default"
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
+    video: tyro.conf.OmitArgPrefixes[FrameOptions] = dataclasses.field(default_factory=FrameOptions)
     data: tyro.conf.OmitArgPrefixes[DataOptions] = dataclasses.field(default_factory=DataOptions)
     run: tyro.conf.OmitArgPrefixes[RunOptions] = dataclasses.field(default_factory=RunOptions)
     hosts: SeveralHosts = dataclasses.field(default_factory=HostOptions)
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None, program: str = SCRIPT) -> int:
 
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     config = load_config(arguments.config)
-    settings = override(config, arguments.model, arguments.data, arguments.run)
+    settings = override(config, arguments.model, arguments.video, arguments.data, arguments.run)
     evaluate(settings, arguments.run, arguments.hosts, command, console)
 
 

@@ -140,6 +140,7 @@ def _load(settings: RunConfig, path: str, mesh: Mesh | None) -> tuple[Model, Pro
         max_pixels=settings.max_pixels,
         max_tiles=settings.max_tiles,
         pad=settings.pad,
+        video=settings.video,
     )
 
 
@@ -318,6 +319,7 @@ def _identify(settings: RunConfig, model_id: str, model: Any) -> dict[str, Any]:
         "max pixels": settings.max_pixels,
         "max tiles": settings.max_tiles,
         "pad": settings.pad,
+        "video": settings.video.list_given() or None,
     }
     return {
         **{name: value for name, value in unusual.items() if value is not None},

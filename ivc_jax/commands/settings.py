@@ -5,12 +5,14 @@ import dataclasses
 import importlib.util
 import pathlib
 
+from ivc_jax.inputs.sampling import VideoOptions
 from ivc_jax.nearest import suggest
 from ivc_jax.studies.study import Study, list_methods
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _OPTIONS = (  # fields that the command line has options of
     *("model", "dtype", "weights", "mesh", "min_pixels", "max_pixels", "max_tiles", "pad"),
+    *("fps", "num_frames", "min_frames", "max_frames", "min_video_pixels", "max_video_pixels"),
     *("tasks", "data_dir", "limit", "methods", "batch_size"),
     *("buckets", "max_new_tokens", "seed", "protocol", "out"),
 )
@@ -48,6 +50,14 @@ class RunConfig:
         max_pixels: largest area, likewise.
         max_tiles: most tiles of a picture, for models that cut pictures.
         pad: lay pictures on a square (True) or cut their middle out, for models that take squares.
+        fps: frames that are shown of each second of a video file, instead of what the checkpoint
+            says.
+        num_frames: frames of every video file, instead.
+        min_frames: least frames of a video, by `fps`.
+        max_frames: most frames, likewise.
+        min_video_pixels: least area of a resized frame, or of all frames together where the
+            checkpoint counts them so.
+        max_video_pixels: largest area, likewise.
         protocol: "released" treats pictures and cells as the released evaluation does
             (`evals.benchmarks.released`) and asks with its prompts; bounds on pictures that are
             given win over its own. "own" reads everything as it is.
@@ -81,6 +91,12 @@ class RunConfig:
     max_pixels: int | None = None
     max_tiles: int | None = None
     pad: bool | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_video_pixels: int | None = None
+    max_video_pixels: int | None = None
     protocol: str = "own"
     fixed_relaxed_accuracy: bool = False
     official_prompts: bool = False
@@ -101,6 +117,23 @@ class RunConfig:
         for name in ("methods", "tasks"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty: name at least one")
+        _ = self.video  # impossible ones show here
+
+    @property
+    def video(self) -> VideoOptions:
+        """What is shown of video files.
+
+        Raises:
+            InputError: options that are impossible, or exclude each other.
+        """
+        return VideoOptions(
+            fps=self.fps,
+            num_frames=self.num_frames,
+            min_frames=self.min_frames,
+            max_frames=self.max_frames,
+            min_pixels=self.min_video_pixels,
+            max_pixels=self.max_video_pixels,
+        )
 
 
 def ablation(

@@ -19,6 +19,7 @@ from ivc_jax.config import (
 from ivc_jax.families.base import Family
 from ivc_jax.families.decoders import check_activation, map_decoder, read_theta
 from ivc_jax.families.settings import Settings
+from ivc_jax.inputs.clip import FrameResize
 from ivc_jax.inputs.resize import SmartResize
 from ivc_jax.weights.keymap import Rule, Transform, map_linear, map_norm
 
@@ -159,7 +160,8 @@ def _read_rope(text: Settings, head_dim: int) -> RopeConfig:
 
 def _read_pictures(settings: Mapping[str, Any], config: ModelConfig) -> SmartResize:
     del config  # the settings say it all
-    return SmartResize.from_hf(settings)
+    rule = FrameResize if "video_processor_type" in settings else SmartResize
+    return rule.from_hf(settings)
 
 
 # Sizes of published models, as their files state them.

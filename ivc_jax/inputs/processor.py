@@ -12,8 +12,9 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual
 from ivc_jax.inputs.bucket import Size, measure_sample
 from ivc_jax.inputs.clips import Video, list_per_sample, list_rates, load_clip
-from ivc_jax.inputs.footprint import Footprint, find_footprint, measure_visual
+from ivc_jax.inputs.footprint import Footprint, measure_visual
 from ivc_jax.inputs.frames import interleave
+from ivc_jax.inputs.layout import arrange
 from ivc_jax.inputs.messages import Messages, find_conversations, split_visuals
 from ivc_jax.inputs.objects import Box, mark_samples
 from ivc_jax.inputs.picture import Picture
@@ -199,16 +200,29 @@ class Processor:
         for sample, prompt in enumerate(prompts):
             pictures = self._cut_images(picture_lists[sample], sample)
             clips = self._cut_videos(video_lists[sample], rates[sample], sample)
-            pictures, clips, num_frames = self._show_frames(prompt, pictures, clips, sample)
-            footprints = {
-                kind: [measure_visual(each, kind, self.config) for each in cut]
-                for kind, cut in (("image", pictures), ("video", clips))
-            }
-            tokens.append(self.writer.write(prompt, footprints, sample, chat, num_frames))
+            written, pictures, clips = self._write(prompt, pictures, clips, sample, chat)
+            tokens.append(written)
             flat_images += pictures
             flat_videos += clips
         marks = mark_samples(objects, picture_lists, video_lists, self.images, self.config)
         return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos), marks)
+
+    def _write(
+        self,
+        prompt: str | Messages,
+        pictures: list[Visual],
+        clips: list[Visual],
+        sample: int,
+        chat: bool,
+    ) -> tuple[np.ndarray, list[Visual], list[Visual]]:
+        """Write the ids [n] of one sample; return its images and videos as the model takes them."""
+        pictures, clips, num_frames = self._show_frames(prompt, pictures, clips, sample)
+        footprints = {
+            kind: [measure_visual(each, kind, self.config) for each in cut]
+            for kind, cut in (("image", pictures), ("video", clips))
+        }
+        tokens = self.writer.write(prompt, footprints, sample, chat, num_frames)
+        return tokens, pictures, clips
 
     def _show_frames(
         self, prompt: str | Messages, pictures: list[Visual], clips: list[Visual], sample: int
@@ -240,28 +254,56 @@ class Processor:
         return found
 
     def measure(
-        self, prompt: str | Messages, sizes: Sequence[tuple[int, int]], chat: bool = True
+        self,
+        prompt: str | Messages,
+        sizes: Sequence[tuple[int, int]],
+        chat: bool = True,
+        videos: Sequence[VideoFile] = (),
     ) -> Size:
         """Say what a prompt with images of these (width, height) in pixels will take up.
 
         No pixel is needed for it.
 
+        Args:
+            prompt: as for a call.
+            sizes: of its images.
+            chat: as for a call.
+            videos: files of its videos, looked into.
+
         Raises:
             InputError: as a call with that prompt and such images; does not name a sample.
         """
-        footprints, rule = [], self.images.share(len(sizes))
-        for index, (width, height) in enumerate(sizes):
-            try:
-                grid = rule.find_grid(width, height)
-            except InputError as error:
-                raise InputError(f"image {index}: {error}") from None
-            tiles = rule.find_tiles(width, height)
-            size = (height, width) if rule.pads else None
-            footprints.append(find_footprint(grid, self.config, None, tiles, size))
-        length = len(self.writer.write(prompt, {"image": footprints, "video": []}, 0, chat))
-        # Text advances positions by one a token, an image by its span.
-        reached = length + sum(each.span - each.count for each in footprints)
-        return measure_sample(length, footprints, reached, self.config)
+        pictures = [self._outline(index, *size, len(sizes)) for index, size in enumerate(sizes)]
+        clips = [self._outline_video(index, video) for index, video in enumerate(videos)]
+        tokens, pictures, clips = self._write(prompt, pictures, clips, 0, chat)
+        (sample,) = arrange(Batch((tokens,), tuple(pictures), tuple(clips)), self.config)
+        footprints = [segment.footprint for segment in sample.segments]
+        return measure_sample(len(tokens), footprints, sample.next_position, self.config)
+
+    def _outline(self, index: int, width: int, height: int, count: int) -> Visual:
+        """Return an image without pixels, of as many as there are."""
+        rule = self.images.share(count)
+        try:
+            grid, tiles = rule.find_grid(width, height), rule.find_tiles(width, height)
+        except InputError as error:
+            raise InputError(f"image {index}: {error}") from None
+        return self._empty(grid, tiles=tiles, size=(height, width) if rule.pads else None)
+
+    def _outline_video(self, index: int, video: VideoFile) -> Visual:
+        """Return a video without pixels."""
+        rule, depth = self.videos, self.videos.temporal_patch_size
+        try:
+            clip = video.outline(self.sampling)
+            height, width = rule.find_frame_size(len(clip), video.width, video.height)
+        except InputError as error:
+            raise InputError(f"video {index}: {error}") from None
+        grid = -(-len(clip) // depth), height // rule.patch_size, width // rule.patch_size
+        return self._empty(grid, seconds=depth / clip.shown_rate, times=clip.time_slices(depth))
+
+    def _empty(self, grid: tuple[int, int, int], **traits: Any) -> Visual:
+        """Return a visual of zeros, which take no memory."""
+        shape = grid[0] * grid[1] * grid[2], self.config.vision.patch_values
+        return Visual(np.broadcast_to(np.float32(0), shape), grid, **traits)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts as they stand, such as answers for `ivc_jax.score`.

@@ -94,6 +94,12 @@ class PictureRule(abc.ABC):
             InputError: a size that the rule cannot use.
         """
 
+    def find_frame_size(self, frames: int, width: int, height: int) -> tuple[int, int]:
+        """Return the (height, width) of each of so many frames: that of a picture."""
+        del frames
+        _, rows, columns = self.find_grid(width, height)
+        return rows * self.patch_size, columns * self.patch_size
+
     def find_tiles(self, width: int, height: int) -> tuple[int, int]:
         """Say how many tiles (columns, rows) a picture of this size in pixels is cut into."""
         del width, height
@@ -236,11 +242,6 @@ class SmartResize(PictureRule):
                 f"it is {height} x {width}, not multiples of {factor}; resize it or set do_resize"
             )
         return height, width
-
-    def find_frame_size(self, frames: int, width: int, height: int) -> tuple[int, int]:
-        """Return the (height, width) of each of so many frames: that of a picture."""
-        del frames
-        return self.find_size(width, height)
 
     def find_grid(self, width: int, height: int) -> tuple[int, int, int]:
         """Say what a picture becomes: one slice."""

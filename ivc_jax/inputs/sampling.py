@@ -41,9 +41,13 @@ class VideoOptions:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    def list_given(self) -> dict[str, float]:
+        """Return what is not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and not 0 < value < float("inf"):
+        for name, value in self.list_given().items():
+            if not 0 < value < float("inf"):
                 raise InputError(f"{name} of videos must be positive, got {value}")
         if self.fps is not None and self.num_frames is not None:
             raise InputError("fps and num_frames exclude each other; leave out one")

@@ -7,6 +7,7 @@ the number of a frame in its file over the frames a second that the file states.
 
 import collections
 import dataclasses
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -129,11 +130,26 @@ class VideoFile:
 
     def sample(self, sampling: "FrameSampling") -> Clip:
         """Decode the frames that a rule chooses; raises as `read` and the rule."""
+        return self.read(self.outline(sampling).index)
+
+    def outline(self, sampling: "FrameSampling") -> Clip:
+        """Return the frames that a rule chooses as black ones, which take no memory.
+
+        Raises:
+            InputError: the rule asks for more than there are.
+        """
         try:
             index = sampling.choose(self.total, self.rate)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
-        return self.read(index)
+        black = np.broadcast_to(np.uint8(0), (len(index), self.height, self.width, 3))
+        return Clip(black, index, self.rate, self.total)
+
+    def describe(self) -> str:
+        """Return what tells files apart: a hash of the bytes, or name and size of the file."""
+        if isinstance(self.source, bytes):
+            return hashlib.blake2b(self.source, digest_size=6).hexdigest()
+        return f"{self.source.name}:{self.source.stat().st_size}"
 
 
 def is_file(source: Any) -> bool:

@@ -1,5 +1,6 @@
 """Small video files, written by the tests that read them."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def write_video(
     import av
 
     with av.open(str(path), mode="w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=Fraction(rate))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         if turn:

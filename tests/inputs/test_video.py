@@ -3,12 +3,13 @@ import wave
 
 import numpy as np
 import pytest
+from helpers.videos import decode, draw_frames, write_video
 
+import ivc_jax
 from ivc_jax.inputs.batch import InputError
 from ivc_jax.inputs.clips import load_clip
 from ivc_jax.inputs.sampling import SampleEnds, SampleMiddles, SampleStarts, VideoOptions
 from ivc_jax.inputs.video import Clip, open_video
-from tests.helpers.videos import decode, draw_frames, write_video
 
 pytest.importorskip("av")
 
@@ -181,3 +182,29 @@ def test_settings_of_a_file_win_over_the_usual():
     assert SampleMiddles.from_hf({"num_frames": 3}, 1) == SampleMiddles(num_frames=3, depth=1)
     with pytest.raises(InputError, match="fps and num_frames; leave one"):
         SampleStarts.from_hf({"fps": 4, "num_frames": 9}, 2)
+
+
+def test_processors_read_files_at_marks_and_at_rates_of_their_own(tiny_hf, film):
+    _, processor = ivc_jax.load(tiny_hf(family="qwen2_5_vl"), dtype="float32")
+    once = processor(["When<video>?"], videos=[[film]])
+    assert [(clip.grid[0], clip.seconds) for clip in once.videos] == [(2, 1.0)]
+    rates = [[5.0, 2.0], None]
+    several = processor(
+        ["<video>or<video>?", "None?"], videos=[[str(film), film.read_bytes()], None], fps=rates
+    )
+    assert [(clip.grid[0], clip.seconds) for clip in several.videos] == [(5, 0.4), (2, 1.0)]
+    np.testing.assert_array_equal(several.videos[1].patches, once.videos[0].patches)
+    clip = processor.read_video(film)
+    assert (clip.index, clip.times) == ((0, 5, 10, 15), (0.0, 0.5, 1.0, 1.5))
+    given = processor(["When<video>?"], videos=[[clip]])
+    np.testing.assert_array_equal(given.videos[0].patches, once.videos[0].patches)
+    assert given.tokens[0].tolist() == once.tokens[0].tolist()
+    part = processor(["When<video>?"], videos=[[clip.take((0, 3))]])
+    assert (part.videos[0].grid[0], part.videos[0].times) == (1, (0.75,))
+    fewer = processor.sample(VideoOptions(num_frames=2, max_pixels=16 * 16))
+    assert fewer(["<video>"], videos=[[film]]).videos[0].grid[0] == 1
+    assert fewer.videos.max_pixels == 16 * 16
+    with pytest.raises(InputError, match=r"sample 0, video 0 \(none.mp4\): there is no file"):
+        processor(["When?"], videos=[["none.mp4"]])
+    with pytest.raises(InputError, match="video is the processor's"):
+        ivc_jax.load(tiny_hf(), processor=False, video=VideoOptions(fps=1))

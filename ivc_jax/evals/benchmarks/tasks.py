@@ -54,7 +54,7 @@ class Task:
     Attributes:
         split: name of the split in the records.
         group: tasks of one group are averaged ("grounding", "general VQA", "further VQA",
-            "spatial", "semantic").
+            "spatial", "semantic", "video").
         prompts: by model family; "" is for every other family.
         max_new_tokens: bound on the answer.
         bundled: the file is drawn by the `digit_scenes` package if no folder holds it.
@@ -88,8 +88,10 @@ class Task:
             raise TaskError(f"task {self.name} has no prompt for the model family {family!r}")
         return build(cells)
 
-    def write_messages(self, cells: Cells, family: str, pictures: Sequence[Any]) -> Messages:
-        """Return what a model is asked about a row: its pictures, then the prompt.
+    def write_messages(
+        self, cells: Cells, family: str, pictures: Sequence[Any], videos: Sequence[Any] = ()
+    ) -> Messages:
+        """Return what a model is asked about a row: its pictures, its videos, then the prompt.
 
         What comes from a cell is text: `<image>` in a question is one of its words.
         """
@@ -97,6 +99,7 @@ class Task:
         if bare.startswith(prompts.PICTURE):  # the template's own mark
             text = text.removeprefix(prompts.PICTURE)
         content = [*({"type": "image", "image": picture} for picture in pictures)]
+        content += [{"type": "video", "video": video} for video in videos]
         return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
     def check_cells(self, cells: Cells, sizes: Sizes = ()) -> None:
@@ -128,6 +131,18 @@ def _define_bundled(skill: str, scoring: Scoring, group: str) -> Task:
         max_new_tokens=24,
         bundled=True,
         source="drawn by the digit_scenes package",
+    )
+
+
+def _define_films(skill: str) -> Task:
+    return Task(
+        name=f"DigitVideos_{skill}",
+        scoring=EXACT_MATCH,
+        group="video",
+        split="test",
+        prompts=prompts.AS_IT_IS,
+        max_new_tokens=24,
+        source="drawn by: python -m digit_scenes.film_tsv DIR",
     )
 
 
@@ -199,6 +214,7 @@ _TABLE = (
     _define_bundled("existence", YES_NO, "semantic"),
     _define_bundled("colour", EXACT_MATCH, "semantic"),
     _define_bundled("counting", EXACT_MATCH, "semantic"),
+    *(_define_films(skill) for skill in ("when", "where", "order", "colour")),
     *(_define_refcoco(name, rows) for name, rows in _REFCOCO_ROWS.items()),
     *(_define_refcoco(name, rows, resized=True) for name, rows in _REFCOCO_ROWS.items()),
     *_GENERAL_VQA,

@@ -89,9 +89,10 @@ class ModelAnswerer:
         return Reader(self.family, self._bound(bounds).images)
 
     def measure(self, messages: Messages, bounds: Bounds | None = None) -> Size:
-        """Say what a conversation takes up, from the sizes of its PIL images alone."""
-        images = list_visuals(messages, 0)["image"]
-        return self._bound(bounds).measure(messages, [image.size for image in images])
+        """Say what a conversation takes up, from the sizes of its PIL images and video files."""
+        visuals = list_visuals(messages, 0)
+        sizes = [image.size for image in visuals["image"]]
+        return self._bound(bounds).measure(messages, sizes, videos=visuals["video"])
 
     def process(
         self,
@@ -99,7 +100,7 @@ class ModelAnswerer:
         bounds: Bounds | None = None,
         objects: Sequence[Sequence[Box]] | None = None,
     ) -> Batch:
-        """Tokenize one conversation and cut its images, with boxes in each, into patches."""
+        """Tokenize one conversation and cut its visuals, with boxes in images, into patches."""
         boxes = None if objects is None else [objects]
         return self._bound(bounds)(prompts=[messages], objects=boxes)
 
@@ -124,11 +125,11 @@ class ModelAnswerer:
         share = self.share_pictures and holders is not None
         if share:
             samples = list(samples)
-            first: dict[int, tuple] = {}  # holder -> images of its first sample
+            first: dict[int, tuple] = {}  # holder -> images and videos of its first sample
             for place, (sample, holder) in enumerate(zip(samples, holders, strict=True)):
                 if sample is not None:
-                    images = first.setdefault(holder, sample.images)
-                    samples[place] = dataclasses.replace(sample, images=images)
+                    images, videos = first.setdefault(holder, (sample.images, sample.videos))
+                    samples[place] = dataclasses.replace(sample, images=images, videos=videos)
         batch = Batch.join([filler if sample is None else sample for sample in samples])
         arranged = arrange(batch, self.model.config)
         if self.with_objects:

@@ -10,6 +10,7 @@ import grain
 from ivc_jax.evals.running.batching import BatchPlan
 from ivc_jax.evals.running.survey import Failure, TaskEntry
 from ivc_jax.evals.running.tsv import Row, RowError
+from ivc_jax.evals.running.video_cells import VIDEO
 
 # Batches in the making or ready at a time; patches of a large one take hundreds of megabytes.
 _AHEAD = min(4, os.cpu_count() or 1)
@@ -17,7 +18,7 @@ _AHEAD = min(4, os.cpu_count() or 1)
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRow:
-    """What stays of a row once its images are patches; rows with one `holder` have the same."""
+    """What stays of a row once its visuals are patches; rows with one `holder` have the same."""
 
     number: int
     example_id: str
@@ -83,8 +84,8 @@ class BatchLoader:
             sample = self._answerer.process(messages, entry.bounds, objects)
         except ValueError as error:
             return None, Failure(plan.task, position, f"{entry.locate(row)}: {error}")
-        # the images' cells are long, and nobody reads them again
-        cells = {name: cell for name, cell in row.cells.items() if name != "image"}
+        # the cells of visuals are long, and nobody reads them again
+        cells = {name: cell for name, cell in row.cells.items() if name not in ("image", VIDEO)}
         return sample, LoadedRow(row.number, row.example_id, cells, row.picture, row.holder)
 
 

@@ -12,6 +12,7 @@ from ivc_jax.evals.benchmarks.released import Bounds, drop_missing, save_as_jpeg
 from ivc_jax.evals.benchmarks.tasks import Task
 from ivc_jax.evals.running.batching import Example
 from ivc_jax.evals.running.tsv import Row, RowError, TsvFile
+from ivc_jax.evals.running.video_cells import VIDEO
 from ivc_jax.inputs.bucket import Size
 from ivc_jax.inputs.messages import Messages, quote
 
@@ -92,9 +93,9 @@ class TaskEntry:
         cells = {
             name: text if is_missing(text) else quote(text)
             for name, text in row.cells.items()
-            if name != "image"  # long, and no words
+            if name not in ("image", VIDEO)  # long, and no words
         }
-        asked = self.task.write_messages(cells, family, row.images)
+        asked = self.task.write_messages(cells, family, row.images, row.videos)
         told = SYSTEM.get(family) if self.released else None
         if told is None:
             return asked
@@ -127,8 +128,8 @@ def survey(
         entries: the tasks.
         limit: rows of each, None for all.
         family: of the model.
-        measure: (messages with images whose pixels are not decoded, bounds on these) -> size;
-            ValueError if unusable.
+        measure: (messages with images and videos whose pixels are not decoded, bounds on images)
+            -> size; ValueError if unusable.
         report: called now and then with the number of rows seen.
 
     Returns:

@@ -1,7 +1,8 @@
 """Benchmark files: tab-separated rows with base64 images, read one row at a time.
 
 Files reach gigabytes, so only the byte offset and the index of each row stay in memory. The
-offsets also serve rows whose image cell is the index of another row.
+offsets also serve rows whose image cell is the index of another row. Videos are the matter of
+`video_cells`.
 """
 
 import base64
@@ -22,6 +23,9 @@ from typing import BinaryIO
 import PIL.Image
 
 from ivc_jax.evals.benchmarks.cells import CellError, is_missing, read_list, read_text
+from ivc_jax.evals.running.video_cells import VIDEO, check_library, is_path, open_videos
+from ivc_jax.inputs.batch import InputError
+from ivc_jax.inputs.video import VideoFile
 
 _LONGEST_CELL = 1 << 28  # characters; a stray quote must not swallow a whole file
 _LONGEST_REFERENCE = 64  # a shorter image cell is the index of another row
@@ -40,9 +44,9 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example: its cells by column name and its decoded images.
+    """One example: its cells by column name, its decoded images, and its video files.
 
-    `holder` is the position of the row that holds these images, of this one or another.
+    `holder` is the position of the row that holds these, of this one or another.
     """
 
     number: int
@@ -50,13 +54,16 @@ class Row:
     cells: dict[str, str]
     images: tuple[PIL.Image.Image, ...]
     holder: int
+    videos: tuple[VideoFile, ...] = ()
 
     @functools.cached_property
     def picture(self) -> str:
-        """A short hash of the images: rows that share them share it."""
+        """A short hash of the images and videos: rows that share them share it."""
         digest = hashlib.blake2b(digest_size=6)
         for image in self.images:
             digest.update(image.tobytes())
+        for video in self.videos:
+            digest.update(video.describe().encode())
         return digest.hexdigest()
 
 
@@ -65,13 +72,13 @@ class TsvFile:
 
     Args:
         path: the file.
-        columns: names that the header must hold and no row may leave empty; an image column is
-            always needed.
+        columns: names that the header must hold and no row may leave empty; a column of images or
+            videos is always needed.
         optional: names that the header must hold and a row may leave empty.
 
     Raises:
-        TsvError: the file cannot be opened, is empty, lacks a column or names one twice. So does
-            `list_ids` where a row is not UTF-8.
+        TsvError: the file cannot be opened, is empty, lacks a column or names one twice, or nothing
+            is installed that reads its videos. So does `list_ids` where a row is not UTF-8.
     """
 
     def __init__(
@@ -93,7 +100,11 @@ class TsvFile:
         self.header = [name.strip().removeprefix("\ufeff") for name in first[1]]
         self._columns = tuple(columns)
         missing = [name for name in (*columns, *optional) if name not in self.header]
-        if not {"image", "image_path"} & set(self.header):
+        # the kinds of visuals that rows hold; of several each row may leave out some
+        self._kinds = [
+            kind for kind in ("image", VIDEO) if {kind, f"{kind}_path"} & set(self.header)
+        ]
+        if not self._kinds:
             missing.append("image")
         if missing:
             raise TsvError(
@@ -106,12 +117,14 @@ class TsvFile:
                 f"{self.path} has the column{'s' * (len(doubled) > 1)}"
                 f" {', '.join(map(repr, doubled))} twice; leave one"
             )
+        if VIDEO in self._kinds and (reason := check_library()):
+            raise TsvError(f"{self.path} has videos, and {reason}")
         self._scan = itertools.islice(self._scan_rows(0), 1, None)
         self._offsets: list[int] = []  # byte at which each row starts
         self._ids: list[str] = []  # id of each row
         self._position: dict[str, int] = {}  # id -> position
-        # (position of the row that holds them, decoded?) -> images, the latest ones
-        self._recent: dict[tuple[int, bool], tuple[PIL.Image.Image, ...]] = {}
+        # (kind, position of the row that holds them, decoded?) -> visuals, the latest ones
+        self._recent: dict[tuple[str, int, bool], tuple] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -152,13 +165,16 @@ class TsvFile:
                     if is_missing(cells[name]):
                         found = f" ({cells[name].strip()})" if cells[name].strip() else ""
                         raise RowError(f"the {name} cell is empty{found}")
-                # the row that has the image: this one, or another
-                holder, there = self._follow(position, cells, decode)
-                images = self._recent.get((holder, decode))
-            if images is None:  # outside of the lock: decoding takes time
-                images = self._open_images(there, decode)
-                self._keep((holder, decode), images)
-            return Row(position + 1, self._ids[position], cells, images, holder)
+            held = [
+                (kind, *self._find_visuals(position, cells, kind, decode))
+                for kind in self._choose_kinds(cells)
+            ]
+            visuals = {kind: found for kind, _, found in held}
+            # Rows that take two kinds from two rows are like no other.
+            holders = {holder for _, holder, _ in held}
+            holder = holders.pop() if len(holders) == 1 else position
+            images, videos = visuals.get("image", ()), visuals.get(VIDEO, ())
+            return Row(position + 1, self._ids[position], cells, images, holder, videos)
         except RowError as error:
             raise RowError(
                 f"{self.path.name} row {position + 1} (index {self._ids[position]}): {error}"
@@ -223,35 +239,59 @@ class TsvFile:
             raise RowError(f"{len(cells)} cells where the header has {len(self.header)}")
         return dict(zip(self.header, cells, strict=True))
 
-    def _keep(self, key: tuple[int, bool], images: tuple[PIL.Image.Image, ...]) -> None:
+    def _choose_kinds(self, cells: dict[str, str]) -> list[str]:
+        """Return the kinds of visuals that a row has."""
+        if len(self._kinds) == 1:
+            return self._kinds  # an empty cell is a fault of the row
+        named = [
+            kind
+            for kind in self._kinds
+            if read_text(cells, kind).strip() or read_text(cells, f"{kind}_path")
+        ]
+        return named or self._kinds
+
+    def _find_visuals(
+        self, position: int, cells: dict[str, str], kind: str, decode: bool
+    ) -> tuple[int, tuple]:
+        """Return the visuals of a row, and the position of the row that holds them."""
         with self._lock:
-            self._recent[key] = images
-            while len(self._recent) > _RECENT:
-                del self._recent[next(iter(self._recent))]  # the oldest
+            # the row that has them: this one, or another
+            holder, there = self._follow(position, cells, kind, decode)
+            found = self._recent.get((kind, holder, decode))
+        if found is None:  # outside of the lock: decoding takes time
+            opened = self._open_images if kind == "image" else self._open_videos
+            found = opened(there, decode)
+            with self._lock:
+                self._recent[kind, holder, decode] = found
+                while len(self._recent) > _RECENT:
+                    del self._recent[next(iter(self._recent))]  # the oldest
+        return holder, found
 
     def _follow(
-        self, position: int, cells: dict[str, str], decode: bool
+        self, position: int, cells: dict[str, str], kind: str, decode: bool
     ) -> tuple[int, dict[str, str]]:
-        """Follow references to the row that holds the images.
+        """Follow references to the row that holds the visuals of a kind.
 
         Returns:
-            Its position, and its cells, which are not read if its images are there already.
+            Its position, and its cells, which are not read if its visuals are there already.
         """
         for _ in range(_MOST_REFERENCES):
-            cell = read_text(cells, "image").strip()
-            if not cell and not read_text(cells, "image_path"):
-                raise RowError("the image cell is empty")
+            cell = read_text(cells, kind).strip()
+            if not cell and not read_text(cells, f"{kind}_path"):
+                raise RowError(f"the {kind} cell is empty")
             # a picture, or a list of them
             if not cell or len(cell) > _LONGEST_REFERENCE or cell.startswith("["):
                 return position, cells
+            if kind == VIDEO and is_path(cell):
+                return position, cells
             while cell not in self._position:  # the row may be further down
                 if not self._advance():
-                    raise RowError(f"the image cell names the row {cell!r}, which does not exist")
+                    raise RowError(f"the {kind} cell names the row {cell!r}, which does not exist")
             position = self._position[cell]
-            if (position, decode) in self._recent:
+            if (kind, position, decode) in self._recent:
                 return position, {}
             cells = self._read_cells(position)
-        raise RowError(f"the image cell leads through more than {_MOST_REFERENCES} references")
+        raise RowError(f"the {kind} cell leads through more than {_MOST_REFERENCES} references")
 
     def _open_images(self, cells: dict[str, str], decode: bool) -> tuple[PIL.Image.Image, ...]:
         cell = read_text(cells, "image").strip()
@@ -260,25 +300,32 @@ class TsvFile:
             return tuple(_open(folder / name, decode) for name in _split(cells["image_path"]))
         return tuple(_open(io.BytesIO(_decode(item)), decode) for item in _split(cell))
 
+    def _open_videos(self, cells: dict[str, str], decode: bool) -> tuple[VideoFile, ...]:
+        del decode  # frames are decoded where it is known which
+        try:
+            return open_videos(cells, self.path.parent, _split, _decode)
+        except InputError as error:
+            raise RowError(str(error)) from None
 
-def _split(cell: str) -> list[str]:
+
+def _split(cell: str, kind: str = "image") -> list[str]:
     """Split a cell that may be a list."""
     if not cell.lstrip().startswith("["):
         return [cell.strip()]
     try:
         items = read_list(cell)
     except CellError as error:
-        raise RowError(f"the image cell is not a valid list: {error}") from None
+        raise RowError(f"the {kind} cell is not a valid list: {error}") from None
     if not items:
-        raise RowError("the image cell is not a valid list of strings")
+        raise RowError(f"the {kind} cell is not a valid list of strings")
     return items
 
 
-def _decode(text: str) -> bytes:
+def _decode(text: str, kind: str = "image") -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
-        raise RowError(f"the image cell is not valid base64 ({error})") from None
+        raise RowError(f"the {kind} cell is not valid base64 ({error})") from None
 
 
 def _open(source: pathlib.Path | io.BytesIO, decode: bool) -> PIL.Image.Image:
