@@ -1,11 +1,13 @@
-"""One image, one prompt: the dense answer beside the pruned ones, and which tokens each keeps.
+"""One image or video, one prompt: the dense answer beside the pruned ones, and what each keeps.
 
     ivc-jax inspect                          # bundled model and a drawn scene
     ivc-jax inspect photo.jpg --model DIR --prompt "What is on the table?" \
         --methods dense ivc:keep_ratio=0.5 fastv --out kept.png
+    ivc-jax inspect film.mp4 --model DIR --prompt "When does it fall?" --fps 1 --max-frames 16
 """
 
 import dataclasses
+import mimetypes
 import pathlib
 from typing import Annotated, Any
 
@@ -14,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.commands.options import Plugin, WeightOptions, load_plugins
+from ivc_jax.commands.options import FrameOptions, Plugin, WeightOptions, load_plugins
 
 _SCENE_SEED = 7  # the same scene every time, so that answers compare
 _SCENE_DIGITS = 5
+_MATROSKA = ".mkv"  # a video that Python's table of types lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,10 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Compare pruning methods on one image and draw the tokens that they keep.
+    """Compare pruning methods on one image or video and draw the tokens that they keep.
 
     Attributes:
-        image: picture file.
+        image: picture or video file.
         traceback: show where an error came from.
     """
 
@@ -57,6 +60,7 @@ class Arguments:
     model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
         default_factory=WeightOptions
     )
+    video: tyro.conf.OmitArgPrefixes[FrameOptions] = dataclasses.field(default_factory=FrameOptions)
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False
 
@@ -75,7 +79,8 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.engine.plan import make_plan
     from ivc_jax.evals.running.answerer import ModelAnswerer
     from ivc_jax.inputs.bucket import collate
-    from ivc_jax.reports import kept
+    from ivc_jax.inputs.video import VideoFile
+    from ivc_jax.reports import kept, kept_frames
 
     load_plugins(arguments.run.plugin)
     use_compile_cache()
@@ -84,19 +89,23 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
         raise ValueError("methods is empty: name at least one")
     if arguments.run.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {arguments.run.max_new_tokens}")
-    picture, question = _find_subject(arguments)
+    frames = arguments.video.choose()
+    shown, question = _find_subject(arguments)
     out = pathlib.Path(arguments.run.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
     chosen = arguments.model
     bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
-    model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
+    model, processor = ivc_jax.load(path, dtype=chosen.dtype, video=frames, **bounds)
     for method in methods:
         # layers and stages fit, or it raises: before anything is answered
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))
     answerer = ModelAnswerer(model, processor)
-    batch = processor(prompts=[question], images=[[picture]])
+    kind = "images"
+    if isinstance(shown, VideoFile):
+        kind, shown = "videos", processor.read_video(shown)
+    batch = processor(prompts=[question], **{kind: [[shown]]})
     prepared = answerer.place({0: collate(batch, model.config)})  # one shard: number 0
     answers = {}
     for method in methods:
@@ -105,15 +114,23 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
             answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
             (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
     console.print(_make_table(question, answers))
-    kept.save_prompt(out, picture, question, answers, answerer.make_reader())
+    if kind == "videos":
+        depth = processor.videos.temporal_patch_size
+        kept_frames.save_frames(out, shown, depth, question, answers)
+    else:
+        kept.save_prompt(out, shown, question, answers, answerer.make_reader())
     console.print(f"kept tokens: {out}", markup=False)
 
 
 def _find_subject(arguments: Arguments) -> tuple[Any, str]:
-    """Return the picture and the question."""
+    """Return the picture, or the video file, and the question."""
     if arguments.image is not None:
         from ivc_jax.inputs.picture import load_picture
+        from ivc_jax.inputs.video import open_video
 
+        mime = mimetypes.guess_type(arguments.image)[0] or ""
+        if mime.startswith("video/") or arguments.image.lower().endswith(_MATROSKA):
+            return open_video(arguments.image), arguments.run.prompt or "What is in this video?"
         return load_picture(arguments.image), arguments.run.prompt or "What is in this picture?"
     import numpy as np
     from PIL import Image

@@ -8,6 +8,7 @@ import tyro
 
 from ivc_jax.commands.cli import option
 from ivc_jax.commands.settings import RunConfig
+from ivc_jax.inputs.sampling import VideoOptions
 
 _CONFIGS = "the config's"
 _CHECKPOINT = "the checkpoint's"
@@ -60,6 +61,17 @@ class FrameOptions:
     max_frames: Annotated[int | None, option("N", _CHECKPOINT)] = None
     min_video_pixels: Annotated[int | None, option("N", _CHECKPOINT)] = None
     max_video_pixels: Annotated[int | None, option("N", _CHECKPOINT)] = None
+
+    def choose(self) -> VideoOptions:
+        """Return them as the library takes them.
+
+        Raises:
+            InputError: options that are impossible, or exclude each other.
+        """
+        given = vars(self)
+        pixels = {f"{end}_pixels": given[f"{end}_video_pixels"] for end in ("min", "max")}
+        counts = ("fps", "num_frames", "min_frames", "max_frames")
+        return VideoOptions(**pixels, **{name: given[name] for name in counts})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,17 +131,9 @@ def _make_answerer(
 
 
 def _load(settings: RunConfig, path: str, mesh: Mesh | None) -> tuple[Model, Processor | None]:
-    return ivc_jax.load(
-        path,
-        settings.dtype,
-        mesh,
-        settings.weights,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        max_tiles=settings.max_tiles,
-        pad=settings.pad,
-        video=settings.video,
-    )
+    names = ("min_pixels", "max_pixels", "max_tiles", "pad", "video")
+    shown = {name: getattr(settings, name) for name in names}
+    return ivc_jax.load(path, settings.dtype, mesh, settings.weights, **shown)
 
 
 def _apply_protocol(settings: RunConfig, entry: TaskEntry, config: ModelConfig) -> TaskEntry:

@@ -136,7 +136,7 @@ def save_prompt(
     )  # fmt: skip
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(_shorten(question, 40 * columns), fontweight="bold")
+    figure.suptitle(shorten(question, 40 * columns), fontweight="bold")
     pixels = np.asarray(picture)
     for axes, (spec, answer) in zip(grid.flat, answers.items(), strict=False):
         _draw_prompt_panel(axes, pixels, spec, answer, reader)
@@ -186,7 +186,7 @@ def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: s
     axes.imshow(shade(pixels, record.grids[0], record.kept))
     axes.set_title(f"{title}: {record.kept_tokens} of {record.visual_tokens}", fontsize=9)
     colour = "#0a7d4f" if record.score >= 1 else "#b3261e"
-    text = _shorten(record.prediction)
+    text = shorten(record.prediction)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
     if TASKS[record.task].group == "grounding":
@@ -201,8 +201,8 @@ def _draw_prompt_panel(
 ) -> None:
     axes.imshow(shade(pixels, answer.grids[0], answer.kept))
     kept = f"{len(answer.kept)} of {answer.visual_tokens} tokens"
-    axes.set_title(f"{_shorten(spec, _LETTERS)}\n{kept}", fontsize=9)
-    text = _shorten(answer.text, _LETTERS)
+    axes.set_title(f"{shorten(spec, _LETTERS)}\n{kept}", fontsize=9)
+    text = shorten(answer.text, _LETTERS)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
     height, width = pixels.shape[:2]
     if reader.family in BOX_PARSERS:
@@ -232,7 +232,7 @@ def shade(pixels: np.ndarray, grid: Sequence[int], kept: Sequence[int]) -> np.nd
     return (pixels * shade[..., None]).astype(np.uint8)
 
 
-def _shorten(text: str, longest: int = _LONGEST) -> str:
+def shorten(text: str, longest: int = _LONGEST) -> str:
     """Shorten an answer to what fits below a panel and the font can show."""
     text = "".join(letter if 32 <= ord(letter) < 127 else "·" for letter in text.strip())
     text = text if len(text) <= longest else f"{text[:longest]}..."

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from helpers.videos import draw_frames, write_video
 from PIL import Image
 
 from ivc_jax.commands import inspect as inspect_image
 from ivc_jax.commands import main
+from ivc_jax.evals.running.recording import Answer
 from ivc_jax.reports.kept import shade
+from ivc_jax.reports.kept_frames import list_slices
 
 
 def test_dropped_cells_are_darkened_where_a_place_is_one_token():
@@ -54,3 +57,38 @@ def test_errors_are_one_line(tmp_path, capsys, options, message):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
+def test_one_video_on_a_tiny_model(tiny_hf, tmp_path, capsys, family):
+    pytest.importorskip("av")
+    film = write_video(tmp_path / "film.mp4", draw_frames(20, 32, 32))
+    out = tmp_path / "kept.png"
+    model = tiny_hf(family=family, generation="old")
+    options = [
+        "--model",
+        model,
+        "--out",
+        out,
+        "--methods",
+        "dense",
+        "random:layer=1,keep_ratio=0.5",
+    ]
+    arguments = ["inspect", film, *options, "--max-new-tokens", 2, "--fps", 2]
+    assert main.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "What is in this video?" in printed
+    # four frames of 16 tokens, in two slices or as four images
+    tokens = 32 if family == "qwen2_vl" else 64
+    assert f"{tokens} of {tokens}" in printed
+    assert f"{tokens // 2} of {tokens}" in printed
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+    (tmp_path / "film.mp4").write_bytes(b"")
+    assert main.main([str(argument) for argument in arguments]) == 2
+    assert "video (film.mp4) is an empty file" in capsys.readouterr().err
+
+
+def test_slices_of_a_video_are_pieces_of_one_or_images():
+    answer = Answer("", 12, [0, 5, 6, 11], [[2, 1, 3], [1, 2, 3]], 0, 0, 0, 0)
+    assert list_slices(answer) == [((1, 3), [0]), ((1, 3), [2]), ((2, 3), [0, 5])]

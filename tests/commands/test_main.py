@@ -58,11 +58,11 @@ def test_help_shows_the_name_and_the_defaults(help_of, name):
 @pytest.mark.parametrize(
     ("name", "groups", "config"),
     [
-        ("run", ["model", "data", "run", "several hosts"], "default"),
+        ("run", ["model", "video", "data", "run", "several hosts"], "default"),
         ("paper", ["model", "data", "run", "several hosts"], "paper"),
         ("plan", ["model", "device", "run"], None),
         ("choose-layer", ["model", "data", "choice", "run"], None),
-        ("inspect", ["model", "run"], None),
+        ("inspect", ["model", "video", "run"], None),
     ],
 )
 def test_help_sorts_options_into_groups(help_of, name, groups, config):
