@@ -145,6 +145,10 @@ class VideoFile:
         black = np.broadcast_to(np.uint8(0), (len(index), self.height, self.width, 3))
         return Clip(black, index, self.rate, self.total)
 
+    def check(self) -> None:
+        """Decode all frames and keep none; raises as `read`."""
+        self.read((self.total - 1,))  # which comes last
+
     def describe(self) -> str:
         """Return what tells files apart: a hash of the bytes, or name and size of the file."""
         if isinstance(self.source, bytes):
@@ -211,13 +215,15 @@ class _Reader:
 
         source = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
         try:
-            self._container = av.open(source)
+            self._container = av.open(source, metadata_errors="ignore")  # titles of any encoding
         except (av.FFmpegError, OSError, ValueError) as error:
             raise self._explain(error) from None
-        if not self._container.streams.video:
+        cover = av.stream.Disposition.attached_pic  # of a piece of music
+        streams = [s for s in self._container.streams.video if not s.disposition & cover]
+        if not streams:
             self._container.close()
             raise InputError(f"{self._name} has no video stream; leave it out")
-        self._stream = self._container.streams.video[0]
+        self._stream = streams[0]
         self._stream.thread_type = "AUTO"  # the same frames, several at a time
         return self
 

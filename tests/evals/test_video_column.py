@@ -13,6 +13,7 @@ from ivc_jax.commands import run
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running import tsv, video_cells
 from ivc_jax.evals.running.answerer import ModelAnswerer
+from ivc_jax.evals.running.checking import check_file
 from ivc_jax.evals.running.survey import TaskEntry
 from ivc_jax.inputs.layout import arrange
 
@@ -96,6 +97,21 @@ def test_broken_cells_are_one_line(folder):
         with pytest.raises(tsv.RowError, match=start + f"({message})") as caught:
             file.read(position)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_check_decodes_every_film_to_its_end(folder):
+    content = (folder / "clips" / "a.mp4").read_bytes()
+    start = content.find(b"mdat") + 4
+    half = start + (content.find(b"moov") - start) // 2
+    (folder / "clips" / "half.mp4").write_bytes(
+        content[:half] + b"\xff" * 99 + content[half + 99 :]
+    )
+    rows = [[str(n), f"clips/{name}.mp4", "When?", "1"] for n, name in enumerate(["a", "half"])]
+    checked = check_file(TASK, write_rows(folder, [*rows, ["2", "1", "And then?", "2"]]))
+    (fault,) = checked.faults
+    assert checked.rows == 3
+    assert "row 2 (index 1): video 0 (half.mp4)" in fault
+    assert len(fault.splitlines()) == 1
 
 
 def test_without_the_library_the_file_is_refused(folder, monkeypatch):

@@ -27,7 +27,8 @@ class Checked:
 
 
 def check_file(task: Task, path: str | os.PathLike) -> Checked:
-    """Check the file of a task: its encoding, its columns, and each row with its pictures decoded.
+    """Check the file of a task: its encoding, its columns, and each row with its pictures and its
+    videos decoded.
 
     What depends on a checkpoint (tokens that stand for pictures, the longest prompt) shows when a
     run reads its rows.
@@ -46,6 +47,9 @@ def check_file(task: Task, path: str | os.PathLike) -> Checked:
             return str(error)
         try:
             entry.find_objects(row)
+            if row.holder == position:  # once for all rows that ask about it
+                for video in row.videos:
+                    video.check()
         except ValueError as error:
             return f"{entry.locate(row)}: {error}"
         return None
