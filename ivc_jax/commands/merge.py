@@ -10,6 +10,7 @@ report when all have ended.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} merge") -
     return run_command(Arguments, _run, arguments, program, width=160)
 
 
-def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> None:
+def finish(
+    folder: RunFolder, mirror: Mirror, meta: Meta, console: Console, formats: Sequence[str] = ()
+) -> None:
     """End a run: wait for the other processes; the first one writes the report of all."""
     # Imported late, as in `run.py`.
     import jax
@@ -73,7 +76,7 @@ def finish(folder: RunFolder, mirror: Mirror, meta: Meta, console: Console) -> N
             markup=False,
         )
         return
-    report_on(folder.path, meta, console)
+    report_on(folder.path, meta, console, formats)
     mirror.push_all()
 
 

@@ -12,6 +12,7 @@ from ivc_jax.inputs.sampling import VideoOptions
 
 _CONFIGS = "the config's"
 _CHECKPOINT = "the checkpoint's"
+Tables = Annotated[tuple[Literal["csv", "latex"], ...] | None, option("csv latex", "none")]
 Plugin = Annotated[tuple[str, ...] | None, option("FILE ...", "none")]
 
 

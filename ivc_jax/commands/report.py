@@ -5,6 +5,7 @@ ivc-jax report runs/default        # from the records of the run
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from ivc_jax.commands import terminal
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import Tables
 from ivc_jax.evals.schema import Meta
 
 
@@ -21,10 +23,12 @@ class Arguments:
 
     Attributes:
         folder: result folder of the run.
+        tables: write the tables of the report as files of these formats too.
         traceback: show where an error came from.
     """
 
     folder: Annotated[tyro.conf.Positional[str], option("DIR")]
+    tables: Tables = None
     traceback: bool = False
 
 
@@ -33,8 +37,14 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} report") 
     return run_command(Arguments, _run, arguments, program, width=160)
 
 
-def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
-    """Summarise the records of a folder: tables, figures and report."""
+def report_on(
+    folder: pathlib.Path, meta: Meta, console: Console, formats: Sequence[str] = ()
+) -> None:
+    """Summarise the records of a folder: tables, figures and report.
+
+    Args:
+        formats: of the files that the tables become besides.
+    """
     # Imported late, so that a wrong option or --help does not wait for them.
     from ivc_jax.reports import report, tables
     from ivc_jax.reports.results import summarize
@@ -50,13 +60,15 @@ def report_on(folder: pathlib.Path, meta: Meta, console: Console) -> None:
     else:
         console.print(tables.explain_nothing(results), markup=False, highlight=False)
     terminal.print_failures(console, results.meta)
-    report.write(folder, results, leading)
+    written = report.write(folder, results, leading, formats)
     terminal.print_end(console, results.meta)
     console.print(f"report: {folder / 'report.html'}", markup=False)
+    if written:
+        console.print(f"tables: {written[0].parent}, {len(written)} files", markup=False)
 
 
 def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.reports.results import read_meta
 
     folder = pathlib.Path(arguments.folder)
-    report_on(folder, read_meta(folder), console)
+    report_on(folder, read_meta(folder), console, arguments.tables or ())

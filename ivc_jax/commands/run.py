@@ -12,7 +12,7 @@ In a checkout `python experiments/run.py ...` is the same.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -26,6 +26,7 @@ from ivc_jax.commands.options import (
     ModelOptions,
     RunOptions,
     SeveralHosts,
+    Tables,
     load_plugins,
     override,
 )
@@ -42,6 +43,7 @@ class Arguments:
 
     Attributes:
         config: one of those that `--help` of the program lists, or a path to a file like those.
+        tables: write the tables of the report as files of these formats too.
         traceback: show where an error came from.
     """
 
@@ -51,6 +53,7 @@ class Arguments:
     data: tyro.conf.OmitArgPrefixes[DataOptions] = dataclasses.field(default_factory=DataOptions)
     run: tyro.conf.OmitArgPrefixes[RunOptions] = dataclasses.field(default_factory=RunOptions)
     hosts: SeveralHosts = dataclasses.field(default_factory=HostOptions)
+    tables: Tables = None
     traceback: bool = False
 
 
@@ -64,7 +67,8 @@ def main(arguments: list[str] | None = None, program: str = SCRIPT) -> int:
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     config = load_config(arguments.config)
     settings = override(config, arguments.model, arguments.video, arguments.data, arguments.run)
-    evaluate(settings, arguments.run, arguments.hosts, command, console)
+    formats = arguments.tables or ()
+    evaluate(settings, arguments.run, arguments.hosts, command, console, formats=formats)
 
 
 def evaluate(
@@ -75,6 +79,7 @@ def evaluate(
     console: Console,
     choose: Callable[[RunConfig], RunConfig] = lambda settings: settings,
     describe: Callable[[Any], dict[str, Any]] = lambda session: {},
+    formats: Sequence[str] = (),
 ) -> None:
     """Evaluate, then write tables, figures and report.
 
@@ -86,6 +91,7 @@ def evaluate(
         console: to print to.
         choose: changes settings before anything is opened.
         describe: adds to the `meta` of the results what only the open session knows.
+        formats: of the files that the report's tables become besides.
     """
     # Imported late, so that a wrong option or --help does not wait for it.
     from ivc_jax.commands import session as sessions
@@ -106,4 +112,4 @@ def evaluate(
             meta = sessions.evaluate(session, progress)
         seconds = round(time.monotonic() - start, 1)
         meta = dataclasses.replace(meta, command=command, wall_seconds=seconds, **describe(session))
-        finish(session.folder, session.mirror, meta, console)
+        finish(session.folder, session.mirror, meta, console, formats)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.evals.schema import Meta, Statistics
-from ivc_jax.reports import html, markdown, tables
+from ivc_jax.reports import exports, html, markdown, tables
 from ivc_jax.reports.protocol import write_pixel_bounds
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
@@ -57,8 +57,20 @@ def compose(results: Results, leading: Sequence[Section] = ()) -> Report:
     )
 
 
-def write(folder: pathlib.Path, results: Results, leading: Sequence[Section] = ()) -> None:
-    """Write report.md, report.html, the figures and whatever files the sections bring."""
+def write(
+    folder: pathlib.Path,
+    results: Results,
+    leading: Sequence[Section] = (),
+    formats: Sequence[str] = (),
+) -> list[pathlib.Path]:
+    """Write report.md, report.html, the figures and whatever files the sections bring.
+
+    Args:
+        formats: of the files that each table becomes besides (`exports.FORMATS`).
+
+    Returns:
+        The files of tables.
+    """
     report = compose(results, leading)
     (folder / "figures").mkdir(exist_ok=True)
     for section in report.sections:
@@ -68,6 +80,7 @@ def write(folder: pathlib.Path, results: Results, leading: Sequence[Section] = (
             write_atomically(folder / name, content)
     write_atomically(folder / "report.md", markdown.render(report))
     write_atomically(folder / "report.html", html.render(report))
+    return exports.write(folder, report, formats)
 
 
 def write_command(meta: Meta) -> str:
