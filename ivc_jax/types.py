@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import jaxtyped
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -78,6 +79,7 @@ class Inputs:
     visual: jax.Array | None = None  # [B, V, D], the tower's tokens (`engine.prefill.encode`)
     deepstack: jax.Array | None = None  # [J, B, V, D], added to them on the way
     objects: jax.Array | None = None  # [B, V] bool, holds a part of an object; None if nobody says
+    relevance: jax.Array | None = None  # [B, V] float32, of this token's frame; None: nobody says
 
     def __repr__(self) -> str:
         # Leaves may be anything with the structure of these arrays: shardings, specifications.
@@ -90,18 +92,46 @@ class Inputs:
 
 
 @flax.struct.dataclass
+class Blend:
+    """Few visual tokens that each kept one is a weighted sum of: what is not named has weight 0."""
+
+    index: jax.Array  # [B, K, M] int32, in visual space
+    weights: jax.Array  # [B, K, M] float32, 0 where not valid
+
+    def mix(self, vectors: jax.Array) -> jax.Array:
+        """Sum float32 vectors of visual tokens [..., B, V, D] by weight: [..., B, K, D]."""
+        parts = []
+        for index, weights in zip(*map(_list_last, (self.index, self.weights)), strict=True):
+            index = index.reshape(*(1,) * (vectors.ndim - 3), *index.shape, 1)  # [..., B, K, 1]
+            parts.append(jnp.take_along_axis(vectors, index, axis=-2) * weights[..., None])
+        return sum(parts[1:], parts[0])
+
+
+def _list_last(array: jax.Array) -> list[jax.Array]:
+    return [array[..., part] for part in range(array.shape[-1])]
+
+
+@flax.struct.dataclass
 class Selection:
     """Kept visual tokens: ascending indices in visual space, valid ones first.
 
     With `weights` the hidden state of a kept token becomes the weighted sum of those of the V
     tokens that it came from, so that dropped tokens can be merged into kept ones. Of a stage that
     merges in the tower, a kept token may give its slot to the class token of its image.
+
+    With `place` a kept token has the position ids of another one, which several may share: an image
+    may get more tokens than it had. In the sequence it stands where that one was, or behind the
+    kept token before it where that is farther:
+
+        index   0  1  2  3  6      the order of the tokens; which slots they use up
+        place   0  1  0  1  6      four stand where tokens 0 and 1 were, in this order
     """
 
     index: jax.Array  # [B, K] int32, 0 where not valid
     valid: jax.Array  # [B, K] bool
-    weights: jax.Array | None = None  # [B, K, V] float32, 0 where not valid
+    weights: jax.Array | Blend | None = None  # [B, K, V] float32, 0 where not valid
     becomes_class: jax.Array | None = None  # [B, K] bool, see `methods.requests.ClassFeatures`
+    place: jax.Array | None = None  # [B, K] int32, in visual space; None is `index`
     carry: Any = None  # what the next stage of the method wants to read (`methods.requests.Carry`)
 
 

@@ -7,6 +7,9 @@ order          0    2    4    5    6  | 1    3    7       stable sort, kept slot
 result        <v>   b    d   </v>  Q                      cut to N - V + K slots
 new slot       0    .    1    .    2    3    4    .       how many are kept before it
 
+Tokens that stand in the place of others (`Selection.place`) are sorted by the slots of these, and
+have their positions.
+
 Whatever names a slot (`visual_index`, `text_index`) is sent through "new slot"; whatever lies in
 slots (hidden states, positions, keys and values) is gathered by "order"; whatever is known of
 visual tokens (grid, features to come) is gathered by the selection.
@@ -17,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ivc_jax.types import KVSpan, Layout, Selection, typed
+from ivc_jax.types import Blend, KVSpan, Layout, Selection, typed
 
 
 @flax.struct.dataclass
@@ -67,24 +70,30 @@ def compact(
     keep = mark_kept(layout, selection)
     N, V = keep.shape[1], layout.visual_index.shape[1]
     length = N - V + selection.index.shape[1]  # S
-    order = jnp.argsort(~keep, axis=1, stable=True)[:, :length].astype(jnp.int32)  # [B, S]
-    new_slot = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1  # [B, N]
     valid = selection.valid  # [B, K]
+    place = selection.index if selection.place is None else selection.place  # [B, K]
+    order, new_slot = _sort(layout, selection, keep)  # [B, N] both
+    order = order[:, :length]  # [B, S]
 
-    def take(array: jax.Array) -> jax.Array:
+    def take(array: jax.Array, index: jax.Array = place) -> jax.Array:
         """Take what is known of the kept visual tokens: [B, V, ...] to [B, K, ...]."""
-        index = selection.index.reshape(*selection.index.shape, *(1,) * (array.ndim - 2))
+        index = index.reshape(*index.shape, *(1,) * (array.ndim - 2))
         return jnp.take_along_axis(array, index, axis=1)
 
-    positions = jnp.take_along_axis(layout.positions, order[None], axis=2)  # [3, B, S]
+    slots = order  # whose positions the tokens have
+    if selection.place is not None:
+        slots = jnp.take_along_axis(_find_places(layout, selection, place), order, axis=1)
+    positions = jnp.take_along_axis(layout.positions, slots[None], axis=2)  # [3, B, S]
     if renumber:
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), positions.shape)
     shorter = layout.replace(
         visual_index=jnp.where(
-            valid, jnp.take_along_axis(new_slot, take(layout.visual_index), axis=1), 0
+            valid,
+            jnp.take_along_axis(new_slot, take(layout.visual_index, selection.index), axis=1),
+            0,
         ),
         visual_valid=valid,
-        visual_origin=jnp.where(valid, take(layout.visual_origin), 0),
+        visual_origin=jnp.where(valid, take(layout.visual_origin, selection.index), 0),
         image_id=jnp.where(valid, take(layout.image_id), -1),
         grid=jnp.where(valid[..., None], take(layout.grid), -1),
         content=valid & take(layout.content),
@@ -102,6 +111,33 @@ def compact(
         origin=jnp.take_along_axis(sequence.origin, order, axis=1),
         features=_merge_features(sequence, selection),
     ), order
+
+
+def _sort(layout: Layout, selection: Selection, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sort kept slots to the front: the old slot of each new one, and the new of each old: [B, N].
+
+    Args:
+        keep: [B, N] bool.
+    """
+    if selection.place is None:
+        order = jnp.argsort(~keep, axis=1, stable=True)
+        return order.astype(jnp.int32), jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
+    # behind the token before it, whatever its own place
+    stands = _find_places(layout, selection, jax.lax.cummax(selection.place, axis=1))
+    order = jnp.argsort(jnp.where(keep, stands, keep.shape[1]), axis=1, stable=True)
+    return order.astype(jnp.int32), jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def _find_places(layout: Layout, selection: Selection, place: jax.Array) -> jax.Array:
+    """Return the slot of the place [B, K] of each kept token, any other's own slot: [B, N]."""
+    B, N = layout.positions.shape[1:]
+    own, there = (
+        jnp.take_along_axis(layout.visual_index, each, axis=1)  # [B, K]
+        for each in (selection.index, place)
+    )
+    slots = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, N))
+    own = jnp.where(selection.valid, own, N)  # `drop` discards slot N
+    return slots.at[jnp.arange(B)[:, None], own].set(there, mode="drop")
 
 
 def add_feature(sequence: Sequence) -> Sequence:
@@ -144,10 +180,12 @@ def _merge_features(sequence: Sequence, selection: Selection) -> jax.Array | Non
     return weigh(selection.weights, sequence.features, sequence.layout.visual_valid)
 
 
-def weigh(weights: jax.Array, visual: jax.Array, valid: jax.Array) -> jax.Array:
+def weigh(weights: jax.Array | Blend, visual: jax.Array, valid: jax.Array) -> jax.Array:
     """Sum vectors of visual tokens [..., B, V, D] by weights [B, K, V]: [..., B, K, D]."""
     # Padding may hold anything, and 0 * NaN is NaN.
     vectors = jnp.where(valid[..., None], visual, 0).astype(jnp.float32)
+    if isinstance(weights, Blend):
+        return weights.mix(vectors).astype(visual.dtype)
     exact = jax.lax.Precision.HIGHEST  # a token that is merely kept stays as it is
     # float32, as the weights are
     merged = jnp.einsum("bkv,...bvd->...bkd", weights, vectors, precision=exact)

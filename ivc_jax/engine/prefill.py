@@ -1,6 +1,7 @@
 """The compiled prefill: tower, embedding, decoder spans with cuts between them, last logits."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence as Several
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +24,9 @@ from ivc_jax.methods.base import DENSE, Method, MethodError, find_method
 from ivc_jax.methods.requests import (
     Carry,
     Embeddings,
+    Learned,
     Objects,
+    Relevance,
     Request,
     RopeSettings,
     TowerRequest,
@@ -35,6 +38,8 @@ from ivc_jax.nn.tower import Deep
 from ivc_jax.parallel.batch import align_rows, fetch, gather_cells, place_inputs
 from ivc_jax.parallel.constraints import constrain, constrain_hidden, on_mesh
 from ivc_jax.types import Inputs, KVSpan, Selection
+
+_log = logging.getLogger(__name__)
 
 
 @flax.struct.dataclass
@@ -60,7 +65,8 @@ class Prefill:
     def kept(self) -> list[np.ndarray]:
         """Ascending positions in each sample's unpadded prompt that survive the last stage."""
         origin, lengths = fetch((self.origin, self.lengths))
-        return [row[:length] for row, length in zip(origin, lengths, strict=True)]
+        # a picture that got more tokens than it had uses up slots of others, behind its own text
+        return [np.sort(row[:length]) for row, length in zip(origin, lengths, strict=True)]
 
     @property
     def kv_bytes(self) -> int:
@@ -224,13 +230,7 @@ def embed_inputs(
         return hidden, None, signals
     visual, features, seen = _encode(config, params, inputs, asked)  # [B, V, D], [J, B, V, D]
     signals |= seen
-    if Objects() in asked:
-        if inputs.objects is None:
-            raise MethodError(
-                "this method spares tokens that hold an object, and the batch does not say where"
-                " objects are: call the processor with objects=[[boxes of each image], ...]"
-            )
-        signals[Objects()] = inputs.objects
+    signals |= _answer_batch(inputs, asked)
     B, N = inputs.tokens.shape
     # [B, V]; padding is sent to slot N, which `drop` discards.
     slot = jnp.where(inputs.layout.visual_valid, inputs.layout.visual_index, N)
@@ -240,6 +240,30 @@ def embed_inputs(
         signals[Embeddings()] = split(inputs.layout, hidden)
     signals[WordEmbeddings()] = params["decoder"]["embed_tokens"]["embedding"]  # [vocab, D]
     return hidden, features, signals
+
+
+def _answer_batch(inputs: Inputs, asked: Several[Request]) -> dict[Request, jax.Array]:
+    """Answer what is asked about the batch itself: [B, V] each."""
+    answers: dict[Request, jax.Array] = {}
+    if Objects() in asked:
+        if inputs.objects is None:
+            raise MethodError(
+                "this method spares tokens that hold an object, and the batch does not say where"
+                " objects are: call the processor with objects=[[boxes of each image], ...]"
+            )
+        answers[Objects()] = inputs.objects
+    if Relevance() in asked:
+        answers[Relevance()] = inputs.relevance
+        if inputs.relevance is None:
+            # while a program is traced, so once for each
+            _log.warning(
+                "the batch does not say how relevant its frames are: all count alike; rate them by"
+                " ivc_jax.rate_frames and call the processor with relevance=..."
+            )
+            answers[Relevance()] = jnp.zeros(inputs.visual_source.shape, jnp.float32)
+    if Learned() in asked:
+        answers[Learned()] = inputs.layout.visual_valid & (inputs.visual_source < 0)
+    return answers
 
 
 def _encode(

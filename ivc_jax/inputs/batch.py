@@ -78,19 +78,24 @@ class Batch:
         objects: where annotated objects are, for methods that ask: for each sample bool [v], which
             of its visual tokens, in order of occurrence, hold a part of one, or None if nobody
             says; () says nothing of any sample.
+        relevance: how relevant its frames are, for methods that ask: for each sample float32 [f] in
+            [0, 1], one for each image and each temporal slice of a video, in order of occurrence,
+            or None if nobody says; () says nothing of any sample.
     """
 
     tokens: tuple[np.ndarray, ...]
     images: tuple[Visual, ...] = ()
     videos: tuple[Visual, ...] = ()
     objects: tuple[np.ndarray | None, ...] = ()
+    relevance: tuple[np.ndarray | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.objects) not in (0, len(self.tokens)):
-            raise InputError(
-                f"objects has {len(self.objects)} entries for {len(self.tokens)} samples; give one"
-                " a sample"
-            )
+        for name in ("objects", "relevance"):
+            if len(told := getattr(self, name)) not in (0, len(self.tokens)):
+                raise InputError(
+                    f"{name} has {len(told)} entries for {len(self.tokens)} samples; give one a"
+                    " sample"
+                )
         for sample, tokens in enumerate(self.tokens):
             if tokens.ndim != 1 or not tokens.size:
                 raise InputError(f"sample {sample} has no tokens; give it a prompt")
@@ -108,10 +113,16 @@ class Batch:
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
         """Return the samples of several batches as one."""
-        said = any(batch.objects for batch in batches)
-        objects = [mask for each in batches for mask in each.objects or (None,) * len(each)]
+
+        def join(name: str) -> tuple[np.ndarray | None, ...]:
+            if not any(getattr(batch, name) for batch in batches):
+                return ()
+            told = [getattr(batch, name) or (None,) * len(batch) for batch in batches]
+            return tuple(value for each in told for value in each)
+
         return cls(
-            objects=tuple(objects) if said else (),
+            objects=join("objects"),
+            relevance=join("relevance"),
             tokens=tuple(tokens for batch in batches for tokens in batch.tokens),
             images=tuple(visual for batch in batches for visual in batch.images),
             videos=tuple(visual for batch in batches for visual in batch.videos),

@@ -141,6 +141,7 @@ def pad(
         patch_positions=patch_positions,
         visual_source=visual_source,
         objects=_stack_objects(samples, shape),
+        relevance=_stack_relevance(samples, shape),
     )
 
 
@@ -246,6 +247,17 @@ def _stack_objects(samples: Sequence[Arrangement], shape: Shape) -> np.ndarray |
     if all(s.objects is None for s in samples) or any(mark is None for mark in marks):
         return None
     return _stack(marks, shape.visual).astype(bool)
+
+
+def _stack_relevance(samples: Sequence[Arrangement], shape: Shape) -> np.ndarray | None:
+    """Pad the relevance of tokens to float32 [B, V], 0 where nobody says; None if nobody does."""
+    told = [sample.relevance for sample in samples]
+    if all(each is None for each in told):
+        return None
+    table = np.zeros((len(told), shape.visual), np.float32)
+    for row, values in zip(table, told, strict=True):
+        row[: 0 if values is None else len(values)] = 0 if values is None else values
+    return table
 
 
 def _mark_valid(counts: Sequence[int], slots: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.inputs.batch import Batch, InputError, Visual, check_ids
 from ivc_jax.inputs.footprint import Footprint, measure_visual
 from ivc_jax.inputs.patches import cut_patches
+from ivc_jax.inputs.relevance import spread_relevance
 from ivc_jax.types import typed
 
 _KINDS = ("image", "video")
@@ -59,6 +60,7 @@ class Arrangement:
         grid: [v, 3] int32, (frame, row, column) of the merged cell.
         content: [v] bool, whether a token shows a part of its picture.
         objects: [v] bool, whether it holds a part of an annotated object; None if nobody says.
+        relevance: [v] float32, of its image or temporal slice; None if nobody says.
     """
 
     tokens: np.ndarray
@@ -70,6 +72,7 @@ class Arrangement:
     grid: np.ndarray
     content: np.ndarray
     objects: np.ndarray | None
+    relevance: np.ndarray | None = None
 
 
 def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
@@ -116,7 +119,12 @@ def arrange(batch: Batch, config: ModelConfig) -> list[Arrangement]:
                 )
             segments.append(Segment(kind, visual, footprint, tuple(found)))
         marked = batch.objects[sample] if batch.objects else None
-        arranged.append(_number(tokens, tuple(segments), _check_objects(marked, segments, sample)))
+        one = _number(tokens, tuple(segments), _check_objects(marked, segments, sample))
+        visuals = [(each.kind, each.footprint) for each in segments]
+        told = spread_relevance(
+            batch.relevance[sample] if batch.relevance else None, visuals, sample
+        )
+        arranged.append(dataclasses.replace(one, relevance=told))
     for kind in _KINDS:
         if used[kind] < len(owners[kind]):
             raise InputError(
@@ -135,6 +143,7 @@ def take_rows(batch: Batch, rows: Sequence[int], config: ModelConfig) -> Batch:
         images=tuple(segment.visual for segment in segments if segment.kind == "image"),
         videos=tuple(segment.visual for segment in segments if segment.kind == "video"),
         objects=tuple(batch.objects[row] for row in rows) if batch.objects else (),
+        relevance=tuple(batch.relevance[row] for row in rows) if batch.relevance else (),
     )
 
 

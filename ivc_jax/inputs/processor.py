@@ -19,6 +19,7 @@ from ivc_jax.inputs.messages import Messages, find_conversations, split_visuals
 from ivc_jax.inputs.objects import Box, mark_samples
 from ivc_jax.inputs.picture import Picture
 from ivc_jax.inputs.prompt import ChatTemplate, PromptWriter
+from ivc_jax.inputs.relevance import list_relevance
 from ivc_jax.inputs.resize import PictureRule, process_image, process_video
 from ivc_jax.inputs.rules import read_rules, read_settings
 from ivc_jax.inputs.sampling import FrameSampling, SampleStarts, VideoOptions
@@ -159,6 +160,7 @@ class Processor:
         chat: bool = True,
         fps: float | Sequence[Sequence[float] | None] | None = None,
         objects: Sequence[Sequence[Sequence[Box]] | None] | None = None,
+        relevance: Sequence[Sequence[float] | None] | None = None,
     ) -> Batch:
         """Make a batch; every list has one entry a sample.
 
@@ -177,6 +179,9 @@ class Processor:
                 time or time stamps read. A clip knows its own.
             objects: for methods that ask where objects are: for each sample a list with the boxes
                 of each of its images (x1, y1, x2, y2 in its own pixels), or None.
+            relevance: for methods that ask how relevant frames are (`ivc_jax.rate_frames`): for
+                each sample a number in [0, 1] for each of its images and each temporal slice of its
+                videos, in the order of the prompt, or None.
 
         Raises:
             InputError: names the sample, the visual and the remedy.
@@ -205,7 +210,8 @@ class Processor:
             flat_images += pictures
             flat_videos += clips
         marks = mark_samples(objects, picture_lists, video_lists, self.images, self.config)
-        return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos), marks)
+        told = list_relevance(relevance, len(prompts))
+        return Batch(tuple(tokens), tuple(flat_images), tuple(flat_videos), marks, told)
 
     def _write(
         self,

@@ -22,6 +22,7 @@ from ivc_jax.methods.nuwa import Nuwa
 from ivc_jax.methods.plugins import PLUGINS, load_file
 from ivc_jax.methods.prumerge import PruMerge
 from ivc_jax.methods.pyramiddrop import PyramidDrop
+from ivc_jax.methods.quota import QuoTA
 from ivc_jax.methods.random import Random
 from ivc_jax.methods.scope import Scope
 from ivc_jax.methods.sparsevlm import SparseVLM
@@ -62,6 +63,7 @@ __all__ = [
     "ProgressiveIVC",
     "PruMerge",
     "PyramidDrop",
+    "QuoTA",
     "Random",
     "Scope",
     "SparseVLM",
@@ -107,5 +109,6 @@ METHODS: dict[str, type[Method]] = {
     "nuwa": Nuwa,
     "vflowopt": VFlowOpt,
     "embedlens": EmbedLens,
+    "quota": QuoTA,
 }
 MODIFIERS: dict[str, type[Method]] = {"ivc": WithIVC, "pore": WithPoRe, "rope": WithRope}

@@ -127,6 +127,10 @@ def draw_signals(
                 signals[request] = carry
             case asks.Objects():
                 signals[request] = draw.visual(unpruned) > 1  # of about a quarter of the tokens
+            case asks.Relevance():
+                signals[request] = draw.of_frames()
+            case asks.Learned():
+                signals[request] = jnp.zeros_like(unpruned.visual_valid)
             case asks.Values() | asks.RawValues() | asks.Keys():
                 signals[request] = draw.vectors(layout, _G, _C)
             case asks.Hidden():
@@ -185,6 +189,15 @@ class _Draw:
                 drawn[self.spoilt] = np.nan
             table[row, valid[row]] = drawn[origin[row, valid[row]]]
         return jnp.asarray(table)
+
+    def of_frames(self) -> jax.Array:
+        """Draw a number in [0, 1] for each image, and each frame of a video: [B, V]."""
+        drawn, layout = np.asarray(self.visual(self.unpruned)), self.unpruned
+        frames = np.asarray(layout.image_id) * 1000 + np.asarray(layout.grid)[..., 0]  # [B, V]
+        if not drawn.size:
+            return jnp.asarray(drawn)
+        first = (frames[:, :, None] == frames[:, None]).argmax(axis=2)  # [B, V], token of its frame
+        return jnp.asarray(np.take_along_axis(1 / (1 + np.exp(-3 * drawn)), first, axis=1))
 
     def text(self, *shape: int) -> jax.Array:
         """Draw vectors of the text: [B, T, ...]."""

@@ -176,6 +176,20 @@ class Objects:
 
 
 @dataclasses.dataclass(frozen=True)
+class Relevance:
+    """How relevant the frame of each visual token is to the question: float32 [B, V], unpruned.
+
+    In [0, 1], the same for all tokens of a frame. Known of batches that say so (`Batch.relevance`);
+    otherwise 0 for all of them.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """Which visual tokens are learned ones, which no patch makes: bool [B, V], unpruned."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Carry:
     """What the method's earlier stage put into `Selection.carry`; None at the first stage."""
 
@@ -196,14 +210,15 @@ class Weights:
 
 TowerRequest = TowerAttention | TowerKeys | TowerFeatures | ClassFeatures | PixelEntropy
 LayerRequest = Values | RawValues | Keys | AttentionRows | AttentionReceived
+BatchRequest = Objects | Relevance | Learned
 Request = (
     LayerRequest
     | TowerRequest
+    | BatchRequest
     | Hidden
     | Embeddings
     | WordEmbeddings
     | RopeSettings
-    | Objects
     | Carry
     | Weights
 )

@@ -26,7 +26,7 @@ from ivc_jax.methods.drawn import Sample, draw_signals, lay_out, make_layout
 from ivc_jax.methods.modifier import Modifier, unwrap
 from ivc_jax.methods.requests import RopeSettings
 from ivc_jax.methods.spec import describe, parse
-from ivc_jax.types import Layout, Selection
+from ivc_jax.types import Blend, Layout, Selection
 
 ROPE = RopeConfig(16, 1e4, (2, 3, 3))  # what `RopeSettings` is answered with
 
@@ -215,7 +215,7 @@ def run_cuts(
         signals = draw_signals(requests, layout, unpruned, carry, padding, spoilt, kinds)
         V = layout.visual_index.shape[1]
         chosen = run_stage(method, layout, signals, number, num_keep=V if whole else None)
-        kept, weights, carry = listed(chosen), chosen.weights, chosen.carry
+        kept, weights, carry = listed(chosen), spread_weights(chosen, V), chosen.carry
         origin = np.asarray(layout.visual_origin)
         if weights is not None:
             weights = np.asarray(weights)
@@ -263,6 +263,15 @@ def _run_stage(
 ) -> Selection:
     signals: dict[Any, Any] = dict(zip(requests, values, strict=True)) | {RopeSettings(): ROPE}
     return method.select(signals, layout, stage, num_keep)
+
+
+def spread_weights(chosen: Selection, visual_slots: int) -> np.ndarray | None:
+    """Return the weights of a selection over all visual tokens, [B, K, V]; None without."""
+    weights = chosen.weights
+    if not isinstance(weights, Blend):
+        return weights
+    place = np.asarray(weights.index)[..., None] == np.arange(visual_slots)  # [B, K, M, V]
+    return np.where(place, np.asarray(weights.weights)[..., None], 0).sum(axis=2, dtype=np.float32)
 
 
 def listed(chosen: Selection) -> list[list[int]]:

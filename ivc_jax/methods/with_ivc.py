@@ -16,6 +16,8 @@ from ivc_jax.methods.ivc import IVCPrune
 from ivc_jax.methods.ivc_progressive import ProgressiveIVC
 from ivc_jax.methods.ivc_removal import IVCRemoval
 from ivc_jax.methods.modifier import Modifier, unwrap
+from ivc_jax.methods.placed import unite
+from ivc_jax.methods.quota import QuoTA
 from ivc_jax.methods.requests import Carry, Request, RopeSettings, Signals
 from ivc_jax.methods.select import bound_total, from_mask, keep_weights, to_mask
 from ivc_jax.types import Layout, Selection
@@ -52,6 +54,8 @@ class WithIVC(Modifier):
         parts = unwrap(self.host)
         if any(isinstance(part, IVCPrune | ProgressiveIVC | WithIVC) for part in parts):
             raise MethodError(f"{self.host.name} keeps the IVC tokens already; drop the +ivc")
+        if isinstance(parts[-1], QuoTA) and parts[-1].ivc != "none":
+            raise MethodError("ivc of quota prunes what +ivc would keep; drop one of them")
         if any(isinstance(part, IVCRemoval) for part in parts):
             raise MethodError(f"{self.host.name} drops tokens that +ivc would keep; drop the +ivc")
         if type(parts[-1]) is Method:
@@ -95,6 +99,9 @@ class WithIVC(Modifier):
         capacity = self.host.capacity(stage, layout.visual_slots, layout.num_images)
         # No more than it keeps alone: the slots above that are for the IVC tokens.
         selection = self.host.select(signals, layout, stage, min(num_keep, capacity))
+        if selection.place is not None:
+            united = unite(selection, recall(marked, layout), num_keep, layout.visual_count)
+            return united.replace(carry=(marked, selection.carry))
         chosen = to_mask(selection, layout.visual_index.shape[1])  # [B, V]
         united = from_mask(chosen | recall(marked, layout), num_keep)
         if selection.weights is not None:

@@ -22,7 +22,7 @@ SPECS = ["dense", "ivc:keep_ratio=0.5", "fastv+ivc:layer=1"]
 # Sorts, scatters and loops of their own; the decode is that of the others.
 RELATED = ["pyramiddrop", "sparsevlm", "holov", "scope", "visiondrop", "fsr", "nuwa", "vflowopt"]
 RELATED += ["divprune", "dart", "cdpruner", "hired", "vispruner", "fitprune"]
-RELATED += ["visionzip", "prumerge", "vscan", complete("embedlens")]
+RELATED += ["visionzip", "prumerge", "vscan", complete("embedlens"), "quota"]
 # Of unlike structure: no cut, one that compacts earlier caches, several that merge, and questions
 # about the tower.
 COMPILED = ["dense", "ivc:keep_ratio=0.5", "sparsevlm", "nuwa"]

@@ -70,7 +70,8 @@ def test_what_is_kept_is_the_budget(spec):
         for stage, [(kept, _)] in zip(method.stages, cuts, strict=True)
     ]
     # A union is as large as its overlap allows, and clusters and cells come in whole numbers.
-    loose = {"fastv+ivc": 0.08, "sparsevlm": 0.015, "vflowopt": 0.02}
+    # A square grid of 15 x 15 is what 230 tokens make.
+    loose = {"fastv+ivc": 0.08, "sparsevlm": 0.015, "vflowopt": 0.02, "quota": 0.025}
     assert measure(stages, 6) == pytest.approx(0.6, rel=loose.get(spec, 0.006))
 
 

@@ -71,6 +71,13 @@ VARIANTS = [
     "embedlens:dead=1/4-6,strict=true,words=2",
     "embedlens:dead=1/4-6,vit_sinks=2,remove=dead,control=random,seed=3",
     "embedlens+ivc:dead=1/4-6,control=matching",
+    "quota:assigner=v2",
+    "quota:assigner=v3,total=30",
+    "quota:scores=cosine,keep_ratio=0.8",
+    "quota:ivc=frame,layer=3",
+    "quota:ivc=sample,layer=3,keep_ratio=0.9",
+    "quota+ivc:keep_ratio=0.9",
+    "quota+ivc:assigner=v2",
 ]
 SPECS = [spec for spec in map(with_settings, METHODS) if parse(spec).resolve(CONFIG).stages]
 SPECS += [f"fastv+{modifier}" for modifier in MODIFIERS] + VARIANTS
@@ -198,6 +205,7 @@ def test_every_request_can_be_drawn():
     requests += [asks.PixelEntropy(), asks.Hidden(), asks.Embeddings(), asks.Objects()]
     requests.append(asks.WordEmbeddings())
     requests.append(asks.Weights("any"))
+    requests += [asks.Relevance(), asks.Learned()]
     known = {*asks.Request.__args__} - {asks.RopeSettings}
     assert {type(request) for request in requests} == known
     assert set(draw_signals(requests, layout, layout)) == set(requests)
