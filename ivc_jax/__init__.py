@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ivc_jax import ivc, methods
     from ivc_jax.engine.decode import Output, decode, generate
     from ivc_jax.engine.prefill import Prefill, encode, prefill
+    from ivc_jax.engine.rating import FrameScorer, rate_frames
     from ivc_jax.engine.sampling import Sampling
     from ivc_jax.engine.score import score
     from ivc_jax.engine.stream import Step, stream
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "ivc_jax.inputs.batch",
     "Clip": "ivc_jax.inputs.video",
+    "FrameScorer": "ivc_jax.engine.rating",
     "Model": "ivc_jax.model",
     "Output": "ivc_jax.engine.decode",
     "Prefill": "ivc_jax.engine.prefill",
@@ -39,6 +41,7 @@ _HOMES = {
     "generate": "ivc_jax.engine.decode",
     "load": "ivc_jax.model",
     "prefill": "ivc_jax.engine.prefill",
+    "rate_frames": "ivc_jax.engine.rating",
     "score": "ivc_jax.engine.score",
     "stream": "ivc_jax.engine.stream",
 }
@@ -46,6 +49,7 @@ _MODULES = ("ivc", "methods")
 __all__ = [
     "Batch",
     "Clip",
+    "FrameScorer",
     "Model",
     "Output",
     "Prefill",
@@ -60,6 +64,7 @@ __all__ = [
     "load",
     "methods",
     "prefill",
+    "rate_frames",
     "score",
     "stream",
 ]

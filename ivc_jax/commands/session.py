@@ -24,6 +24,7 @@ from ivc_jax.evals.running import runner
 from ivc_jax.evals.running.answerer import (
     ModelAnswerer,
     asks_for_objects,
+    asks_for_relevance,
     can_share_pictures,
     fingerprint,
 )
@@ -127,7 +128,9 @@ def _make_answerer(
     resolved = [entry.method.resolve(model.config) for entry in methods]
     share = settings.share_tower and can_share_pictures(resolved)
     asked = any(entry.with_objects for entry in methods)
-    return ModelAnswerer(model, processor, settings.share_tower, share, asked)
+    # Several processes would have to rate the same frames at a time.
+    rates = any(map(asks_for_relevance, resolved)) and jax.process_count() == 1
+    return ModelAnswerer(model, processor, settings.share_tower, share, asked, rates)
 
 
 def _load(settings: RunConfig, path: str, mesh: Mesh | None) -> tuple[Model, Processor | None]:

@@ -16,6 +16,7 @@ from ivc_jax.engine.cost import count_prefill_flops
 from ivc_jax.engine.decode import Output, answer
 from ivc_jax.engine.finite import explain_broken
 from ivc_jax.engine.prefill import Prefill, encode, prefill
+from ivc_jax.engine.rating import rate_frames
 from ivc_jax.engine.score import Score, pad_answers, rate
 from ivc_jax.evals.benchmarks.released import Bounds
 from ivc_jax.evals.benchmarks.scorers.base import Reader
@@ -28,7 +29,7 @@ from ivc_jax.inputs.messages import Messages, list_visuals
 from ivc_jax.inputs.objects import Box
 from ivc_jax.inputs.processor import Processor
 from ivc_jax.methods.base import Method
-from ivc_jax.methods.requests import Objects, TowerAttention
+from ivc_jax.methods.requests import Objects, Relevance, Request, TowerAttention
 from ivc_jax.model import Model
 from ivc_jax.parallel import processes
 from ivc_jax.parallel.batch import assemble, fetch
@@ -53,6 +54,8 @@ class ModelAnswerer:
             once. Not for methods that ask for attention in the tower (`can_share_pictures`).
         with_objects: every batch says where objects are, those of tasks that do not know that there
             are none, so that all have one form. Methods that ask are kept from those tasks.
+        rates_frames: rate the frames of samples that have several by the model itself, which finds
+            what to look for first (`engine.rating`); no time that is measured holds this.
     """
 
     def __init__(
@@ -62,11 +65,12 @@ class ModelAnswerer:
         share_tower: bool = False,
         share_pictures: bool = False,
         with_objects: bool = False,
+        rates_frames: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
         self.share_tower, self.share_pictures = share_tower, share_pictures
-        self.with_objects = with_objects
+        self.with_objects, self.rates_frames = with_objects, rates_frames
         self.family = model.config.family
         self.num_shards = processes.num_shards(model.mesh)
         self.local_shards = processes.local_shards(model.mesh)
@@ -102,7 +106,10 @@ class ModelAnswerer:
     ) -> Batch:
         """Tokenize one conversation and cut its visuals, with boxes in images, into patches."""
         boxes = None if objects is None else [objects]
-        return self._bound(bounds)(prompts=[messages], objects=boxes)
+        processor, relevance, own = self._bound(bounds), None, (self.model, self.processor)
+        if self.rates_frames:
+            relevance = rate_frames(own, processor, [messages], decoupler=own)
+        return processor(prompts=[messages], objects=boxes, relevance=relevance)
 
     def _bound(self, bounds: Bounds | None) -> Processor:
         if bounds is None:
@@ -257,7 +264,16 @@ def can_share_pictures(methods: Sequence[Method]) -> bool:
 
 def asks_for_objects(method: Method) -> bool:
     """Say whether a method, which is resolved, asks where objects are."""
-    return any(Objects() in method.requests(stage) for stage in method.stages)
+    return _asks_for(method, Objects())
+
+
+def asks_for_relevance(method: Method) -> bool:
+    """Say whether a method, which is resolved, asks how relevant frames are."""
+    return _asks_for(method, Relevance())
+
+
+def _asks_for(method: Method, request: Request) -> bool:
+    return any(request in method.requests(stage) for stage in method.stages)
 
 
 def fingerprint(path: str) -> str:
