@@ -44,7 +44,7 @@ ALLOWED = {
 FORBIDDEN = {"torch", "checkpoints_convert", "experiments"}
 # Only the rooms above the library draw, and only commands know the bundled benchmark.
 DRAWING = {"reports", "studies", "commands"}
-LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "orbax", "qwix", "av"}
+LAZY = {"transformers", "tokenizers", "jinja2", "huggingface_hub", "orbax", "qwix", "av", "optuna"}
 # What `import ivc_jax` must not wait for.
 UNUSED = {
     *("matplotlib", "jinja2", "tyro", "grain", "optax", "orbax", "torch", "transformers"),

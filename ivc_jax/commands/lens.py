@@ -10,19 +10,17 @@ figures/*.png. Every number of the report is one of lens.json.
 import dataclasses
 import pathlib
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.pictures import find_pictures
 from ivc_jax.studies.lens.calibrate import Thresholds
 
 _SHOWN, _DRAWN = 12, 6  # words in the table, pictures in the figure
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_SEEDS = {"train": 0x1E5, "test": 0x1E6}  # no generator of the test sets starts with these
-_QUESTION = "What is in this picture?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
         ivc_jax.methods.parse(spec)  # a typing error shows before the model is read
     folder = pathlib.Path(arguments.run.out)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    calibration, held_out = _find_pictures(options)
+    calibration, held_out = find_pictures(options.images, options.limit, options.held_out)
     use_compile_cache()
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
@@ -126,39 +124,3 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     for line in report.summarise(result):
         console.print(line, markup=False)
     console.print(f"report: {folder / 'report.md'}", markup=False)
-
-
-def _find_pictures(options: PictureOptions) -> tuple[list[Any], list[Any]]:
-    """Return pictures with a question each: to calibrate on, and others."""
-    if options.images is None:
-        return _draw_scenes("train", options.limit), _draw_scenes("test", options.held_out)
-    from ivc_jax.inputs.picture import load_picture
-
-    folder = pathlib.Path(options.images).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"images: {folder} is no folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if len(files) < 3:
-        raise ValueError(f"images: {folder} holds {len(files)} pictures; a few hundred are needed")
-    files = files[: options.limit + options.held_out]
-    # Of a small folder a fifth is held out.
-    first = min(options.limit, len(files) - max(1, min(options.held_out, len(files) // 5)))
-    pictures = [(load_picture(path, name=path.name), _QUESTION) for path in files]
-    return pictures[:first], pictures[first:]
-
-
-def _draw_scenes(split: str, count: int) -> list[Any]:
-    """Draw scenes of the digits of a split, with a question each."""
-    import numpy as np
-    from PIL import Image
-
-    from digit_scenes import digits, questions, scenes
-
-    source, found = digits.load(split), []
-    random = np.random.default_rng(_SEEDS[split])
-    while len(found) < count:
-        scene = scenes.render(random, source, int(random.integers(3, 10)))
-        question = questions.ask(random, scene, str(random.choice(list(questions.TASKS))))
-        if question is not None:
-            found.append((Image.fromarray(scene.pixels), question.text))
-    return found

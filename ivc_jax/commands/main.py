@@ -24,6 +24,7 @@ COMMANDS = {  # module of each
     "choose-layer": "choose_layer",
     "sets": "sets",
     "lens": "lens",
+    "vflowopt-search": "vflowopt_search",
     "methods": "methods",
     "bench": "bench",
 }

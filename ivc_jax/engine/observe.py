@@ -58,5 +58,5 @@ def _run(
     config: ModelConfig, method: _Observer, params: dict[str, Any], inputs: Inputs
 ) -> tuple[Any, ...]:
     # What the blocks behind the cut compute is not returned, so that it is not compiled either.
-    _, signals = trace_prefill(config, method, params, inputs)
+    _, signals, _ = trace_prefill(config, method, params, inputs)
     return tuple(signals[request] for request in method.asked)

@@ -183,8 +183,13 @@ def run_prefill(
 
 def trace_prefill(
     config: ModelConfig, method: Method, params: dict[str, Any], inputs: Inputs
-) -> tuple[Prefill, dict[Request, Any]]:
-    """Trace a prefill; return it and the last signals that the method was given."""
+) -> tuple[Prefill, dict[Request, Any], jax.Array]:
+    """Trace a prefill.
+
+    Returns:
+        It, the last signals that the method was given, and what the last block makes of the last
+        valid token, [B, D].
+    """
     layout, rope = inputs.layout, method.rope(config.decoder.rope)
     # Without a single image in the bucket there is nothing to cut.
     method = method if inputs.visual_source.shape[1] else DENSE
@@ -212,7 +217,7 @@ def trace_prefill(
         visual_computed=jnp.stack(walk.computed, axis=1),  # [B, L]
         rope=rope,
     )
-    return prompt, walk.signals
+    return prompt, walk.signals, hidden
 
 
 def embed_inputs(

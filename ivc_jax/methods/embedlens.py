@@ -10,11 +10,18 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.cells import draw_cells
 from ivc_jax.methods.fields import check_choice, check_seed
-from ivc_jax.methods.requests import Embeddings, Request, Signals, WordEmbeddings
-from ivc_jax.methods.select import Segments, from_mask, keep_one
+from ivc_jax.methods.requests import (
+    Embeddings,
+    Parameters,
+    Request,
+    Signals,
+    Weights,
+    WordEmbeddings,
+)
+from ivc_jax.methods.select import Segments, from_mask, keep_one, normalize
 from ivc_jax.methods.upfront import Upfront
 from ivc_jax.methods.word_table import read_table
-from ivc_jax.methods.words import any_of, probe
+from ivc_jax.methods.words import CLASSES, any_of, probe
 from ivc_jax.types import Layout, Selection
 
 # What `remove` may name: fields that hold the words.
@@ -25,6 +32,7 @@ _REMOVED = {
     "llm_sinks": ("llm_sinks",),
     "dead": ("dead",),
 }
+_FIELDS = dict(zip(CLASSES[1:], _REMOVED["all"], strict=True))
 # Scores lie in [0, 6]: those that differ by no more than this part are a tie, 1e-6 of a cosine.
 _NEAR = 2.0**-21
 
@@ -52,6 +60,9 @@ class EmbedLens(Upfront):
         dead: of tokens that look alike in most images.
         remove: which classes go: "all", "sinks", "vit_sinks", "llm_sinks" or "dead".
         words: nearest words that are looked at (released code 3).
+        prototypes: the fast form, also written by `ivc-jax lens`, instead of words: a token is of a
+            class if its cosine to one of a few directions reaches a threshold. It costs V D
+            products a direction and no vocabulary; the table says how often the two agree.
         strict: drop all of these, even if fewer than keep_ratio are left; a last one of an image
             stays.
         control: "random" spares the tokens of the classes and drops as many others at random,
@@ -67,6 +78,7 @@ class EmbedLens(Upfront):
     dead: tuple[int, ...] | None = None
     remove: str = "all"
     words: int = 3
+    prototypes: str | None = None
     strict: bool = False
     control: str = "none"
     seed: int = 0
@@ -78,6 +90,8 @@ class EmbedLens(Upfront):
         for name in _REMOVED["all"]:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _sort_words(name, getattr(self, name)))
+        if self.prototypes is not None and any(getattr(self, name) for name in _REMOVED["all"]):
+            raise MethodError("embedlens: prototypes stand for words; give one of the two")
         check_choice("remove", self.remove, tuple(_REMOVED))
         check_choice("control", self.control, ("none", "random", "matching"))
         check_seed(self.seed)
@@ -112,7 +126,9 @@ class EmbedLens(Upfront):
         return super().resolve(config)
 
     def requests(self, stage: Stage) -> tuple[Request, ...]:
-        """Ask for all tokens as they enter the decoder, and for the embeddings of all words."""
+        """Ask for all tokens as they enter the decoder, and for all words or the prototypes."""
+        if self.prototypes is not None:
+            return Embeddings(), Weights(self.prototypes)
         self.removed  # noqa: B018, complains in time
         return Embeddings(), WordEmbeddings()
 
@@ -136,22 +152,43 @@ class EmbedLens(Upfront):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Look up the nearest words and rank, alive tokens first."""
-        within, words = Segments.by_image(layout), self.removed
+        within = Segments.by_image(layout)
         if not layout.visual_valid.shape[1]:
             return from_mask(layout.visual_valid, num_keep)
-        hidden, table = signals[Embeddings()].visual, signals[WordEmbeddings()]
-        nearest = probe(hidden, table, self.words, words)
-        # NaN is alive to nobody.
-        known = layout.visual_valid & ~jnp.isnan(nearest.cosines[..., 0])  # [B, V]
-        goes = known & any_of(nearest.ids, words)
+        look = self._look_up if self.prototypes is None else self._compare
+        goes, margin = look(signals)  # [B, V] both
+        known = layout.visual_valid & ~jnp.isnan(margin)  # NaN is alive to nobody
+        goes &= known
         if self.control != "none":
             goes = self._swap(goes, known, within, layout)
         alive = known & ~goes
-        rank = rank_alive(nearest.outside - nearest.inside, alive, within)
+        rank = rank_alive(margin, alive, within)
         counts = within.look_up(keep_one(self._count(stage, layout.visual_slots)))  # [B, V]
         if self.strict:
             counts = jnp.minimum(counts, jnp.maximum(within.sum(alive.astype(jnp.int32)), 1))
         return from_mask(rank < counts, num_keep)
+
+    def _look_up(self, signals: Signals) -> tuple[jax.Array, jax.Array]:
+        """Mark what is of the classes by its nearest words, and return the margin."""
+        hidden, table = signals[Embeddings()].visual, signals[WordEmbeddings()]
+        nearest = probe(hidden, table, self.words, self.removed)
+        return any_of(nearest.ids, self.removed), nearest.outside - nearest.inside
+
+    def _compare(self, signals: Signals) -> tuple[jax.Array, jax.Array]:
+        """Do the same by prototypes; the margin is how far the nearest threshold is."""
+        found: Parameters = signals[Weights(self.prototypes)]
+        hidden = signals[Embeddings()].visual
+        kinds = found.settings.get("kinds", (CLASSES[-1],))  # [C] names
+        limits = jnp.asarray(found.settings.get("thresholds", (0.0,)), jnp.float32)  # [C]
+        shape = jax.ShapeDtypeStruct((len(kinds), hidden.shape[-1]), jnp.float32)
+        directions = normalize(found({"direction": shape})["direction"][None])[0]  # [C, D]
+        meant = [_FIELDS[kind] in _REMOVED[self.remove] for kind in kinds]
+        if not any(meant):
+            raise MethodError(f"embedlens: no prototype is of what remove={self.remove} names")
+        exact = jax.lax.Precision.HIGHEST
+        cosine = jnp.einsum("bvd,cd->bvc", normalize(hidden), directions, precision=exact)
+        above = jnp.where(jnp.asarray(meant), cosine - limits, -2.0).max(axis=2)  # [B, V]
+        return above >= 0, -above
 
     def _swap(
         self, goes: jax.Array, known: jax.Array, within: Segments, layout: Layout

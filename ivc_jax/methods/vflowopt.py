@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ivc_jax.ivc import rank_in_segment
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_choice, check_not_negative, require
+from ivc_jax.methods.pooling import bound_cells, number_cells, recycle
+from ivc_jax.methods.preset_file import read_preset
 from ivc_jax.methods.progressive import Family, Progressive, scale_layers
 from ivc_jax.methods.requests import Carry, PixelEntropy, Received, Request, Signals, TowerAttention
 from ivc_jax.methods.select import (
@@ -21,7 +23,6 @@ from ivc_jax.methods.select import (
     bound_total,
     from_mask,
     keep_one,
-    keep_weights,
     round_counts,
     to_mask,
 )
@@ -36,7 +37,6 @@ _SECOND = (1.0, 0.98334, 0.74875, 1.0)
 _PUBLISHED_RATES = (0.72332, 0.74875, 0.487)
 _CUTS = 3
 _SMALLEST = 1e-3  # of a rate that is solved for
-_LEAST_WEIGHT = 1e-9  # an entropy with a negative weight may bring an importance below 0
 
 
 @flax.struct.dataclass
@@ -45,6 +45,17 @@ class Ranking:
 
     importance: jax.Array  # [B, V] float32
     count: jax.Array  # [B, V] int32, tokens left in this token's image, without a modifier's
+
+
+@flax.struct.dataclass
+class Tables:
+    """What the settings come to in a bucket of V slots. As data they change without a compile."""
+
+    threshold: jax.Array | float
+    alpha: jax.Array | float
+    across: jax.Array  # [V] int32, cell of each row and column of a grid
+    top: jax.Array  # [V + 1] int32, what an image of 0 .. V tokens keeps beside recycled ones
+    left: jax.Array  # [3, V + 1] int32, what each cut leaves of 0 .. V tokens, without recycling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +85,8 @@ class VFlowOpt(Progressive):
         recycle: give dropped tokens back at the first cut.
         importance: attention of the calibration queries as their "mean" (released code) or their
             "sum" (paper); they differ beside an entropy.
+        preset: what `ivc-jax vflowopt-search` has written; read at once, into layers, ratios,
+            threshold, cell and alpha.
     """
 
     name: ClassVar[str] = "vflowopt"
@@ -83,8 +96,11 @@ class VFlowOpt(Progressive):
     alpha: float = 0.0
     recycle: bool = True
     importance: str = "mean"
+    preset: str | None = None
 
     def __post_init__(self) -> None:
+        if self.preset is not None:
+            read_preset(self)
         super().__post_init__()
         for name in ("threshold", "cell", "alpha"):
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -105,6 +121,13 @@ class VFlowOpt(Progressive):
             return (Carry(),)
         return (TowerAttention(), PixelEntropy()) if self.alpha else (TowerAttention(),)
 
+    def tabulate(self, visual_slots: int) -> Tables:
+        """Work out what the settings come to in a bucket of V slots, in NumPy."""
+        top = self._count_first(visual_slots)[1 if self._recycles else 0]
+        across = np.floor(np.arange(visual_slots) / self.cell).astype(np.int32)
+        left = np.stack([_count_left(rate, visual_slots) for rate in self._rates])
+        return Tables(self.threshold, self.alpha, across, top, left)
+
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the tokens left: all images without recycling, or one with all its cells in use."""
         left, top = self._count_first(visual_slots)
@@ -119,21 +142,9 @@ class VFlowOpt(Progressive):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank and recycle at the first cut, drop by the same ranking at the others."""
-        number = self.stage_number(stage)
-        if number == 0:
-            return self._select_first(signals, layout, num_keep)
-        ranking = signals[Carry()]
-        table = jnp.asarray(_count_left(self._rates[number], layout.visual_slots))
-        ranking = ranking.replace(count=table[ranking.count])
-        # From the unpruned visual space to what is present: [B, V] both.
-        present = jax.tree.map(
-            lambda field: jnp.take_along_axis(field, layout.visual_origin, axis=1), ranking
-        )
-        rank = rank_late_first(present.importance, layout.image_id, layout.visual_valid)
-        return from_mask(rank < present.count, num_keep).replace(carry=ranking)
-
-    def _select_first(self, signals: Signals, layout: Layout, num_keep: int) -> Selection:
-        within, valid = Segments.by_image(layout), layout.visual_valid
+        number, tables = self.stage_number(stage), self.tabulate(layout.visual_slots)
+        if number > 0:
+            return cut_again(signals[Carry()], layout, num_keep, tables.left[number])
         worth = weigh(  # [B, V]
             signals[TowerAttention()],
             layout,
@@ -142,19 +153,7 @@ class VFlowOpt(Progressive):
             self.alpha,
             self.importance,
         )
-        left, top = map(within.look_up, self._count_first(layout.visual_slots))  # [B, V] both
-        rank = rank_late_first(worth, within.number, valid)
-        if self._recycles:
-            # A second image or a second frame.
-            several = valid & ((within.number > 0) | (layout.grid[..., 0] > 0))
-            single = ~several.any(axis=1, keepdims=True)  # [B, 1]
-            keep = rank < jnp.where(single, top, left)
-            pool = valid & ~keep & single
-            chosen = recycle(worth, keep, pool, number_cells(layout, self.cell), num_keep)
-        else:
-            chosen = from_mask(rank < left, num_keep)
-        kept = to_mask(chosen, worth.shape[1]).astype(jnp.int32)  # [B, V]
-        return chosen.replace(carry=Ranking(worth, within.sum(kept)))
+        return cut_first(worth, layout, num_keep, tables, self._recycles)
 
     @property
     def _recycles(self) -> bool:
@@ -191,6 +190,46 @@ class VFlowOpt(Progressive):
         return tuple(np.cumprod(_PUBLISHED_RATES).tolist())
 
 
+def cut_first(
+    worth: jax.Array, layout: Layout, num_keep: int, tables: Tables, recycles: bool = True
+) -> Selection:
+    """Keep the best of every image and recycle the others, if there is but one picture.
+
+    Args:
+        worth: importance, float32 [B, V].
+        recycles: False gives nothing back.
+    """
+    within, valid = Segments.by_image(layout), layout.visual_valid
+    left, top = map(within.look_up, (tables.left[0], tables.top))  # [B, V] both
+    rank = rank_late_first(worth, within.number, valid)
+    if recycles:
+        # A second image or a second frame.
+        several = valid & ((within.number > 0) | (layout.grid[..., 0] > 0))
+        single = ~several.any(axis=1, keepdims=True)  # [B, 1]
+        keep = rank < jnp.where(single, top, left)
+        pool = valid & ~keep & single
+        chosen = recycle(worth, keep, pool, number_cells(layout, tables.across), num_keep)
+    else:
+        chosen = from_mask(rank < left, num_keep)
+    kept = to_mask(chosen, worth.shape[1]).astype(jnp.int32)  # [B, V]
+    return chosen.replace(carry=Ranking(worth, within.sum(kept)))
+
+
+def cut_again(ranking: Ranking, layout: Layout, num_keep: int, left: jax.Array) -> Selection:
+    """Drop the least of what is present, by the ranking of the first cut.
+
+    Args:
+        left: int32 [V + 1], what this cut leaves of 0 .. V tokens.
+    """
+    ranking = ranking.replace(count=jnp.asarray(left)[ranking.count])
+    # From the unpruned visual space to what is present: [B, V] both.
+    present = jax.tree.map(
+        lambda field: jnp.take_along_axis(field, layout.visual_origin, axis=1), ranking
+    )
+    rank = rank_late_first(present.importance, layout.image_id, layout.visual_valid)
+    return from_mask(rank < present.count, num_keep).replace(carry=ranking)
+
+
 def solve_third_rate(
     budget: float, first: float, second: float, layers: tuple[int, int, int]
 ) -> float:
@@ -213,9 +252,9 @@ def solve_third_rate(
 def weigh(
     received: Received,
     layout: Layout,
-    threshold: float,
+    threshold: Float[Array, ""] | float,
     entropy: Float[Array, "B V"] | None = None,
-    alpha: float = 0.0,
+    alpha: Float[Array, ""] | float = 0.0,
     combine: str = "mean",
 ) -> Float[Array, "B V"]:
     """Score tokens by the attention of the widely attended tokens of their image or video frame.
@@ -261,54 +300,3 @@ def _count_left(rate: float, max_count: int) -> np.ndarray:
     """Tabulate what is left of 0 .. max_count tokens: those dropped are rounded half to even."""
     dropped = round_counts(1 - rate, max_count)
     return keep_one(np.arange(max_count + 1, dtype=np.int32) - dropped)
-
-
-@typed
-def recycle(
-    worth: Float[Array, "B V"],
-    keep: Bool[Array, "B V"],
-    pool: Bool[Array, "B V"],
-    cell: Int[Array, "B V"],
-    num_keep: int,
-) -> Selection:
-    """Keep tokens as they are, and the pool of each cell as its mean, weighted by worth.
-
-    The mean takes the slot of the most important token of the pool in its cell, the first of
-    equals. A grid of 3 x 4 and cells of 2 x 2; k is kept, the others are the pool:
-
-         0   1 |  k   3      cells {0, 1, 4}, {3, 6, 7}, {8}, {10, 11}: each becomes its mean,
-         4   k |  6   7      weighted by importance, in the slot of its most important token
-        -------+-------
-         8   k | 10  11
-    """
-    leads = rank_in_segment(worth, cell, pool, NEAR) == 0  # [B, V]
-    chosen = from_mask(keep | leads, num_keep)
-
-    def of_kept(field: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(field, chosen.index, axis=1)[..., None]
-
-    mean = of_kept(leads) & chosen.valid[..., None]  # [B, K, 1]
-    member = mean & pool[:, None] & (of_kept(cell) == cell[:, None])  # [B, K, V]
-    mass = jnp.where(member, jnp.maximum(worth, _LEAST_WEIGHT)[:, None], 0.0)
-    mass /= jnp.where(mean, mass.sum(axis=2, keepdims=True), 1.0)
-    itself = keep_weights(chosen, worth.shape[1])
-    return chosen.replace(weights=jnp.where(mean, mass, itself))
-
-
-@typed
-def number_cells(layout: Layout, cell: float) -> Int[Array, "B V"]:
-    """Number the cells that tokens lie in; alike in every image, anything at padding."""
-    across = np.floor(np.arange(max(layout.visual_slots, 1)) / cell).astype(np.int32)
-    place = jnp.asarray(across)[layout.grid[..., 1:]]  # [B, V, 2]
-    return place[..., 0] * (across[-1] + 1) + place[..., 1]
-
-
-def bound_cells(cell: float, max_count: int) -> np.ndarray:
-    """Tabulate the most cells that a grid of 0 .. max_count tokens, rows by columns, can touch."""
-    cells = np.zeros(max_count + 1, np.int32)
-    touched = np.floor(np.arange(max_count) / cell).astype(np.int32) + 1  # by 1, 2, ... in a row
-    for rows in range(1, math.isqrt(max_count) + 1):
-        columns = np.arange(rows, max_count // rows + 1)
-        sizes = rows * columns
-        cells[sizes] = np.maximum(cells[sizes], touched[rows - 1] * touched[columns - 1])
-    return cells

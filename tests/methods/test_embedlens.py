@@ -2,6 +2,7 @@
 
 import json
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,13 @@ from helpers.models import model_config
 
 from ivc_jax.methods import MethodError, parse, words
 from ivc_jax.methods.drawn import lay_out, make_layout
-from ivc_jax.methods.requests import Embeddings, TokenVectors, WordEmbeddings
+from ivc_jax.methods.requests import (
+    Embeddings,
+    Parameters,
+    TokenVectors,
+    Weights,
+    WordEmbeddings,
+)
 from ivc_jax.methods.testing import listed, run_stage
 from ivc_jax.methods.words import ALIVE, DEAD, LLM_SINK, VIT_SINK, classify, probe
 
@@ -164,6 +171,51 @@ def test_an_image_without_an_alive_token_keeps_one():
     assert run(spec, [(1, (1, 3), 2)], [gone], E) == [[1]]
 
 
+@flax.struct.dataclass
+class Directions(Parameters):
+    """Prototypes as a file holds them."""
+
+    rows: jax.Array
+    settings: dict = flax.struct.field(pytree_node=False)
+
+    def __call__(self, like):
+        assert like["direction"].shape == self.rows.shape
+        return {"direction": self.rows}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ("keep_ratio=1,strict=true", [0, 1, 4, 5, 6]),
+        ("keep_ratio=1,strict=true,remove=sinks", [0, 1, 2, 3, 4, 5, 6]),
+        ("keep_ratio=1,strict=true,remove=llm_sinks,control=matching", [7]),
+        # 2 fills the last place: it is above its threshold by 0.001 alone
+        ("keep_ratio=0.75", [0, 1, 2, 4, 5, 6]),
+        ("keep_ratio=0.25", [1, 4]),  # farthest below
+    ],
+)
+def test_prototypes_stand_for_the_words(fields, kept):
+    units = np.array(TOKENS) / np.linalg.norm(TOKENS, axis=1, keepdims=True)
+    rows = jnp.asarray(3 * np.stack([units[7], units[2], units[3]]), jnp.float32)
+    above = np.stack([units @ units[i] for i in (7, 2, 3)], axis=1)
+    limits = (0.99, 0.999, 0.9)
+    alive = (above < limits).all(axis=1)
+    assert np.flatnonzero(alive).tolist() == [0, 1, 4, 5, 6]
+    found = Directions(rows, HashableDict(kinds=("llm_sink", "dead", "dead"), thresholds=limits))
+    layout = make_layout([LINE])
+    visual = jnp.asarray([TOKENS], jnp.float32)
+    signals = {Embeddings(): TokenVectors(visual, jnp.zeros((1, 2, 3))), Weights("p"): found}
+    method = parse(f"embedlens:prototypes=p,{fields}").resolve(model_config())
+    assert listed(run_stage(method, layout, signals)) == [kept]
+
+
+class HashableDict(dict):
+    """What is static needs a hash."""
+
+    def __hash__(self):
+        return hash(tuple(sorted(self.items())))
+
+
 def test_a_vocabulary_of_152_thousand_words_compiles_without_an_array_of_it():
     B, V, width, size = 1, 64, 16, 152_064
     lowered = jax.jit(probe, static_argnums=(2, 3)).lower(
@@ -196,6 +248,7 @@ def test_a_table_is_read_into_the_words(tmp_path):
         ('{"dead": [1], "vit_sinks": [], "llm_sinks": []}', "table={},dead=1", "exclude each"),
         (None, "dead=9", "dead=9 is no word of a vocabulary of 9"),
         (None, "remove=sinks,dead=1", "there are no words of what remove=sinks names"),
+        (None, "dead=1,prototypes=x", "prototypes stand for words"),
         (None, "dead=1,words=0", "words must be at least 1"),
         (None, "dead=1,control=all", "control must be one of"),
         (None, "keep_ratio=0.5", "find them with `ivc-jax lens"),

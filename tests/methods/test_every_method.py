@@ -71,6 +71,7 @@ VARIANTS = [
     "embedlens:dead=1/4-6,strict=true,words=2",
     "embedlens:dead=1/4-6,vit_sinks=2,remove=dead,control=random,seed=3",
     "embedlens+ivc:dead=1/4-6,control=matching",
+    "embedlens:prototypes=directions.safetensors",
     "quota:assigner=v2",
     "quota:assigner=v3,total=30",
     "quota:scores=cosine,keep_ratio=0.8",

@@ -244,7 +244,8 @@ def test_no_grid_touches_more_cells_than_its_bound(shape, cell):
     table = bound_cells(cell, 144)
     assert len(touched) <= table[rows * columns] <= rows * columns
     layout = make_layout([(1, shape)], visual_slots=144)
-    numbers = np.asarray(number_cells(layout, cell))[0, : rows * columns]
+    across = np.floor(np.arange(144) / cell).astype(np.int32)
+    numbers = np.asarray(number_cells(layout, across))[0, : rows * columns]
     assert len(set(numbers.tolist())) == len(touched)
     assert table[7] == max(len({n // cell for n in range(7)}), 1)  # a prime has one grid
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ivc_jax.engine.modules import name_model
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.inputs.bucket import collate
 from ivc_jax.methods import EmbedLens
@@ -21,8 +22,7 @@ from ivc_jax.studies import lens
 from ivc_jax.studies.lens import calibrate, figures, looking, summary
 from ivc_jax.studies.lens.calibrate import Prototype, Thresholds, Word
 from ivc_jax.types import Inputs
-
-_DIGITS = 6  # of a prototype's numbers
+from ivc_jax.weights.modules import write_module
 
 Asked = Sequence[tuple[Image.Image, str]]  # pictures, each with a question
 
@@ -41,6 +41,7 @@ class Result:
         record: shares, by block, of methods and interventions (`summary`), agreement.
         grids: of the first held-out pictures, [n, 3] each.
         kinds: their classes, [n] each.
+        sizes: of the model, which prototypes must fit.
     """
 
     meta: dict[str, Any]
@@ -52,6 +53,7 @@ class Result:
     record: dict[str, Any]
     grids: list[np.ndarray]
     kinds: list[np.ndarray]
+    sizes: str
 
 
 def measure(
@@ -107,7 +109,10 @@ def measure(
     read = processor.writer.tokenizer.decode
     texts = [(word, read([word.word], skip_special_tokens=False)) for word in found]
     usual = calibrate.choose_words(found, Thresholds())
-    return Result(meta, limits, table, usual, texts, prototypes, record, grids, classes)
+    return Result(
+        *(meta, limits, table, usual, texts, prototypes, record, grids, classes),
+        name_model(model.config),
+    )
 
 
 def _make_batches(model: Model, processor: Any, asked: Asked, size: int) -> Iterator[Inputs]:
@@ -166,24 +171,24 @@ def write(
 
 
 def write_table(path: pathlib.Path, result: Result) -> None:
-    """Write what `embedlens:table=FILE` reads: words, fast form, and where they come from."""
+    """Write what `embedlens:table=FILE` reads, and beside it what `prototypes=FILE` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         **{name: list(words) for name, words in vars(result.table).items()},
         "thresholds": vars(result.limits),
         "meta": result.meta,
         "agreement": result.record["agreement"],
-        "prototypes": [
-            {
-                "word": each.word,
-                "class": CLASSES[each.kind],
-                "threshold": round(each.threshold, _DIGITS),
-                "direction": [round(float(x), _DIGITS) for x in each.direction],
-            }
-            for each in result.prototypes
-        ],
     }
-    write_atomically(path, json.dumps(content) + "\n")
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    if result.prototypes:
+        directions = np.stack([each.direction for each in result.prototypes]).astype(np.float32)
+        settings = {
+            "model": result.sizes,
+            "words": [each.word for each in result.prototypes],
+            "kinds": [CLASSES[each.kind] for each in result.prototypes],
+            "thresholds": [each.threshold for each in result.prototypes],
+        }
+        write_module(path.with_suffix(".safetensors"), {"direction": directions}, settings)
 
 
 def _list_content(result: Result) -> dict[str, Any]:

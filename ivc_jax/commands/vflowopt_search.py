@@ -1,0 +1,199 @@
+"""Search the settings of VFlowOpt for a model and a budget, without labels.
+
+    ivc-jax vflowopt-search --budget 0.25                # bundled model, its own scenes
+    ivc-jax vflowopt-search --model DIR --images PICTURES --budget 0.25 --out runs/search
+
+Writes preset.json, which `--methods vflowopt:preset=FILE` reads, search.json and trials.jsonl, one
+line a trial. An interrupted search goes on where it stopped when the same command is given again,
+and ends where an undisturbed one does.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.pictures import collate_all, find_pictures
+
+_RANGE = option("LOW HIGH")
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """Pictures.
+
+    Attributes:
+        images: folder of pictures, all about the same question.
+        question: what they are asked.
+        limit: pictures to search on.
+        held_out: pictures that the result is compared on with the default; of a folder, those
+            behind the others.
+        batch_size: pictures that run together.
+    """
+
+    images: Annotated[str | None, option("DIR", "scenes of the bundled benchmark")] = None
+    question: Annotated[str | None, option("TEXT", "what is in the picture")] = None
+    limit: Annotated[int, option("N")] = 30
+    held_out: Annotated[int, option("N")] = 60
+    batch_size: Annotated[int, option("B")] = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """What is searched, and how.
+
+    Attributes:
+        budget: mean over layers of the share of visual tokens.
+        layers: first block behind each of the three cuts.
+        trials: in all.
+        starts: the first ones are drawn at random.
+        seed: of all that is drawn.
+        first: range of the share kept at the first cut, R1.
+        second: of the share of those kept at the second, R2.
+        threshold: of the calibration queries, t.
+        cell: of the side of a recycling cell, a.
+        alpha: of the weight of the pixel entropy.
+        out: result folder.
+    """
+
+    budget: Annotated[float, option("SHARE")] = 0.25
+    layers: Annotated[tuple[int, int, int] | None, option("LAYER ...", "the method's")] = None
+    trials: Annotated[int, option("N")] = 77
+    starts: Annotated[int, option("N")] = 27
+    seed: Annotated[int, option("N")] = 42
+    first: Annotated[
+        tuple[float, float] | None, option("LOW HIGH", "1 to 1.5 times the budget")
+    ] = None
+    second: Annotated[tuple[float, float], _RANGE] = (0.533, 1.0)
+    threshold: Annotated[tuple[float, float], _RANGE] = (0.0, 50.0)
+    cell: Annotated[tuple[float, float], _RANGE] = (3.0, 24.0)
+    alpha: Annotated[tuple[float, float], _RANGE] = (-1.0, 1.0)
+    out: Annotated[str, option("DIR")] = "runs/vflowopt-search"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Search the settings of VFlowOpt for a model and a budget, without labels.
+
+    Attributes:
+        traceback: show where an error came from.
+    """
+
+    model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
+        default_factory=WeightOptions
+    )
+    pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = PictureOptions()
+    search: tyro.conf.OmitArgPrefixes[SearchOptions] = SearchOptions()
+    traceback: bool = False
+
+
+def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} vflowopt-search") -> int:
+    """Run from the command line; return the exit code."""
+    return run_command(Arguments, _run, arguments, program, resumes=True)
+
+
+def _run(arguments: Arguments, command: str, console: Console) -> None:
+    """Check, search, compare with the default, and write."""
+    # Imported late, so that a wrong option or --help does not wait for JAX.
+    import ivc_jax
+    from ivc_jax.commands.compile_cache import use_compile_cache
+    from ivc_jax.commands.origin import find_commit, find_model, name_model
+    from ivc_jax.evals.running.records import write_atomically
+    from ivc_jax.methods import describe
+    from ivc_jax.studies import vflowopt
+
+    start, options, pictures = time.monotonic(), arguments.search, arguments.pictures
+    ranges = _check(arguments, vflowopt)
+    folder = pathlib.Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration, held_out = find_pictures(
+        pictures.images, pictures.limit, pictures.held_out, pictures.question
+    )
+    use_compile_cache()
+    path = find_model(arguments.model.model)
+    console.print(f"loading {path}", markup=False)
+    chosen = arguments.model
+    bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
+    model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
+
+    def prepare(asked: list[Any]) -> Any:
+        batches = collate_all(model, processor, asked, pictures.batch_size)
+        return vflowopt.Objective(model, batches, options.budget, options.layers)
+
+    objective, trials = prepare(calibration), []
+    with console.status("searching") as status:
+        for number, numbers, value in vflowopt.search(
+            objective, ranges, folder / "trials.jsonl",
+            trials=options.trials, starts=options.starts, seed=options.seed,
+        ):  # fmt: skip
+            trials.append((value, numbers))
+            best = max(value for value, _ in trials)
+            status.update(f"trial {number + 1} of {options.trials}: {value:.4f}, best {best:.4f}")
+    value, numbers = max(trials, key=lambda trial: trial[0])  # the first of equals
+    method = objective.make(numbers)
+    if method is None:
+        raise vflowopt.SearchError(
+            f"no trial reaches a budget of {options.budget:g} with cuts before blocks"
+            f" {objective.layers}; give other ranges or layers"
+        )
+    usual = ivc_jax.methods.VFlowOpt(budget=options.budget, layers=options.layers)
+    usual = usual.resolve(model.config)
+    others = prepare(held_out)
+    fields = vflowopt.write_preset(method)
+    record = {
+        "meta": {
+            "command": command,
+            "commit": find_commit(),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "model": name_model(path),
+            "pictures": len(calibration),
+            "held_out": len(held_out),
+            "seconds": round(time.monotonic() - start, 1),
+        },
+        "budget": options.budget,
+        "ranges": ranges,
+        "seed": options.seed,
+        "trials": len(trials),
+        "infeasible": sum(objective.make(numbers) is None for _, numbers in trials),
+        "best": {"searched": value, "held_out": others.score(method), "spec": describe(method)},
+        "default": {
+            "searched": objective.score(usual),
+            "held_out": others.score(usual),
+            "spec": describe(usual),
+        },
+        "values": [round(value, 6) for value, _ in trials],
+    }
+    write_atomically(folder / "search.json", json.dumps(record, indent=1) + "\n")
+    preset = {"method": "vflowopt", "fields": fields, "meta": record["meta"]}
+    write_atomically(folder / "preset.json", json.dumps(preset, indent=1) + "\n")
+    for name in ("best", "default"):
+        found = record[name]
+        console.print(
+            f"{name}: {found['searched']:.4f}, held out {found['held_out']:.4f}  {found['spec']}",
+            markup=False,
+        )
+    console.print(f"preset: {folder / 'preset.json'}", markup=False)
+
+
+def _check(arguments: Arguments, vflowopt: Any) -> dict[str, tuple[float, float]]:
+    """Refuse what cannot be searched; return the ranges."""
+    from ivc_jax.methods.fields import check_keep_ratio
+
+    options, pictures = arguments.search, arguments.pictures
+    check_keep_ratio(options.budget, "budget")
+    for holder, names in (
+        (options, ("trials", "starts")),
+        (pictures, ("limit", "held_out", "batch_size")),
+    ):
+        for name in names:
+            if getattr(holder, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(holder, name)}")
+    names = ("first", "second", "threshold", "cell", "alpha")
+    ranges = vflowopt.Ranges(**{name: getattr(options, name) for name in names})
+    return ranges.resolve(options.budget)
