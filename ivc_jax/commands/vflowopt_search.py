@@ -23,6 +23,8 @@ from ivc_jax.commands.pictures import collate_all, find_pictures
 
 _RANGE = option("LOW HIGH")
 
+Trial = tuple[float, dict[str, float]]  # a score, and what it is of
+
 
 @dataclasses.dataclass(frozen=True)
 class PictureOptions:
@@ -104,74 +106,114 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     import ivc_jax
     from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_commit, find_model, name_model
-    from ivc_jax.evals.running.records import write_atomically
-    from ivc_jax.methods import describe
     from ivc_jax.studies import vflowopt
 
     start, options, pictures = time.monotonic(), arguments.search, arguments.pictures
     ranges = _check(arguments, vflowopt)
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    calibration, held_out = find_pictures(
+    asked = find_pictures(
         pictures.images, pictures.limit, pictures.held_out, pictures.question
-    )
+    )  # to search on, and others
     use_compile_cache()
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
     chosen = arguments.model
     bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
     model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
-
-    def prepare(asked: list[Any]) -> Any:
-        batches = collate_all(model, processor, asked, pictures.batch_size)
-        return vflowopt.Objective(model, batches, options.budget, options.layers)
-
-    objective, trials = prepare(calibration), []
-    with console.status("searching") as status:
-        for number, numbers, value in vflowopt.search(
-            objective, ranges, folder / "trials.jsonl",
-            trials=options.trials, starts=options.starts, seed=options.seed,
-        ):  # fmt: skip
-            trials.append((value, numbers))
-            best = max(value for value, _ in trials)
-            status.update(f"trial {number + 1} of {options.trials}: {value:.4f}, best {best:.4f}")
-    value, numbers = max(trials, key=lambda trial: trial[0])  # the first of equals
-    method = objective.make(numbers)
-    if method is None:
-        raise vflowopt.SearchError(
-            f"no trial reaches a budget of {options.budget:g} with cuts before blocks"
-            f" {objective.layers}; give other ranges or layers"
+    objective, others = (
+        vflowopt.Objective(
+            model,
+            collate_all(model, processor, part, pictures.batch_size),
+            options.budget,
+            options.layers,
         )
-    usual = ivc_jax.methods.VFlowOpt(budget=options.budget, layers=options.layers)
-    usual = usual.resolve(model.config)
-    others = prepare(held_out)
-    fields = vflowopt.write_preset(method)
+        for part in asked
+    )
+    trials = _search(objective, ranges, options, folder, console)
     record = {
         "meta": {
             "command": command,
             "commit": find_commit(),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": name_model(path),
-            "pictures": len(calibration),
-            "held_out": len(held_out),
-            "seconds": round(time.monotonic() - start, 1),
+            "pictures": len(asked[0]),
+            "held_out": len(asked[1]),
         },
-        "budget": options.budget,
         "ranges": ranges,
+        **_compare(objective, others, trials, options),
+    }
+    record["meta"]["seconds"] = round(time.monotonic() - start, 1)
+    _write(folder, record, objective.make(_find_best(trials)[1]), console)
+
+
+def _search(
+    objective: Any, ranges: Any, options: SearchOptions, folder: pathlib.Path, console: Console
+) -> list[Trial]:
+    """Run what is missing; return every trial."""
+    from ivc_jax.studies import vflowopt
+
+    trials = []
+    with console.status("searching") as status:
+        for number, numbers, value in vflowopt.search(
+            objective, ranges, folder / "trials.jsonl",
+            trials=options.trials, starts=options.starts, seed=options.seed,
+        ):  # fmt: skip
+            trials.append((value, numbers))
+            best = _find_best(trials)[0]
+            status.update(f"trial {number + 1} of {options.trials}: {value:.4f}, best {best:.4f}")
+    if objective.make(_find_best(trials)[1]) is None:
+        raise vflowopt.SearchError(
+            f"no trial reaches a budget of {options.budget:g} with cuts before blocks"
+            f" {objective.layers}; give other ranges or layers"
+        )
+    return trials
+
+
+def _find_best(trials: list[Trial]) -> Trial:
+    """Return the first of the best."""
+    return max(trials, key=lambda trial: trial[0])
+
+
+def _compare(
+    objective: Any, others: Any, trials: list[Trial], options: SearchOptions
+) -> dict[str, Any]:
+    """Score the best settings and the default ones, on what was searched and on the others."""
+    import ivc_jax
+    from ivc_jax.methods import describe
+
+    usual = ivc_jax.methods.VFlowOpt(budget=options.budget, layers=options.layers)
+    methods = {
+        "best": objective.make(_find_best(trials)[1]),
+        "default": usual.resolve(objective.model.config),
+    }
+    found = {
+        name: {
+            "searched": objective.score(method),
+            "held_out": others.score(method),
+            "spec": describe(method),
+        }
+        for name, method in methods.items()
+    }
+    return {
+        "budget": options.budget,
         "seed": options.seed,
         "trials": len(trials),
         "infeasible": sum(objective.make(numbers) is None for _, numbers in trials),
-        "best": {"searched": value, "held_out": others.score(method), "spec": describe(method)},
-        "default": {
-            "searched": objective.score(usual),
-            "held_out": others.score(usual),
-            "spec": describe(usual),
-        },
+        **found,
         "values": [round(value, 6) for value, _ in trials],
     }
-    write_atomically(folder / "search.json", json.dumps(record, indent=1) + "\n")
+
+
+def _write(folder: pathlib.Path, record: dict[str, Any], method: Any, console: Console) -> None:
+    """Write record and preset, and say what was found."""
+    from ivc_jax.evals.running.records import write_atomically
+    from ivc_jax.studies import vflowopt
+
+    fields = vflowopt.write_preset(method)
     preset = {"method": "vflowopt", "fields": fields, "meta": record["meta"]}
-    write_atomically(folder / "preset.json", json.dumps(preset, indent=1) + "\n")
+    for name, content in (("search", record), ("preset", preset)):
+        write_atomically(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
     for name in ("best", "default"):
         found = record[name]
         console.print(
