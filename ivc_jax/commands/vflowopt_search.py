@@ -130,7 +130,13 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
         )
         for part in asked
     )
-    trials = _search(objective, ranges, options, folder, console)
+    about = {
+        "model": name_model(path),
+        "dtype": str(model.dtype),
+        **{name: getattr(options, name) for name in ("budget", "layers", "starts")},
+        **{name: getattr(pictures, name) for name in ("images", "question", "limit")},
+    }
+    trials = _search(objective, ranges, options, folder / "trials.jsonl", about, console)
     record = {
         "meta": {
             "command": command,
@@ -148,7 +154,12 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
 
 
 def _search(
-    objective: Any, ranges: Any, options: SearchOptions, folder: pathlib.Path, console: Console
+    objective: Any,
+    ranges: Any,
+    options: SearchOptions,
+    journal: pathlib.Path,
+    about: dict[str, Any],
+    console: Console,
 ) -> list[Trial]:
     """Run what is missing; return every trial."""
     from ivc_jax.studies import vflowopt
@@ -156,8 +167,8 @@ def _search(
     trials = []
     with console.status("searching") as status:
         for number, numbers, value in vflowopt.search(
-            objective, ranges, folder / "trials.jsonl",
-            trials=options.trials, starts=options.starts, seed=options.seed,
+            objective, ranges, journal, trials=options.trials, starts=options.starts,
+            seed=options.seed, about=about,
         ):  # fmt: skip
             trials.append((value, numbers))
             best = _find_best(trials)[0]

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -149,6 +149,7 @@ def search(
     trials: int = 77,
     starts: int = 27,
     seed: int = 42,
+    about: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[int, Numbers, float]]:
     """Search by optuna's tree of Parzen estimators; yield every trial, old ones first.
 
@@ -161,10 +162,11 @@ def search(
         journal: one line a finished trial.
         trials: in all.
         starts: the first ones are drawn at random.
+        about: what else the scores hang on, of JSON's kinds.
 
     Raises:
         ImportError: optuna is not installed.
-        SearchError: the journal is of other ranges.
+        SearchError: the journal is of another search.
     """
     try:
         import optuna
@@ -175,7 +177,9 @@ def search(
         name: optuna.distributions.FloatDistribution(*bounds) for name, bounds in ranges.items()
     }
     study = optuna.create_study(direction="maximize")
-    done = _read_journal(journal, ranges)
+    # as JSON reads it back
+    setting = json.loads(json.dumps({"ranges": ranges, "seed": seed, **(about or {})}))
+    done = _read_journal(journal, setting)
     for number in range(trials):
         sampler = optuna.samplers.TPESampler(n_startup_trials=starts, seed=seed + number)
         study.sampler = sampler
@@ -188,16 +192,14 @@ def search(
             trial = study.ask(spaces)
             numbers = {name: float(trial.params[name]) for name in ranges}
             value = objective(numbers)
-            line = json.dumps({"trial": number, "value": value, "ranges": ranges, **numbers})
+            line = json.dumps({"trial": number, "value": value, **numbers, "of": setting})
             with journal.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
             study.tell(trial, value)
         yield number, numbers, value
 
 
-def _read_journal(
-    journal: pathlib.Path, ranges: dict[str, tuple[float, float]]
-) -> list[tuple[Numbers, float]]:
+def _read_journal(journal: pathlib.Path, setting: dict[str, Any]) -> list[tuple[Numbers, float]]:
     """Read finished trials; a line that an interruption has torn ends them, and is cut off."""
     if not journal.exists():
         return []
@@ -209,12 +211,11 @@ def _read_journal(
             break
         if not line.endswith("\n"):
             break
-        known = {name: tuple(bounds) for name, bounds in entry["ranges"].items()}
-        if known != {name: tuple(bounds) for name, bounds in ranges.items()}:
+        if entry["of"] != setting:
             raise SearchError(
-                f"{journal} holds trials of other ranges; choose another folder or remove it"
+                f"{journal} holds trials of another search; choose another folder or remove it"
             )
-        found.append(({name: entry[name] for name in ranges}, entry["value"]))
+        found.append(({name: entry[name] for name in setting["ranges"]}, entry["value"]))
         whole += line
     journal.write_text(whole, encoding="utf-8")
     return found

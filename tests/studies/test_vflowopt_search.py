@@ -73,8 +73,11 @@ def test_a_search_that_goes_on_ends_where_an_undisturbed_one_does(tmp_path):
     assert max(values[8:]) > max(values[:8])
     other = list(search(hill, RANGES, tmp_path / "other", trials=3, starts=8, seed=4))
     assert other != undisturbed[:3]
-    with pytest.raises(SearchError, match="trials of other ranges"):
-        list(search(hill, {"first": (0.1, 0.2)}, journal, trials=2))
+    for ranges, more in (({"first": (0.1, 0.2)}, {"seed": 3}), (RANGES, {"seed": 4})):
+        with pytest.raises(SearchError, match="trials of another search"):
+            list(search(hill, ranges, journal, trials=2, **more))
+    with pytest.raises(SearchError, match="trials of another search"):
+        list(search(hill, RANGES, journal, trials=2, seed=3, about={"budget": 0.1}))
 
 
 def test_without_optuna_it_is_one_line(tmp_path, monkeypatch):
