@@ -195,8 +195,9 @@ def test_a_corner_is_numbered_as_in_the_whole_picture(kind):
 def test_lessons_end_with_whole_pictures():
     setting = dataclasses.replace(SETTINGS["sections"], grid=6, steps=9)
     assert [(lesson.side, lesson.digits) for lesson in setting.course] == [
-        (4, (1, 2)),
-        (5, (1, 4)),
+        (2, (2, 3)),
+        (3, (2, 4)),
+        (4, (2, 6)),
         (6, (3, 9)),
     ]
     assert setting.course[-1].steps == 9
