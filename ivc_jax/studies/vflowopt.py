@@ -211,7 +211,7 @@ def _read_journal(journal: pathlib.Path, setting: dict[str, Any]) -> list[tuple[
             break
         if not line.endswith("\n"):
             break
-        if entry["of"] != setting:
+        if entry.get("of") != setting:
             raise SearchError(
                 f"{journal} holds trials of another search; choose another folder or remove it"
             )
