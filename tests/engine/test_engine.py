@@ -36,6 +36,7 @@ RELATED = [
     "fsr",
     "nuwa+ivc",
     "vflowopt:cell=2",
+    "quota",
     complete("embedlens"),
 ]
 # Held to those promises that one program can show: they choose as others above do.
