@@ -27,6 +27,7 @@ COMMANDS = {  # module of each
     "vflowopt-search": "vflowopt_search",
     "methods": "methods",
     "bench": "bench",
+    "covipal-train": "covipal_train",
 }
 _WIDTH = 100
 

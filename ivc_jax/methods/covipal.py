@@ -91,7 +91,9 @@ class CoViPAL(Upfront):
                 f"weights {self.weights!r} were trained for layer={trained}, not {self.layer}"
             )
         sizes = self.module.read(dict(found.settings.get("sizes", ())))
-        scores = score(sizes, found, signals[Hidden()], layout, self.per_image)
+        hidden: TokenVectors = signals[Hidden()]
+        params = found(shape_params(sizes, hidden.visual.shape[2]))
+        scores = score(sizes, params, hidden, layout, self.per_image)
         within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
         counts = within.look_up(self._count(stage, layout.visual_slots))
         return from_mask(within.top(scores, counts), num_keep)
@@ -102,7 +104,7 @@ class CoViPAL(Upfront):
 
 @typed
 def score(
-    sizes: Sizes, params: Parameters, hidden: TokenVectors, layout: Layout, per_image: bool = False
+    sizes: Sizes, params: dict, hidden: TokenVectors, layout: Layout, per_image: bool = False
 ) -> Float[Array, "B V"]:
     """Run the module on the tokens of a layout.
 
@@ -113,10 +115,9 @@ def score(
     """
     index, valid = choose_text(layout, sizes.text_tokens)  # [B, Q] both
     text = jnp.take_along_axis(hidden.text, index[..., None], axis=1)  # [B, Q, D]
-    read = params(shape_params(sizes, hidden.visual.shape[2]))
 
     def run(visual_valid: jax.Array) -> jax.Array:
-        return apply(sizes, read, hidden.visual, text, visual_valid, valid, layout.grid)
+        return apply(sizes, params, hidden.visual, text, visual_valid, valid, layout.grid)
 
     if not per_image:
         return run(layout.visual_valid)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from helpers.modules import SMALL, Given, draw_module, give_weights
+from helpers.modules import SMALL, draw_module, give_weights
 
 import ivc_jax
 from ivc_jax.engine.modules import Stored, name_model
@@ -35,9 +35,7 @@ def test_the_choice_is_that_of_the_module_in_the_file(model, inputs, spec):
     prompt = ivc_jax.prefill(model, inputs, spec)
     params = draw_module(SMALL, model.config.decoder.hidden_size)
     (hidden,) = observe(model, inputs, 0, Hidden())
-    scores = np.asarray(
-        jax.jit(score, static_argnums=0)(SMALL, Given(params), hidden, inputs.layout)
-    )
+    scores = np.asarray(jax.jit(score, static_argnums=0)(SMALL, params, hidden, inputs.layout))
     counts = np.asarray(inputs.layout.visual_count)
     for b, n in enumerate(counts):
         k = max(1, round(0.3 * n)) if n else 0

@@ -137,7 +137,7 @@ def test_the_module_is_the_reference_alone_padded_and_in_a_batch(changes):
     layout = make_layout(SAMPLES, text_slots=20, visual_slots=60, num_images=3)
     shape = (*layout.visual_valid.shape, D), (*layout.text_valid.shape, D)
     hidden = TokenVectors(*(random.normal(size=s).astype(np.float32) for s in shape))
-    scores = jitted(sizes, Given(params), hidden, layout)
+    scores = jitted(sizes, params, hidden, layout)
     for b, sample in enumerate(SAMPLES[:3]):
         row = lay_out(sample)
         behind = [i for i, slot in enumerate(row["text"]) if slot > row["visual"][0]]
@@ -160,7 +160,7 @@ def test_images_alone_are_scored_as_if_there_were_no_others():
         random.normal(size=(1, 22, D)).astype(np.float32),
         random.normal(size=(1, 7, D)).astype(np.float32),
     )
-    found = jitted(SMALL, Given(params), hidden, layout, True)[0]
+    found = jitted(SMALL, params, hidden, layout, True)[0]
     row, text = lay_out((1, (3, 4), 2, (2, 5), 4)), hidden.text[0, 1:]
     for part in (slice(0, 12), slice(12, 22)):
         grid = np.array(row["grid"])[part]
