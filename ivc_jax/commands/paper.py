@@ -5,8 +5,9 @@
         --methods dense fastv:keep_ratio=0.5 ivc:keep_ratio=0.5 --limit 200 --out runs/paper-200
 
 Rows, columns and published numbers are in ivc_jax/studies/paper. Sets whose file the data
-folder lacks are left out and shown as "-". Writes paper.md and paper.json beside the usual report;
-an interrupted run goes on where it stopped when the same command is given again.
+folder lacks are left out and shown as "-". Writes paper.md, paper.html and paper.json
+beside the usual report; an interrupted run goes on where it stopped when the same command is given
+again.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
     ivc-jax sets
     ivc-jax sets --presets bundled qwen2.5-vl-7b --out runs/two
 
-Writes sets.json, report.md and figures/*.png. Every number of the report is one of sets.json.
+Writes sets.json, report.md, report.html and figures/*.png. Every number of the report is one of
+sets.json.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ def _run(arguments: Arguments, command: str, _console: Console) -> None:
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from ivc_jax.commands.origin import find_commit
     from ivc_jax.evals.running.records import write_atomically
+    from ivc_jax.reports import pages
     from ivc_jax.studies.sets import figures, measures
 
     start = time.monotonic()
@@ -62,7 +64,7 @@ def _run(arguments: Arguments, command: str, _console: Console) -> None:
     }
     results = {"meta": meta, **tables}
     write_atomically(folder / "sets.json", dumps(results))
-    write_atomically(folder / "report.md", render(results))
+    pages.write(folder, render(results))
     print(f"report: {folder / 'report.md'}")
 
 

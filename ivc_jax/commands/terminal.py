@@ -37,7 +37,7 @@ def _make_table(results: Results) -> Table:
     labels = label_methods(methods)
     cells = {(row.task, row.method): row for row in rows}
     table = Table(title="Score in percent or points; costs are means over tasks, times per example")
-    for name in ("method", "keep", "cached"):
+    for name in ("method", "kept", "cached"):
         table.add_column(name)
     for name in (*map(write_heading, tasks), "retention", "kept tokens", "KV", "prefill"):
         table.add_column(name, justify="right")
@@ -50,7 +50,7 @@ def _make_table(results: Results) -> Table:
         last = here[-1]  # the average where several tasks ran
         table.add_row(
             labels[method],
-            f"{last.keep_ratio:.3g}",
+            f"{last.kept_share:.3f}",
             f"{last.metrics['cached_share']:.3f}",
             *scores,
             "-" if last.retention is None else f"{100 * last.retention:.1f} %",

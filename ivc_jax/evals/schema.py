@@ -84,6 +84,14 @@ class Row:
     prefill_ms: float
     decode_ms_per_token: float
 
+    @property
+    def kept_share(self) -> float:
+        """Share of the visual tokens left after the last cut, as counted; 1 where there are none.
+
+        A keep ratio is what was asked for; counts of tokens are whole, so this may be less or more.
+        """
+        return self.kept_tokens / self.visual_tokens if self.visual_tokens else 1.0
+
 
 @dataclasses.dataclass
 class Statistics:

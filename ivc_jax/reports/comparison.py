@@ -5,11 +5,11 @@ seeds. Every task of a group weighs the same. Intervals are those of `ivc_jax.re
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.running import summary
 from ivc_jax.evals.schema import Record
 from ivc_jax.reports.labels import SEEDS, label_methods, read_budget
 from ivc_jax.reports.resampling import NOTHING, Resampler, average_by_task, subtract
@@ -87,7 +87,6 @@ def _make_cell(
     difference = NOTHING
     if other and label != REFERENCE:
         difference = resampler.interval(subtract(scores, average_by_task(other, tasks)))
-    visual = max(_mean(pool, "visual_tokens"), 1)
     return Cell(
         label=label,
         budget=budget,
@@ -99,12 +98,12 @@ def _make_cell(
         difference=difference[0],
         difference_low=difference[1],
         difference_high=difference[2],
-        cached_share=_mean(pool, "cached_share"),
-        kept_share=_mean(pool, "kept_tokens") / visual,
-        kv_bytes=_mean(pool, "kv_bytes"),
-        flops=_mean(pool, "flops"),
+        cached_share=_average(pool, "cached_share"),
+        kept_share=summary.share_kept(pool) if pool else math.nan,
+        kv_bytes=_average(pool, "kv_bytes"),
+        flops=_average(pool, "flops"),
     )
 
 
-def _mean(records: Sequence[Record], name: str) -> float:
-    return float(np.mean([getattr(each, name) for each in records])) if records else float("nan")
+def _average(records: Sequence[Record], name: str) -> float:
+    return summary.average_tasks(records, name) if records else math.nan

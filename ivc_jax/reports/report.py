@@ -6,7 +6,7 @@ from typing import Any
 
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.evals.schema import Meta, Statistics
-from ivc_jax.reports import exports, html, markdown, tables
+from ivc_jax.reports import browser, exports, html, markdown, tables, thumbnails
 from ivc_jax.reports.protocol import write_pixel_bounds
 from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
@@ -65,6 +65,9 @@ def write(
 ) -> list[pathlib.Path]:
     """Write report.md, report.html, the figures and whatever files the sections bring.
 
+    The answers of all examples are part of report.html; of a large run the first ones are, and
+    further pages beside it have the others. Thumbnails of the pictures are made once.
+
     Args:
         formats: of the files that each table becomes besides (`exports.FORMATS`).
 
@@ -79,8 +82,20 @@ def write(
         for name, content in section.files.items():
             write_atomically(folder / name, content)
     write_atomically(folder / "report.md", markdown.render(report))
-    write_atomically(folder / "report.html", html.render(report))
+    pages = _write_answers(folder, results, report)
+    write_atomically(folder / "report.html", html.render(report, pages))
     return exports.write(folder, report, formats)
+
+
+def _write_answers(folder: pathlib.Path, results: Results, report: Report) -> list[browser.Page]:
+    """Make the pages of answers, and write all but the first one."""
+    for old in folder.glob("answers-*.html"):  # of more records, or of larger pages
+        old.unlink()
+    records = [*results.records, *results.failed]
+    pages = browser.make_pages(results, thumbnails.collect(folder, results.meta, records))
+    for page in pages[1:]:
+        write_atomically(folder / page.file, html.render_answers(report.title, page, pages))
+    return pages
 
 
 def write_command(meta: Meta) -> str:

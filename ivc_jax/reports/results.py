@@ -23,11 +23,13 @@ class Results:
         meta: of the run.
         rows: one a task and method, then averages.
         records: of this run's tasks, methods and rows that did not fail, in their order.
+        failed: those that did.
     """
 
     meta: Meta
     rows: Sequence[Row]
     records: Sequence[Record] = ()
+    failed: Sequence[Record] = ()
 
     @functools.cached_property
     def comparison(self) -> list[comparison.Cell]:
@@ -50,7 +52,8 @@ def summarize(folder: pathlib.Path, meta: Meta) -> Results:
     rows = summary.make_rows(records, meta.tasks, meta.methods)
     text = json.dumps({"meta": meta.to_dict(), "rows": list(map(vars, rows))}, indent=1)
     write_atomically(folder / _RESULTS, text + "\n")
-    return Results(meta, rows, [record for record in records if not record.failed])
+    scored, failed = ([r for r in records if r.failed is state] for state in (False, True))
+    return Results(meta, rows, scored, failed)
 
 
 def read_meta(folder: pathlib.Path) -> Meta:

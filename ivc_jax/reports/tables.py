@@ -31,9 +31,10 @@ _EXAMPLES = 3  # of each task in the report
 _OPEN = 8, 12  # columns and rows up to which a table of categories is not folded
 _SCORES_TEXT = (
     "Percent, with the 95 % bootstrap interval. Marked: best pruned method at its budget or keep "
-    "ratio.{points}{units} The keep ratio is the share of visual tokens left after the last cut, "
-    "`cached` the measured mean over layers of their share in the cache, by which budgets are "
-    "counted. Retention is the mean over tasks of score / dense score."
+    "ratio.{points}{units} In every table `kept` is the share of the visual tokens left after the "
+    "last cut, counted, not the ratio that was asked for (tokens are whole), and `cached` the mean "
+    "over layers of their share in the cache, by which budgets are counted; every task weighs the "
+    "same. Retention is the mean over tasks of score / dense score."
 )
 _POINTS_TEXT = (
     ' Columns headed "of N" are in the benchmark\'s own points, N at most; averages are in percent.'
@@ -55,7 +56,7 @@ _BUDGETS_TEXT = (
     "Scores in percent by group of tasks, every task of a group weighing the same, with 95 % "
     "bootstrap intervals. Differences are to {reference} at the same budget, paired by example; "
     "marked where the interval excludes zero. Runs that differ in their seed alone are pooled. "
-    "Both conventions: `kept` is the share left after the last cut, `cached` the mean over layers."
+    "`kept` and `cached` are those of Scores, over the tasks of all groups."
 )
 _LEFT_OUT_TEXT = (
     "Not at every budget, because the blocks before the first cut hold too much already:"
@@ -116,7 +117,7 @@ def make_scores(results: Results) -> Section:
         lines.append(
             (
                 labels[method],
-                f"{overall.keep_ratio:.3g}",
+                f"{overall.kept_share:.3f}",
                 f"{overall.metrics['cached_share']:.3f}",
                 *written,
                 "-" if retained is None else f"{100 * retained:.1f} %",
@@ -129,7 +130,7 @@ def make_scores(results: Results) -> Section:
         else "",
         units=_UNITS_TEXT.format(names=by_unit) if by_unit else "",
     )
-    names = "method", "keep ratio", "cached", *map(write_heading, columns), "retention"
+    names = "method", "kept", "cached", *map(write_heading, columns), "retention"
     table = Table(names, tuple(lines), starts=tuple(starts))
     texts = tuple(filter(None, (text, describe_protocol(meta))))
     return Section(SCORES, texts, (table,))
@@ -141,7 +142,7 @@ def make_costs(results: Results) -> Section:
     lines = tuple(
         (
             labels[method],
-            f"{row.keep_ratio:.3g}",
+            f"{row.kept_share:.3f}",
             f"{row.metrics['cached_share']:.3f}",
             f"{row.visual_tokens:.0f}",
             f"{row.kept_tokens:.1f}",
@@ -153,7 +154,7 @@ def make_costs(results: Results) -> Section:
         for method, row in _find_overall(results)
     )
     names = (
-        *("method", "keep ratio", "cached", "visual tokens", "kept", "KV cache (KiB)", "GFLOP"),
+        *("method", "kept", "cached", "visual tokens", "kept tokens", "KV cache (KiB)", "GFLOP"),
         *("prefill (ms)", "decode (ms a token)"),
     )
     tower = _TOWER_TEXT if results.meta.shared_tower else ""
@@ -219,8 +220,7 @@ def make_answers(results: Results) -> Section:
             lines = tuple(
                 (
                     labels[method],
-                    f"{record.keep_ratio:.3g}",
-                    str(record.kept_tokens),
+                    f"{record.kept_tokens} of {record.visual_tokens}",
                     Cell(record.prediction, mark=_mark(record), code=True),
                     f"{record.score:g}",
                 )
@@ -230,7 +230,7 @@ def make_answers(results: Results) -> Section:
             asked, target = _flatten(first.question), _flatten(first.target)
             tables.append(
                 Table(
-                    ("method", "keep ratio", "kept", "answer", "score"),
+                    ("method", "kept tokens", "answer", "score"),
                     lines,
                     f"{shorten_task(task)} {first.example_id}",
                     f"{asked} Reference: `{target}`",

@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ivc_jax.evals.benchmarks.tasks import TASKS
+from ivc_jax.evals.running import summary
 from ivc_jax.evals.schema import Record
 from ivc_jax.reports.resampling import NOTHING, Resampler, adjust, average_by_task, subtract
 from ivc_jax.studies.study import Study, Variant
@@ -145,15 +144,13 @@ def _make_row(
     records: Sequence[Record],
     cells: dict[str, Cell],
 ) -> Row:
-    mean = lambda name: float(np.mean([getattr(record, name) for record in records]))  # noqa: E731
     return Row(
         *key,
         specs=tuple(variant.spec for variant in variants),
         versus=versus,
-        # text-only examples have no visual tokens
-        kept_share=mean("kept_tokens") / max(mean("visual_tokens"), 1),
-        cached_share=mean("cached_share"),
-        flops=mean("flops"),
+        kept_share=summary.share_kept(records),
+        cached_share=summary.average_tasks(records, "cached_share"),
+        flops=summary.average_tasks(records, "flops"),
         # seeds of a control are one example
         examples=len({(record.task, record.example_id) for record in records}),
         cells=cells,

@@ -81,7 +81,7 @@ def test_records_reports_and_figures_are_written(finished):
     assert len(record["kept"]) == 32
     assert record["grids"] == [[1, 8, 8]]
     report = (finished / "report.md").read_text()
-    assert "| ivc | 0.5 |" in report
+    assert "| ivc | 0.500 |" in report
     for name in ("accuracy", "kept_grounding", "kept_colour", "ivc_map"):
         assert (finished / "figures" / f"{name}.png").stat().st_size > 5000
         assert f"figures/{name}.png" in report

@@ -57,7 +57,7 @@ def test_an_installed_method_runs_and_is_reported(site, tiny_hf, tmp_path):
     command = [sys.executable, ROOT / "experiments" / "run.py", *options, "--out", tmp_path]
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
-    assert "| left_half | 0.25 |" in (tmp_path / "report.md").read_text()
+    assert "| left_half | 0.250 |" in (tmp_path / "report.md").read_text()
     row = json.loads((tmp_path / "results.json").read_text())["rows"][-1]
     assert (row["visual_tokens"], row["kept_tokens"]) == (64, 16)
     record = json.loads(

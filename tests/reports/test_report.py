@@ -50,8 +50,8 @@ def written(tmp_path, monkeypatch):
 def test_scores_are_in_the_points_of_the_benchmark(written):
     text, page = written()
     assert "| MME (of 2800) | MMStar | average |" in text
-    assert "| dense | 1 | 1.000 | 2100 [1400, 2800] | 62.5 | 68.8 |" in text
-    assert "| ivc | 0.5 | 0.500 | 1400 [700, 2100] | 50.0 | 50.0 |" in text
+    assert "| dense | 1.000 | 1.000 | 2100 [1400, 2800] | 62.5 | 68.8 |" in text
+    assert "| ivc | 0.500 | 0.500 | 1400 [700, 2100] | 50.0 | 50.0 |" in text
     assert "<th>MME (of 2800)</th>" in page
     assert '2100</span><br><span class="low">1400 to 2800</span>' in page
     assert (labels.write_heading("MMStar"), labels.write_points("average", 0.5)) == (

@@ -137,6 +137,7 @@ def test_command_writes_tables_report_and_figures(small, tmp_path, capsys):
     assert results["meta"]["command"].startswith("run.py sets --presets bundled")
     assert results["presets"]["bundled"]["union"] == measures.describe_set(BUNDLED)["union"]
     assert [entry["rows"] for entry in results["grids"]["sizes"]] == [8, 9]
+    assert "<title>The IVC set on the grids" in (out / "report.html").read_text()
     report = (out / "report.md").read_text()
     # What is written can be written again from the file alone.
     assert command.render(results) == report

@@ -51,8 +51,8 @@ class Mirror:
     def push_all(self) -> None:
         """Copy everything but records of other processes and drawn data into the bucket."""
         if self.remote:
-            figures = (path for path in self.local.glob("figures/*") if path.is_file())
-            top = (path for path in self.local.glob("*") if path.is_file())
+            patterns = "*", "figures/*", "thumbnails/*"
+            found = (path for pattern in patterns for path in self.local.glob(pattern))
             # records go by `push`, process by process
-            names = [str(path.relative_to(self.local)) for path in (*top, *figures)]
+            names = [str(path.relative_to(self.local)) for path in found if path.is_file()]
             self.push([name for name in names if not name.startswith(".")], now=True)

@@ -154,6 +154,20 @@ def _compare(
     return {"change": change, "change_low": ends[0], "change_high": ends[1]}
 
 
+def average_tasks(records: Iterable[Record], name: str) -> float:
+    """Average a cost of records as rows do: over the records of each task, then over tasks."""
+    by_task: dict[str, list[float]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(getattr(record, name))
+    return metrics.mean([metrics.mean(values) for values in by_task.values()])
+
+
+def share_kept(records: Sequence[Record]) -> float:
+    """Return the `kept_share` that the row of the average over these records' tasks has."""
+    visual = average_tasks(records, "visual_tokens")  # 0 of text alone
+    return average_tasks(records, "kept_tokens") / visual if visual else 1.0
+
+
 def _average_groups(rows: list[Row], tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
     """Average over all tasks and over each group of at least two; every task weighs the same."""
     groups: dict[str, list[str]] = {AVERAGE: list(tasks)}  # name of the row -> tasks

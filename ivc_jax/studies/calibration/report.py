@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.evals.running.records import write_atomically
+from ivc_jax.reports import pages
 from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies.calibration.pareto import DENSE, Calibration, Row, compare_layers, find_front
 
@@ -118,7 +119,7 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
 def write(
     folder: pathlib.Path, result: Mapping[str, Any], calibration: Calibration, chosen: Row
 ) -> None:
-    """Write choice.json, the figure and report.md."""
+    """Write choice.json, the figure, report.md and report.html."""
     write_atomically(folder / "choice.json", json.dumps(result, indent=1) + "\n")
     (folder / _FIGURE).parent.mkdir(exist_ok=True)
     figure = draw(calibration.dense, calibration.rows, chosen)
@@ -134,7 +135,7 @@ def write(
         figure=_FIGURE,
         caption=_CAPTION,
     )
-    write_atomically(folder / "report.md", text)
+    pages.write(folder, text)
 
 
 def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:

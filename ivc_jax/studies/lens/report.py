@@ -17,6 +17,7 @@ from ivc_jax.methods import EmbedLens
 from ivc_jax.methods.word_table import WordTable
 from ivc_jax.methods.words import CLASSES
 from ivc_jax.model import Model
+from ivc_jax.reports import pages
 from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies import lens
 from ivc_jax.studies.lens import calibrate, figures, looking, summary
@@ -167,7 +168,7 @@ def write(
         changed=result.limits != Thresholds(),
         blocks=len(record["layers"]["shares"]) - 1,
     )
-    write_atomically(folder / "report.md", text)
+    pages.write(folder, text)
 
 
 def write_table(path: pathlib.Path, result: Result) -> None:

@@ -1,11 +1,11 @@
-"""The paper's tables: a section of the report, paper.md and paper.json."""
+"""The paper's tables: a section of the report, paper.md, paper.html and paper.json."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 
 from ivc_jax.evals.schema import Meta
-from ivc_jax.reports import markdown, section
+from ivc_jax.reports import html, markdown, section
 from ivc_jax.reports.labels import PERCENT, find_points
 from ivc_jax.reports.protocol import describe_protocol, write_pixel_bounds
 from ivc_jax.reports.report import write_command
@@ -56,11 +56,12 @@ def make_sections(results: Results) -> list[Section]:
         "tables": [dataclasses.asdict(table) for table in tables],
     }
     text = json.dumps(content, indent=1) + "\n"
-    files = {"paper.md": _write_page(meta, shown), "paper.json": text}
+    page = _make_page(meta, shown)
+    files = {"paper.md": markdown.render(page), "paper.html": html.render(page), "paper.json": text}
     return [Section("The paper's tables", tables=shown, files=files, printed=True)]
 
 
-def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
+def _make_page(meta: Meta, tables: tuple[section.Table, ...]) -> Report:
     facts = {
         "device": meta.device,
         "dtype": meta.dtype,
@@ -83,7 +84,7 @@ def _write_page(meta: Meta, tables: tuple[section.Table, ...]) -> str:
         Section("Settings", notes=settings),
     )
     name = f"The paper's tables: {meta.model}"
-    return markdown.render(Report(name, write_command(meta), facts, sections))
+    return Report(name, write_command(meta), facts, sections)
 
 
 def write_title(table: Table) -> str:
