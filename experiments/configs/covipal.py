@@ -1,10 +1,11 @@
-"""CoViPAL's module against random tokens and IVC-Prune at equal budgets, on held-out scenes.
+"""CoViPAL's module against random tokens at equal budgets, on held-out scenes.
 
     python experiments/run.py covipal
 
 Scenes are of test digits, which neither the model nor the module has seen. The module is
-bundled/covipal; docs/methods.md has the command that trains it, which comes first: none is shipped.
-Hardware: two CPU cores. No record of it is committed yet.
+bundled/covipal; docs/methods.md has the command that trained it. Random tokens go before block 0,
+as with the module, and before the block where `random` goes by itself, with what was read by then.
+Hardware: two CPU cores, a minute. docs/evidence/covipal has its record.
 """
 
 from ivc_jax.commands.settings import ablation
@@ -17,7 +18,9 @@ _DRAWS = (0, 1)
 def _study(budget: float) -> Study:
     trained = f"covipal:budget={budget}"
     variants = [Variant("dense", label="dense"), Variant(trained, label="covipal")]
-    variants += [Variant(f"random:budget={budget},seed={seed}", label="random") for seed in _DRAWS]
+    for where, label in ((",layer=0", "random, before block 0"), ("", "random, in the middle")):
+        drawn = (f"random:budget={budget},seed={seed}{where}" for seed in _DRAWS)
+        variants += [Variant(method, label=label) for method in drawn]
     return Study(
         name=f"covipal_{round(100 * budget)}",
         title=f"A trained module, budget {budget:g}",
