@@ -135,7 +135,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished, arguments, caps
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nosuch"], "unknown config 'nosuch'; known: default"),
+        (["nosuch"], "unknown config 'nosuch'; known: covipal, default"),
         (["roope"], "did you mean 'rope'?"),
         (["--methods", "average"], "unknown method 'average'; known methods: dense"),
         (["--methods", "ivc:keep_ratio=2"], "keep_ratio must be in (0, 1]"),

@@ -110,5 +110,12 @@ def test_the_command_trains_exports_and_is_refused_in_one_line(folder, file, tmp
     assert "| width | 16 |" in card
     assert main([*command, "--seed", "3"]) == 2
     assert "holds a run of other settings (seed)" in capsys.readouterr().err
+
+
+def test_experts_have_no_second_stage(tiny_hf, file, tmp_path, capsys):
+    model = tiny_hf(family="deepseek_vl2", num_hidden_layers=2)
+    command = ["covipal-train", "--model", str(model), "--data", str(file)]
+    assert main([*command, "--out", str(tmp_path / "run"), "--samples-2", "2"]) == 2
+    assert "no gradient goes back through experts; give --samples-2 0" in capsys.readouterr().err
     assert main([*command, "--tasks", "reading"]) == 2
     assert "data and tasks exclude each other" in capsys.readouterr().err

@@ -76,6 +76,9 @@ def train(
     """
     config, sizes = rows.model.config, Sizes(**vars(module))
     training.choose_guide(config.decoder.num_layers)  # complain before any work
+    if training.samples_2 and config.decoder.experts is not None:
+        # they run in a loop whose length the tokens decide
+        raise ValueError("no gradient goes back through experts; give --samples-2 0")
     _claim(out, rows, module, training)
     frozen = Frozen(config, sizes, training)
     key = jax.random.key(training.seed)

@@ -146,11 +146,14 @@ def test_masked_answers_are_those_of_pruned_prompts(setting):
     for layer in (0, 2):
         method = CoViPAL(keep_ratio=0.4, weights="own", layer=layer, module=SMALL)
         training = Training(layer=layer, guide=3, least=1e-30, straight_through=True)
-        loss, slope = rate(setting, training, change=jax.value_and_grad)
+        if model.config.decoder.experts is None:
+            loss, slope = rate(setting, training, change=jax.value_and_grad)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+            assert np.abs(slope["project"]["kernel"]).max() > 0
+        else:  # no gradient goes back through them
+            loss = rate(setting, training)
         wanted = ivc_jax.score(beside, batch, answers, method)
         assert loss == pytest.approx(-wanted.sum() / 5, abs=1e-4)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
-        assert np.abs(slope["project"]["kernel"]).max() > 0
         dense = ivc_jax.score(model, batch, answers)
         assert abs(wanted - dense).max() > 1e-3
 
