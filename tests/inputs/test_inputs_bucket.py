@@ -48,6 +48,7 @@ def test_two_samples_are_padded_as_drawn():
         "visual": None,
         "deepstack": None,
         "objects": None,
+        "relevance": None,
         "visual_index": [[1, 2, 3, 4, 0, 0], [0] * 6],
         "visual_valid": [[True] * 4 + [False] * 2, [False] * 6],
         "visual_origin": [[0, 1, 2, 3, 0, 0], [0] * 6],
@@ -91,7 +92,8 @@ def test_dtypes_are_those_of_the_contract():
     kinds = {"patches": np.float32, "content": np.bool_}
     kinds |= {"visual_valid": np.bool_, "text_valid": np.bool_}
     assert found.pop("visual") is found.pop("deepstack") is None  # the tower has not run
-    assert found.pop("objects") is None  # nobody says where they are
+    # nobody says where objects are, nor how relevant a frame is
+    assert found.pop("objects") is found.pop("relevance") is None
     for name, value in found.items():
         if name not in ("num_images", "num_positions", "visual_slots"):
             assert isinstance(value, np.ndarray)
