@@ -75,7 +75,10 @@ class Setting:
         good = {
             "kind": (self.kind in KINDS, f"one of {', '.join(KINDS)}"),
             "grid": (2 <= self.grid <= 64, "from 2 to 64"),
-            "digits": (1 <= self.digits[0] <= self.digits[1] <= 9, "ascending, from 1 to 9"),
+            "digits": (
+                1 <= self.digits[0] <= self.digits[1] <= min(9, self.grid**2),
+                "ascending, from 1 to 9, and no more than cells",
+            ),
             "width": (self.width == 2 * planes * self.heads, f"heads={self.heads} times even"),
             "sections": (
                 self.sections is None

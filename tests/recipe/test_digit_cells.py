@@ -255,6 +255,7 @@ def test_tsv_rows(tmp_path):
         ({"sections": (6, 9, 8)}, r"sections=\(6, 9, 8\) must be planes that sum to 24"),
         ({"kind": "line"}, r"sections=\(6, 9, 9\) must be none for a line"),
         ({"digits": (3, 10)}, r"digits=\(3, 10\) must be ascending, from 1 to 9"),
+        ({"grid": 2}, r"digits=\(3, 9\) must be ascending, from 1 to 9, and no more than cells"),
         ({"heads": 5}, "width=192 must be heads=5 times even"),
     ],
 )
