@@ -1,5 +1,6 @@
 """The experiments entry point, end to end on a tiny random model, and its errors."""
 
+import csv
 import json
 import pathlib
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from helpers.tsv import HEADER, IMAGE, write_tsv
 
 import ivc_jax
-from ivc_jax.commands import run, session, settings
+from ivc_jax.commands import report, run, session, settings
 from ivc_jax.reports import labels
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -94,6 +95,22 @@ def test_a_finished_run_is_not_repeated(finished, arguments, capsys):
     before = (finished / "records" / "DigitScenes_colour.jsonl").read_bytes()
     assert run.main(arguments) == 0
     assert (finished / "records" / "DigitScenes_colour.jsonl").read_bytes() == before
+
+
+def test_tables_are_files_too_where_asked(finished, arguments, capsys):
+    assert not (finished / "tables").exists()
+    assert run.main([*arguments, "--tables", "csv"]) == 0
+    with (finished / "tables" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = json.loads((finished / "results.json").read_text())
+    score, low = (results["rows"][3]["score"], results["rows"][3]["metrics"]["low"])
+    (own,) = [row for row in rows if row["method"] == "ivc"]
+    assert (own["colour"], own["colour low"]) == (f"{100 * score:.1f}", f"{100 * low:.0f}")
+    assert not list((finished / "tables").glob("*.tex"))
+    assert report.main([str(finished), "--tables", "latex"]) == 0
+    assert "\\toprule" in (finished / "tables" / "scores.tex").read_text()
+    assert "tables: " in capsys.readouterr().out
+    assert run.main([*arguments, "--tables", "xlsx"]) == 2
 
 
 def test_another_model_in_the_same_folder_is_refused_before_it_is_loaded(
