@@ -110,7 +110,9 @@ def test_tables_are_files_too_where_asked(finished, arguments, capsys):
     assert report.main([str(finished), "--tables", "latex"]) == 0
     assert "\\toprule" in (finished / "tables" / "scores.tex").read_text()
     assert "tables: " in capsys.readouterr().out
-    assert run.main([*arguments, "--tables", "xlsx"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run.main([*arguments, "--tables", "xlsx"])
+    assert "invalid choice 'xlsx'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_model_in_the_same_folder_is_refused_before_it_is_loaded(
