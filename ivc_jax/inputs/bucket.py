@@ -251,12 +251,12 @@ def _stack_objects(samples: Sequence[Arrangement], shape: Shape) -> np.ndarray |
 
 def _stack_relevance(samples: Sequence[Arrangement], shape: Shape) -> np.ndarray | None:
     """Pad the relevance of tokens to float32 [B, V], 0 where nobody says; None if nobody does."""
-    told = [sample.relevance for sample in samples]
-    if all(each is None for each in told):
+    if all(sample.relevance is None for sample in samples):
         return None
-    table = np.zeros((len(told), shape.visual), np.float32)
-    for row, values in zip(table, told, strict=True):
-        row[: 0 if values is None else len(values)] = 0 if values is None else values
+    table = np.zeros((len(samples), shape.visual), np.float32)
+    for row, sample in zip(table, samples, strict=True):
+        if sample.relevance is not None:
+            row[: len(sample.relevance)] = sample.relevance
     return table
 
 

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from ivc_jax.evals.running.memory_maps import find_limit, is_nearly_full
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import Shape, Size, pad
-from ivc_jax.inputs.layout import arrange
+from ivc_jax.inputs.layout import Arrangement, arrange
 from ivc_jax.inputs.messages import Messages, list_visuals
 from ivc_jax.inputs.objects import Box
 from ivc_jax.inputs.processor import Processor
@@ -55,7 +56,7 @@ class ModelAnswerer:
         with_objects: every batch says where objects are, those of tasks that do not know that there
             are none, so that all have one form. Methods that ask are kept from those tasks.
         rates_frames: rate the frames of samples that have several by the model itself, which finds
-            what to look for first (`engine.rating`); no time that is measured holds this.
+            what to look for first (`engine.rating`), and never while an answer is timed.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ModelAnswerer:
         alone = jax.default_backend() == "cpu" and jax.process_count() == 1
         self.compiles_at_once = min(os.cpu_count() or 1, _MOST_WORKERS) if alone else 1
         self._can_drop = alone
+        self._busy = threading.Lock()  # by what is timed, or by rating in a thread that loads
         # programs that have run: (method, shapes, bound on answers); those compiled now, and ever
         self._warm: set[tuple] = set()
         self._met: set[tuple] = set()
@@ -108,7 +110,8 @@ class ModelAnswerer:
         boxes = None if objects is None else [objects]
         processor, relevance, own = self._bound(bounds), None, (self.model, self.processor)
         if self.rates_frames:
-            relevance = rate_frames(own, processor, [messages], decoupler=own)
+            with self._busy:
+                relevance = rate_frames(own, processor, [messages], decoupler=own)
         return processor(prompts=[messages], objects=boxes, relevance=relevance)
 
     def _bound(self, bounds: Bounds | None) -> Processor:
@@ -140,12 +143,9 @@ class ModelAnswerer:
         batch = Batch.join([filler if sample is None else sample for sample in samples])
         arranged = arrange(batch, self.model.config)
         if self.with_objects:
-            arranged = [
-                dataclasses.replace(each, objects=np.zeros(len(each.content), bool))
-                if each.objects is None
-                else each
-                for each in arranged
-            ]
+            arranged = [_fill_in(each, "objects", bool) for each in arranged]
+        if self.rates_frames:
+            arranged = [_fill_in(each, "relevance", np.float32) for each in arranged]
         return pad(arranged, self.model.config, shape, share)
 
     def place(self, parts: Mapping[int, Inputs]) -> Inputs:
@@ -197,7 +197,10 @@ class ModelAnswerer:
 
     def answer(self, device: Inputs, method: Method, max_new_tokens: int) -> list[Answer]:
         """Run prefill and decode and time both; `warm_up` keeps compiling out of the times."""
-        prompt, output, prefill_seconds, decode_seconds = self._run(device, method, max_new_tokens)
+        with self._busy:
+            prompt, output, prefill_seconds, decode_seconds = self._run(
+                device, method, max_new_tokens
+            )
         names = ("visual_valid", "visual_index", "grid", "image_id")
         places = {name: getattr(device.layout, name) for name in names}
         # tokens [B, T], lengths [B], finite [B]; of the layout what says where visual tokens are
@@ -243,6 +246,13 @@ class ModelAnswerer:
         output = answer(self.model, prompt, max_new_tokens, tuple(self.processor.stop_ids))
         jax.block_until_ready(output.tokens)
         return prompt, output, middle - start, time.perf_counter() - middle
+
+
+def _fill_in(sample: Arrangement, name: str, dtype: type) -> Arrangement:
+    """Say 0 of all tokens where nobody says anything, so that all shards have one form."""
+    if getattr(sample, name) is not None:
+        return sample
+    return dataclasses.replace(sample, **{name: np.zeros(len(sample.content), dtype)})
 
 
 def _fetch_counts(prompt: Prefill) -> Prefill:
