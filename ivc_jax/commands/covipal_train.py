@@ -88,7 +88,6 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} covipal-t
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Open files, load the model, train and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    import ivc_jax
     from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_model
     from ivc_jax.studies.covipal.data import Rows
@@ -100,12 +99,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     entries = _open_files(arguments.data, out)
     use_compile_cache(not arguments.run.no_compile_cache)
-    model, processor = ivc_jax.load(
-        find_model(options.model),
-        options.dtype,
-        min_pixels=options.min_pixels,
-        max_pixels=options.max_pixels,
-    )
+    model, processor = options.load(find_model(options.model))
     rows = Rows.find(model, processor, entries, arguments.data.limit)
     for failure in rows.failures:
         console.print(f"left out: {failure}", markup=False)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.commands.options import FrameOptions, Plugin, WeightOptions, load_plugins
+from ivc_jax.commands.options import FrameOptions, Plugin, WeightOptions, check_counts, load_plugins
 
 _SCENE_SEED = 7  # the same scene every time, so that answers compare
 _SCENE_DIGITS = 5
@@ -87,17 +87,14 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.run.methods)))
     if not methods:
         raise ValueError("methods is empty: name at least one")
-    if arguments.run.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {arguments.run.max_new_tokens}")
+    check_counts(arguments.run, "max_new_tokens")
     frames = arguments.video.choose()
     shown, question = _find_subject(arguments)
     out = pathlib.Path(arguments.run.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
-    chosen = arguments.model
-    bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
-    model, processor = ivc_jax.load(path, dtype=chosen.dtype, video=frames, **bounds)
+    model, processor = arguments.model.load(path, video=frames)
     for method in methods:
         # layers and stages fit, or it raises: before anything is answered
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))

@@ -16,28 +16,11 @@ import tyro
 from rich.console import Console
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.options import PictureOptions, WeightOptions
 from ivc_jax.commands.pictures import find_pictures
 from ivc_jax.studies.lens.calibrate import Thresholds
 
 _SHOWN, _DRAWN = 12, 6  # words in the table, pictures in the figure
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureOptions:
-    """Pictures.
-
-    Attributes:
-        images: folder of pictures, all about the same question.
-        limit: pictures to calibrate on.
-        held_out: pictures for everything else; of a folder, those behind the others.
-        batch_size: pictures that run together.
-    """
-
-    images: Annotated[str | None, option("DIR", "scenes of the bundled benchmark")] = None
-    limit: Annotated[int, option("N")] = 200
-    held_out: Annotated[int, option("N")] = 60
-    batch_size: Annotated[int, option("B")] = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +51,9 @@ class Arguments:
     model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
         default_factory=WeightOptions
     )
-    pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = PictureOptions()
+    pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = dataclasses.field(
+        default_factory=PictureOptions
+    )
     limits: tyro.conf.OmitArgPrefixes[Thresholds] = dataclasses.field(default_factory=Thresholds)
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False
@@ -90,9 +75,8 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
 
     start, options = time.monotonic(), arguments.pictures
     check_keep_ratio(arguments.run.budget, "budget")
-    for name in ("limit", "held_out", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+    options.check()
+    arguments.limits.check()
     for spec in arguments.run.methods or ():
         ivc_jax.methods.parse(spec)  # a typing error shows before the model is read
     folder = pathlib.Path(arguments.run.out)
@@ -101,9 +85,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     use_compile_cache()
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
-    chosen = arguments.model
-    bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
-    model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
+    model, processor = arguments.model.load(path)
     with console.status("calibrating") as status:
         result = report.measure(
             model, processor, calibration, held_out, arguments.limits,

@@ -91,6 +91,43 @@ class WeightOptions:
     min_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
     max_pixels: Annotated[int | None, option("N", "preprocessor_config.json's")] = None
 
+    def load(self, path: str, **more: Any) -> tuple[Any, Any]:
+        """Load the model that lies at a path; return it and its processor.
+
+        Args:
+            path: what `origin.find_model` makes of `model`.
+            more: further arguments of `ivc_jax.load`.
+        """
+        import ivc_jax  # waits for JAX
+
+        bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return ivc_jax.load(path, self.dtype, **bounds, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """Pictures.
+
+    Attributes:
+        images: folder of pictures, all about the same question.
+        limit: pictures to calibrate on.
+        held_out: pictures that results are measured on; of a folder, those behind the others.
+        batch_size: pictures that run together.
+    """
+
+    images: Annotated[str | None, option("DIR", "scenes of the bundled benchmark")] = None
+    limit: Annotated[int, option("N")] = 200
+    held_out: Annotated[int, option("N")] = 60
+    batch_size: Annotated[int, option("B")] = 20
+
+    def check(self) -> None:
+        """Refuse counts that are none.
+
+        Raises:
+            ValueError: one of them is below 1.
+        """
+        check_counts(self, "limit", "held_out", "batch_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -159,6 +196,17 @@ class HostOptions:
 SeveralHosts = Annotated[
     HostOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="several hosts")
 ]
+
+
+def check_counts(options: Any, *names: str) -> None:
+    """Refuse options that count something and are below 1.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
 
 
 def load_plugins(files: Sequence[str] | None) -> None:

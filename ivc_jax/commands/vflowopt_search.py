@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
-from ivc_jax.commands.options import WeightOptions
+from ivc_jax.commands.options import PictureOptions, WeightOptions, check_counts
 from ivc_jax.commands.pictures import collate_all, find_pictures
 
 _RANGE = option("LOW HIGH")
@@ -27,23 +27,14 @@ Trial = tuple[float, dict[str, float]]  # a score, and what it is of
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureOptions:
+class AskedOptions(PictureOptions):
     """Pictures.
 
     Attributes:
-        images: folder of pictures, all about the same question.
-        question: what they are asked.
-        limit: pictures to search on.
-        held_out: pictures that the result is compared on with the default; of a folder, those
-            behind the others.
-        batch_size: pictures that run together.
+        question: what pictures of a folder are asked.
     """
 
-    images: Annotated[str | None, option("DIR", "scenes of the bundled benchmark")] = None
     question: Annotated[str | None, option("TEXT", "what is in the picture")] = None
-    limit: Annotated[int, option("N")] = 30
-    held_out: Annotated[int, option("N")] = 60
-    batch_size: Annotated[int, option("B")] = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Arguments:
     model: tyro.conf.OmitArgPrefixes[WeightOptions] = dataclasses.field(
         default_factory=WeightOptions
     )
-    pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = PictureOptions()
+    pictures: tyro.conf.OmitArgPrefixes[AskedOptions] = AskedOptions(limit=30, batch_size=10)
     search: tyro.conf.OmitArgPrefixes[SearchOptions] = SearchOptions()
     traceback: bool = False
 
@@ -103,9 +94,9 @@ def main(arguments: list[str] | None = None, program: str = f"{SCRIPT} vflowopt-
 def _run(arguments: Arguments, command: str, console: Console) -> None:
     """Check, search, compare with the default, and write."""
     # Imported late, so that a wrong option or --help does not wait for JAX.
-    import ivc_jax
     from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_commit, find_model, name_model
+    from ivc_jax.evals.running.answerer import fingerprint
     from ivc_jax.studies import vflowopt
 
     start, options, pictures = time.monotonic(), arguments.search, arguments.pictures
@@ -118,9 +109,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     use_compile_cache()
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
-    chosen = arguments.model
-    bounds = {"min_pixels": chosen.min_pixels, "max_pixels": chosen.max_pixels}
-    model, processor = ivc_jax.load(path, dtype=chosen.dtype, **bounds)
+    model, processor = arguments.model.load(path)
     objective, others = (
         vflowopt.Objective(
             model,
@@ -131,10 +120,11 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
         for part in asked
     )
     about = {
-        "model": name_model(path),
+        "model": fingerprint(path),
         "dtype": str(model.dtype),
         **{name: getattr(options, name) for name in ("budget", "layers", "starts")},
         **{name: getattr(pictures, name) for name in ("images", "question", "limit")},
+        **{name: getattr(arguments.model, name) for name in ("min_pixels", "max_pixels")},
     }
     trials = _search(objective, ranges, options, folder / "trials.jsonl", about, console)
     record = {
@@ -238,15 +228,10 @@ def _check(arguments: Arguments, vflowopt: Any) -> dict[str, tuple[float, float]
     """Refuse what cannot be searched; return the ranges."""
     from ivc_jax.methods.fields import check_keep_ratio
 
-    options, pictures = arguments.search, arguments.pictures
+    options = arguments.search
     check_keep_ratio(options.budget, "budget")
-    for holder, names in (
-        (options, ("trials", "starts")),
-        (pictures, ("limit", "held_out", "batch_size")),
-    ):
-        for name in names:
-            if getattr(holder, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(holder, name)}")
+    check_counts(options, "trials", "starts")
+    arguments.pictures.check()
     names = ("first", "second", "threshold", "cell", "alpha")
     ranges = vflowopt.Ranges(**{name: getattr(options, name) for name in names})
     return ranges.resolve(options.budget)

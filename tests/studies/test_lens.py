@@ -189,6 +189,10 @@ def test_the_command_writes_a_table_that_the_method_reads(tiny_hf, tmp_path, cap
     [
         (["--images", "nowhere"], "images: nowhere is no folder"),
         (["--limit", "0"], "limit must be at least 1"),
+        (["--percentile", "101"], "percentile must be in [0, 100]"),
+        (["--pairs", "0"], "pairs must be at least 1"),
+        (["--cover", "90"], "cover must be in [0, 1]"),
+        (["--dead-similarity", "80"], "dead_similarity is a cosine"),
         (["--methods", "fastvv"], "unknown method 'fastvv'"),
         (["--budget", "2"], "budget must be in (0, 1]"),
     ],

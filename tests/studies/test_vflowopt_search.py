@@ -157,6 +157,10 @@ def test_the_command_writes_a_preset_that_the_method_reads(tiny_hf, tmp_path, ca
     trials = (out / "trials.jsonl").read_text()
     assert main(given) == 0  # nothing is tried anew
     assert (out / "trials.jsonl").read_text() == trials
+    capsys.readouterr()
+    # other sizes of the pictures are other scores
+    assert main([*given, "--max-pixels", "3136"]) == 2
+    assert "holds trials of another search" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

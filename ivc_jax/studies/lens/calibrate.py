@@ -33,6 +33,23 @@ class Thresholds:
     pairs: int = 2000
     percentile: float = 5.0
 
+    def check(self) -> None:
+        """Refuse what would fail, or mean nothing, after all pictures have been looked at.
+
+        Raises:
+            ValueError: names the first of them.
+        """
+        for name in ("sink_similarity", "dead_similarity"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a cosine, got {getattr(self, name)}")
+        for name in ("cover", "dead_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.pairs < 1:
+            raise ValueError(f"pairs must be at least 1, got {self.pairs}")
+        if not 0 <= self.percentile <= 100:
+            raise ValueError(f"percentile must be in [0, 100], got {self.percentile}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Word:
