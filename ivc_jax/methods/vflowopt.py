@@ -142,18 +142,9 @@ class VFlowOpt(Progressive):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank and recycle at the first cut, drop by the same ranking at the others."""
-        number, tables = self.stage_number(stage), self.tabulate(layout.visual_slots)
-        if number > 0:
-            return cut_again(signals[Carry()], layout, num_keep, tables.left[number])
-        worth = weigh(  # [B, V]
-            signals[TowerAttention()],
-            layout,
-            self.threshold,
-            signals[PixelEntropy()] if self.alpha else None,
-            self.alpha,
-            self.importance,
-        )
-        return cut_first(worth, layout, num_keep, tables, self._recycles)
+        tables = self.tabulate(layout.visual_slots)
+        number, combine = self.stage_number(stage), self.importance
+        return cut(signals, layout, num_keep, number, tables, combine, self._recycles)
 
     @property
     def _recycles(self) -> bool:
@@ -188,6 +179,29 @@ class VFlowOpt(Progressive):
     @property
     def _published_ratios(self) -> tuple[float, ...]:
         return tuple(np.cumprod(_PUBLISHED_RATES).tolist())
+
+
+def cut(
+    signals: Signals,
+    layout: Layout,
+    num_keep: int,
+    number: int,
+    tables: Tables,
+    combine: str,
+    recycles: bool = True,
+) -> Selection:
+    """Rank and recycle at cut 0, drop by the same ranking at the others.
+
+    Args:
+        number: of the cut.
+        combine: as of `weigh`.
+        recycles: as of `cut_first`.
+    """
+    if number > 0:
+        return cut_again(signals[Carry()], layout, num_keep, tables.left[number])
+    received, entropy = signals[TowerAttention()], signals.get(PixelEntropy())
+    worth = weigh(received, layout, tables.threshold, entropy, tables.alpha, combine)  # [B, V]
+    return cut_first(worth, layout, num_keep, tables, recycles)
 
 
 def cut_first(

@@ -16,7 +16,7 @@ from ivc_jax.methods.requests import (
     TowerAttention,
     Weights,
 )
-from ivc_jax.methods.vflowopt import Tables, cut_again, cut_first, weigh
+from ivc_jax.methods.vflowopt import Tables, cut
 from ivc_jax.types import Layout, Selection
 
 TABLES = "vflowopt_trial"  # what its tables are called beside the model's parameters
@@ -52,17 +52,7 @@ class Trial(Method):
         found: Parameters = signals[Weights(TABLES)]
         tables = Tables(**found(_shape(layout.visual_slots)))
         number = self.layers.index(stage.layer)
-        if number > 0:
-            return cut_again(signals[Carry()], layout, num_keep, tables.left[number])
-        worth = weigh(  # [B, V]
-            signals[TowerAttention()],
-            layout,
-            tables.threshold,
-            signals[PixelEntropy()],
-            tables.alpha,
-            self.importance,
-        )
-        return cut_first(worth, layout, num_keep, tables)
+        return cut(signals, layout, num_keep, number, tables, self.importance)
 
 
 def _shape(visual_slots: int) -> dict[str, jax.ShapeDtypeStruct]:

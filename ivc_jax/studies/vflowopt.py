@@ -21,7 +21,9 @@ import numpy as np
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.modules import METHODS, Stored
 from ivc_jax.engine.prefill import place, trace_prefill
+from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.methods.base import DENSE, Method
+from ivc_jax.methods.preset_file import FIELDS
 from ivc_jax.methods.vflowopt import VFlowOpt, solve_third_rate
 from ivc_jax.methods.vflowopt_trial import TABLES, Trial
 from ivc_jax.model import Model
@@ -204,7 +206,8 @@ def _read_journal(journal: pathlib.Path, setting: dict[str, Any]) -> list[tuple[
     if not journal.exists():
         return []
     found, whole = [], ""
-    for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+    text = journal.read_text(encoding="utf-8")
+    for line in text.splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -217,16 +220,11 @@ def _read_journal(journal: pathlib.Path, setting: dict[str, Any]) -> list[tuple[
             )
         found.append(({name: entry[name] for name in setting["ranges"]}, entry["value"]))
         whole += line
-    journal.write_text(whole, encoding="utf-8")
+    if whole != text:
+        write_atomically(journal, whole)
     return found
 
 
 def write_preset(method: VFlowOpt) -> dict[str, Any]:
     """Return the fields of a preset file (`methods.preset_file`)."""
-    return {
-        "layers": list(method.layers),
-        "ratios": list(method.ratios),
-        "threshold": method.threshold,
-        "cell": method.cell,
-        "alpha": method.alpha,
-    }
+    return {name: getattr(method, name) for name in FIELDS}
