@@ -5,6 +5,7 @@ slot      0   1   2   3   4   5   6   7
 token     t   t   t   i   i   i   i   t
 """
 
+import dataclasses
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -119,57 +120,63 @@ def draw_signals(
     """
     signals: dict[asks.Request, Any] = {}
     for request in requests:
-        draw = _Draw(request, layout, unpruned, padding, spoilt, kinds)
-        match request:
-            case asks.RopeSettings():
-                continue
-            case asks.Carry():
-                signals[request] = carry
-            case asks.Objects():
-                signals[request] = draw.visual(unpruned) > 1  # of about a quarter of the tokens
-            case asks.Relevance():
-                signals[request] = draw.of_frames()
-            case asks.Learned():
-                signals[request] = jnp.zeros_like(unpruned.visual_valid)
-            case asks.Values() | asks.RawValues() | asks.Keys():
-                signals[request] = draw.vectors(layout, _G, _C)
-            case asks.Hidden():
-                signals[request] = draw.vectors(layout, _D)
-            case asks.Embeddings():
-                signals[request] = draw.vectors(unpruned, _D)
-            case asks.WordEmbeddings():
-                signals[request] = draw.words()
-            case asks.AttentionRows(queries="text"):
-                signals[request] = draw.rows(layout.text_valid)
-            case asks.AttentionRows():
-                last = np.ones((len(layout.lengths), request.count), bool)
-                signals[request] = draw.rows(last)
-            case asks.AttentionReceived():
-                signals[request] = draw.visual(layout) ** 2
-            case asks.TowerAttention():
-                signals[request] = draw.tower_attention()
-            case asks.TowerKeys() | asks.TowerFeatures() | asks.ClassFeatures():
-                signals[request] = draw.visual(unpruned, _E)
-            case asks.PixelEntropy():
-                signals[request] = abs(draw.visual(unpruned))
-            case asks.Weights():
-                signals[request] = DrawnParameters(draw.seed)
+        if isinstance(request, asks.Carry):
+            signals[request] = carry
+        elif not isinstance(request, asks.RopeSettings):
+            draw = _Draw(request, layout, unpruned, padding, spoilt, kinds)
+            signals[request] = draw.answer()
     return signals
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Draw:
-    def __init__(
-        self,
-        request: asks.Request,
-        layout: Layout,
-        unpruned: Layout,
-        padding: float,
-        spoilt: int | None,
-        kinds: int | None,
-    ) -> None:
-        self.layout, self.unpruned, self.padding = layout, unpruned, padding
-        self.spoilt, self.kinds = spoilt, kinds
-        self.seed = zlib.crc32(repr(request).encode())
+    """One signal; the fields are the arguments of `draw_signals`."""
+
+    request: asks.Request
+    layout: Layout
+    unpruned: Layout
+    padding: float
+    spoilt: int | None
+    kinds: int | None
+
+    @property
+    def seed(self) -> int:
+        """Of this request, in every run alike."""
+        return zlib.crc32(repr(self.request).encode())
+
+    def answer(self) -> Any:
+        """Draw what the request asks for."""
+        layout, unpruned = self.layout, self.unpruned
+        match self.request:
+            case asks.Objects():
+                return self.visual(unpruned) > 1  # of about a quarter of the tokens
+            case asks.Relevance():
+                return self.of_frames()
+            case asks.Learned():
+                return jnp.zeros_like(unpruned.visual_valid)
+            case asks.Values() | asks.RawValues() | asks.Keys():
+                return self.vectors(layout, _G, _C)
+            case asks.Hidden():
+                return self.vectors(layout, _D)
+            case asks.Embeddings():
+                return self.vectors(unpruned, _D)
+            case asks.WordEmbeddings():
+                return self.words()
+            case asks.AttentionRows(queries="text"):
+                return self.rows(layout.text_valid)
+            case asks.AttentionRows(count=count):
+                return self.rows(np.ones((len(layout.lengths), count), bool))  # the last ones
+            case asks.AttentionReceived():
+                return self.visual(layout) ** 2
+            case asks.TowerAttention():
+                return self.tower_attention()
+            case asks.TowerKeys() | asks.TowerFeatures() | asks.ClassFeatures():
+                return self.visual(unpruned, _E)
+            case asks.PixelEntropy():
+                return abs(self.visual(unpruned))
+            case asks.Weights():
+                return DrawnParameters(self.seed)
+        raise NotImplementedError(f"nothing is drawn for {self.request}")
 
     def generator(self, row: int, *more: int) -> np.random.Generator:
         """Make the generator of a sample, which is told by its sizes before any cut."""
