@@ -17,12 +17,13 @@ ALLOWED = {
     "decoder_parts": {"config"},
     "version": set(),
     "nearest": set(),
+    "module_sizes": set(),
     "ivc": {"types", "config"},
     "parallel": {"types", "config", "parallel"},
     "cloud": set(),
     "nn": {"types", "config", "decoder_parts", "nn", "parallel.constraints"},
     "inputs": {"types", "config", "inputs"},
-    "methods": {"types", "config", "ivc", "methods", "nearest", "nn.attention"},
+    "methods": {"types", "config", "ivc", "methods", "nearest", "module_sizes", "nn.attention"},
     "weights": {"types", "config", "nn", "parallel", "weights"},
     "families": {"config", "decoder_parts", "inputs", "weights.keymap", "families"},
     "model": {"families", "types", "config", "nn", "inputs", "parallel", "weights", "cloud"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "reports": {"ivc", "evals", "inputs", "methods", "reports"},
     "studies": {
         *("types", "config", "ivc", "families", "nn", "inputs", "methods", "engine", "weights"),
-        *("model", "parallel", "evals", "reports", "studies", "nearest"),
+        *("model", "parallel", "evals", "reports", "studies", "nearest", "module_sizes"),
     },
     "commands": None,
 }

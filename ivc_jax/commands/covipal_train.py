@@ -21,7 +21,8 @@ from rich.console import Console
 from ivc_jax.commands.cli import SCRIPT, option, run_command
 from ivc_jax.commands.options import WeightOptions
 from ivc_jax.commands.settings import RunConfig, SettingsError
-from ivc_jax.studies.covipal.settings import Module, Training
+from ivc_jax.module_sizes import Sizes
+from ivc_jax.studies.covipal.settings import Training
 
 _LINES = 50  # steps from line to line
 
@@ -74,7 +75,7 @@ class Arguments:
         default_factory=WeightOptions
     )
     data: tyro.conf.OmitArgPrefixes[DataOptions] = DataOptions()
-    module: tyro.conf.OmitArgPrefixes[Module] = Module()
+    module: tyro.conf.OmitArgPrefixes[Sizes] = Sizes()
     training: tyro.conf.OmitArgPrefixes[Training] = Training()
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     traceback: bool = False

@@ -12,10 +12,11 @@ from ivc_jax.config import ModelConfig
 from ivc_jax.methods import budget
 from ivc_jax.methods.base import MethodError, Stage
 from ivc_jax.methods.fields import check_not_negative, flat, require
-from ivc_jax.methods.ppm import PPM, Sizes
+from ivc_jax.methods.ppm import PPM, read_sizes
 from ivc_jax.methods.requests import Hidden, Parameters, Request, Signals, TokenVectors, Weights
 from ivc_jax.methods.select import Segments, bound_total, from_mask, keep_one, round_counts
 from ivc_jax.methods.upfront import Upfront
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.types import Layout, Selection, typed
 
 
@@ -90,7 +91,7 @@ class CoViPAL(Upfront):
             raise MethodError(
                 f"weights {self.weights!r} were trained for layer={trained}, not {self.layer}"
             )
-        sizes = self.module.read(dict(found.settings.get("sizes", ())))
+        sizes = read_sizes(self.module, dict(found.settings.get("sizes", ())))
         hidden: TokenVectors = signals[Hidden()]
         params = found(shape_params(sizes, hidden.visual.shape[2]))
         scores = score(sizes, params, hidden, layout, self.per_image)

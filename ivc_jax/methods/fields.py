@@ -123,7 +123,11 @@ def list_fields(kind: type) -> dict[str, dataclasses.Field]:
 
 
 def nest(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather values given under the names of nested fields into the arguments of a method."""
+    """Gather values given under the names of nested fields into the arguments of a method.
+
+    Raises:
+        MethodError: settings that cannot be.
+    """
     nested, arguments = _find_nested(kind), dict(values)
     inner: dict[str, dict[str, Any]] = {}
     for name in nested.keys() & values.keys():
@@ -133,7 +137,10 @@ def nest(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for owner, changes in inner.items():
         # `dataclasses.replace` gives the settings as they are beside the changes.
         settings = arguments.get(owner) or kind.__dataclass_fields__[owner].default
-        arguments[owner] = dataclasses.replace(settings, **changes)
+        try:
+            arguments[owner] = dataclasses.replace(settings, **changes)
+        except ValueError as error:  # of settings that are not a method's alone
+            raise MethodError(str(error)) from None
     return arguments
 
 

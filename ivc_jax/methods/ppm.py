@@ -14,57 +14,26 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.fields import check_choice
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.nn.attention import attend_biased
 from ivc_jax.types import typed
 
 _WAVELENGTH = 10_000.0  # of the slowest sine embedding, in cells
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Sizes of the module.
+def read_sizes(usual: Sizes, said: Mapping[str, Any]) -> Sizes:
+    """Return the usual sizes with those that a file says of its module.
 
-    Attributes:
-        width: of its own stream (d).
-        heads: of its attention.
-        blocks: pre-norm blocks.
-        mlp_ratio: inner width of a block's feed-forward part, as a multiple of the width.
-        text_tokens: the last tokens of the prompt behind the first image that are read.
-        places: add sine embeddings of row, column and frame to visual tokens.
-        cross: tokens attend to the text and to average-pooled visual tokens only, which is linear
-            in the visual tokens.
-        pooled: how many of these there are.
+    Raises:
+        MethodError: it says something that nobody knows, or that no module can be.
     """
-
-    width: int = 512
-    heads: int = 8
-    blocks: int = 2
-    mlp_ratio: int = 4
-    text_tokens: int = 128
-    places: bool = True
-    cross: bool = False
-    pooled: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("width", "heads", "blocks", "mlp_ratio", "text_tokens", "pooled"):
-            if getattr(self, name) < 1:
-                raise MethodError(f"{name} must be at least 1, got {getattr(self, name)}")
-        # two axes, a sine and a cosine each
-        if self.width % self.heads or self.width % 4:
-            raise MethodError(
-                f"width must be a multiple of heads and of 4, got {self.width} and {self.heads}"
-            )
-
-    def read(self, said: Mapping[str, Any]) -> "Sizes":
-        """Return these sizes with those that a file says of its module.
-
-        Raises:
-            MethodError: it says something that nobody knows.
-        """
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in said:
-            check_choice("a size that the weights name", name, tuple(known))
-        return dataclasses.replace(self, **said)
+    known = [field.name for field in dataclasses.fields(Sizes)]
+    for name in said:
+        check_choice("a size that the weights name", name, tuple(known))
+    try:
+        return dataclasses.replace(usual, **said)
+    except ValueError as error:
+        raise MethodError(f"weights of impossible sizes: {error}") from None
 
 
 class PPM(nn.Module):

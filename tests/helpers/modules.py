@@ -10,8 +10,8 @@ import numpy as np
 from ivc_jax.engine.modules import name_model
 from ivc_jax.methods import MethodError, describe, parse
 from ivc_jax.methods.covipal import shape_params
-from ivc_jax.methods.ppm import Sizes
 from ivc_jax.methods.requests import Parameters, Weights
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.weights.modules import write_module
 
 SMALL = Sizes(width=16, heads=2, text_tokens=6)

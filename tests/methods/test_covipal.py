@@ -14,9 +14,10 @@ from ivc_jax.methods import covipal, parse
 from ivc_jax.methods.base import MethodError
 from ivc_jax.methods.covipal import CoViPAL, apply, choose_text, init_params
 from ivc_jax.methods.drawn import draw_signals, lay_out, make_layout
-from ivc_jax.methods.ppm import Sizes, pool_evenly
+from ivc_jax.methods.ppm import pool_evenly, read_sizes
 from ivc_jax.methods.requests import Hidden, TokenVectors, Weights
 from ivc_jax.methods.testing import check_images_apart, listed, run_stage
+from ivc_jax.module_sizes import Sizes
 
 S = [1.9, 1.2, 0.4, 1.1, 0.9, 0.6]
 SAMPLES = [(3, (4, 5), 4, (3, 7), 5), (2, (3, 3, 4), 6), (4, (5, 6), 5), (9,)]
@@ -221,4 +222,6 @@ def test_wrong_fields_are_one_line(spec, message):
     with pytest.raises(MethodError, match=message):
         parse(spec)
     with pytest.raises(MethodError, match="a size that the weights name"):
-        Sizes().read({"depth": 3})
+        read_sizes(Sizes(), {"depth": 3})
+    with pytest.raises(MethodError, match="impossible sizes: blocks must be at least 1, got 0"):
+        read_sizes(Sizes(), {"blocks": 0})

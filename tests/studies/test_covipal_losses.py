@@ -17,13 +17,12 @@ from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.layout import take_rows
 from ivc_jax.methods.covipal import CoViPAL, score
 from ivc_jax.methods.drawn import make_layout
-from ivc_jax.methods.ppm import Sizes
 from ivc_jax.methods.requests import AttentionRows, Hidden
 from ivc_jax.nn.attention import attend_biased
 from ivc_jax.studies.covipal.data import join_answers, join_prompts
 from ivc_jax.studies.covipal.labels import compare, sum_received
 from ivc_jax.studies.covipal.losses import Frozen
-from ivc_jax.studies.covipal.settings import Module, Training
+from ivc_jax.studies.covipal.settings import Training
 from ivc_jax.studies.covipal.soft import bias_keys, gate
 
 S = jnp.asarray([[1.9, 1.2, 0.4, 1.1, 0.9, 0.6]])
@@ -106,7 +105,6 @@ def test_straight_through_is_hard_forwards_and_soft_backwards():
 
 
 def test_settings_are_those_of_the_specification():
-    assert vars(Module()) == vars(Sizes())
     assert Training().choose_guide(28) == 16
     assert Training(layer=3).choose_guide(5) == 4
     with pytest.raises(ValueError, match="guide must be a block behind layer=2"):

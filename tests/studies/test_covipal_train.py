@@ -11,11 +11,12 @@ from PIL import Image
 
 import ivc_jax
 from ivc_jax.commands.main import main
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.studies.covipal.data import Rows, open_file
-from ivc_jax.studies.covipal.settings import Module, Training
+from ivc_jax.studies.covipal.settings import Training
 from ivc_jax.studies.covipal.train import train
 
-MODULE = Module(width=16, heads=2)
+SIZES = Sizes(width=16, heads=2)
 TRAINING = Training(
     samples_1=8, samples_2=6, batch_1=2, batch_2=2, answers="model", max_new_tokens=3,
     rate_1=1e-2, rate_2=1e-2, guide=1,
@@ -59,11 +60,11 @@ def test_a_killed_run_ends_with_the_same_bytes(rows, tmp_path):
         return report
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(rows, MODULE, TRAINING, whole, save_every=2)
+    train(rows, SIZES, TRAINING, whole, save_every=2)
     for when in (("imitation", 3), ("tuning", 1), ("tuning", 3)):
         with pytest.raises(Killed):
-            train(rows, MODULE, TRAINING, parts, save_every=2, report=kill(when))
-    train(rows, MODULE, TRAINING, parts, save_every=2)
+            train(rows, SIZES, TRAINING, parts, save_every=2, report=kill(when))
+    train(rows, SIZES, TRAINING, parts, save_every=2)
     for name in FILES:
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
@@ -71,14 +72,14 @@ def test_a_killed_run_ends_with_the_same_bytes(rows, tmp_path):
     assert [(row["stage"], row["step"]) for row in log] == steps
     assert all(np.isfinite(row["loss"]) for row in log)
     # done is done; and what a module says of itself is enough to prune with it
-    train(rows, MODULE, TRAINING, parts, report=kill(("imitation", 0)))
+    train(rows, SIZES, TRAINING, parts, report=kill(("imitation", 0)))
     spec = f"covipal:weights={parts},keep_ratio=0.5"
     batch = ivc_jax.Batch.join(rows.ask(rows.places[:2]))
     kept = ivc_jax.prefill(rows.model, batch, spec).kept
     assert [len(all) - len(own) for all, own in zip(batch.tokens, kept, strict=True)] == [6, 6]
     other = dataclasses.replace(TRAINING, rate_1=0.5)
     with pytest.raises(ValueError, match=r"holds a run of other settings \(rate_1\)"):
-        train(rows, MODULE, other, parts)
+        train(rows, SIZES, other, parts)
 
 
 def test_rows_come_once_before_any_comes_again(rows):

@@ -6,14 +6,15 @@ from statistics import fmean
 
 from ivc_jax.engine.modules import name_model
 from ivc_jax.evals.running.records import write_atomically
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.studies.covipal.data import Rows
-from ivc_jax.studies.covipal.settings import Module, Training
+from ivc_jax.studies.covipal.settings import Training
 
 _LAST = 20  # steps whose loss is averaged
 
 
 def write_card(
-    out: pathlib.Path, rows: Rows, module: Module, training: Training, command: str
+    out: pathlib.Path, rows: Rows, sizes: Sizes, training: Training, command: str
 ) -> None:
     """Write README.md; equal runs write equal cards."""
     files = ", ".join(entry.file.path.name for entry in rows.entries)
@@ -31,7 +32,7 @@ def write_card(
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in (vars(module) | vars(training)).items()),
+        *(f"| {name} | {value} |" for name, value in (vars(sizes) | vars(training)).items()),
     ]
     write_atomically(out / "README.md", "\n".join(lines) + "\n")
 

@@ -12,7 +12,7 @@ from ivc_jax.engine.compact import Sequence, add_feature
 from ivc_jax.engine.decoder_signals import split
 from ivc_jax.engine.prefill import embed_inputs
 from ivc_jax.methods.covipal import score
-from ivc_jax.methods.ppm import Sizes
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend_biased
 from ivc_jax.nn.blocks import take_block

@@ -5,31 +5,6 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class Module:
-    """The module's sizes; those of `ivc_jax.methods.ppm.Sizes`.
-
-    Attributes:
-        width: of its own stream.
-        heads: of its attention.
-        blocks: pre-norm blocks.
-        mlp_ratio: inner width of their feed-forward part, as a multiple of the width.
-        text_tokens: the last tokens of the prompt behind the first image that are read.
-        places: sine embeddings of row, column and frame.
-        cross: attend to the text and to pooled visual tokens only.
-        pooled: how many of these there are.
-    """
-
-    width: int = 512
-    heads: int = 8
-    blocks: int = 2
-    mlp_ratio: int = 4
-    text_tokens: int = 128
-    places: bool = True
-    cross: bool = False
-    pooled: int = 64
-
-
-@dataclasses.dataclass(frozen=True)
 class Training:
     """Both stages: the module imitates the attention of a deeper block, then learns from answers.
 

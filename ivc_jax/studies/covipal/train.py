@@ -26,11 +26,11 @@ from ivc_jax.engine.decode import generate
 from ivc_jax.engine.modules import name_model
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.methods.covipal import init_params
-from ivc_jax.methods.ppm import Sizes
+from ivc_jax.module_sizes import Sizes
 from ivc_jax.studies.covipal.card import write_card
 from ivc_jax.studies.covipal.data import Place, Rows, join_answers, join_prompts
 from ivc_jax.studies.covipal.losses import Frozen
-from ivc_jax.studies.covipal.settings import Module, Training
+from ivc_jax.studies.covipal.settings import Training
 from ivc_jax.weights.modules import FILE, write_module
 
 Report = Callable[[str, int, int], None]  # stage, steps done, steps in all
@@ -56,7 +56,7 @@ class Stage:
 
 def train(
     rows: Rows,
-    module: Module,
+    sizes: Sizes,
     training: Training,
     out: pathlib.Path,
     *,
@@ -74,12 +74,12 @@ def train(
     Raises:
         ValueError: the folder holds another run, or the settings do not fit the model.
     """
-    config, sizes = rows.model.config, Sizes(**vars(module))
+    config = rows.model.config
     training.choose_guide(config.decoder.num_layers)  # complain before any work
     if training.samples_2 and config.decoder.experts is not None:
         # they run in a loop whose length the tokens decide
         raise ValueError("no gradient goes back through experts; give --samples-2 0")
-    _claim(out, rows, module, training)
+    _claim(out, rows, sizes, training)
     frozen = Frozen(config, sizes, training)
     key = jax.random.key(training.seed)
     params = init_params(sizes, config.decoder.hidden_size, key)
@@ -87,18 +87,18 @@ def train(
         if stage.samples:
             params = run_stage(stage, params, rows, training, out, save_every, report)
     path = out / FILE
-    said = {"model": name_model(config), "layer": training.layer, "sizes": vars(module)}
-    write_card(out, rows, module, training, command)
+    said = {"model": name_model(config), "layer": training.layer, "sizes": vars(sizes)}
+    write_card(out, rows, sizes, training, command)
     write_module(path, params, said)
     return path
 
 
-def _claim(out: pathlib.Path, rows: Rows, module: Module, training: Training) -> None:
+def _claim(out: pathlib.Path, rows: Rows, sizes: Sizes, training: Training) -> None:
     """Reserve the folder: checkpoints of two settings do not mix."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = {
         "model": name_model(rows.model.config),
-        "module": vars(module),
+        "module": vars(sizes),
         "training": vars(training) | {"ratios": list(training.ratios)},
         "rows": len(rows.places),
         "files": {entry.file.path.name: entry.file.fingerprint() for entry in rows.entries},
