@@ -91,6 +91,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     # Imported late, so that a wrong option or --help does not wait for JAX.
     from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_model
+    from ivc_jax.evals.running.answerer import fingerprint
     from ivc_jax.studies.covipal.data import Rows
     from ivc_jax.studies.covipal.train import train
 
@@ -100,7 +101,9 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     entries = _open_files(arguments.data, out)
     use_compile_cache(not arguments.run.no_compile_cache)
-    model, processor = options.load(find_model(options.model))
+    checkpoint = find_model(options.model)
+    model, processor = options.load(checkpoint)
+    pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
     rows = Rows.find(model, processor, entries, arguments.data.limit)
     for failure in rows.failures:
         console.print(f"left out: {failure}", markup=False)
@@ -113,6 +116,7 @@ def _run(arguments: Arguments, command: str, console: Console) -> None:
     path = train(
         *(rows, arguments.module, arguments.training, out),
         command=command,
+        origin={"checkpoint": fingerprint(checkpoint), "dtype": str(model.dtype), **pixels},
         save_every=arguments.run.save_every,
         report=report,
     )

@@ -36,7 +36,8 @@ class CoViPAL(Upfront):
     Nothing but the idea and both training stages is published in what could be read: sizes, labels
     and rounding are this project's, and fields.
 
-    The module takes (V + T) (D + 12 width) width + (V + T)² width operations a block.
+    The module takes (V + T) D width operations, and in each block 12 (V + T) width² + 2 (V + T)²
+    width; with `cross`, V + T of the square are `pooled` + T.
 
     Attributes:
         positions: "original" position ids, or "reindex" to number what is left 0, 1, 2, ...
@@ -80,7 +81,7 @@ class CoViPAL(Upfront):
 
     def capacity(self, stage: Stage, visual_slots: int, num_images: int) -> int:
         """Bound the kept tokens by the rounding."""
-        counts = self._count(stage, visual_slots)
+        counts = count_kept(stage.keep_ratio, visual_slots)
         return bound_total(counts, num_images if self.per_image else 1)
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
@@ -96,11 +97,13 @@ class CoViPAL(Upfront):
         params = found(shape_params(sizes, hidden.visual.shape[2]))
         scores = score(sizes, params, hidden, layout, self.per_image)
         within = Segments.by_image(layout) if self.per_image else Segments.by_sample(layout)
-        counts = within.look_up(self._count(stage, layout.visual_slots))
+        counts = within.look_up(count_kept(stage.keep_ratio, layout.visual_slots))
         return from_mask(within.top(scores, counts), num_keep)
 
-    def _count(self, stage: Stage, max_count: int) -> np.ndarray:
-        return keep_one(round_counts(stage.keep_ratio, max_count))
+
+def count_kept(keep_ratio: float, max_count: int) -> np.ndarray:
+    """Tabulate the tokens kept of every count 0 .. max_count, int32."""
+    return keep_one(round_counts(keep_ratio, max_count))
 
 
 @typed

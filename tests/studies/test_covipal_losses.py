@@ -23,7 +23,7 @@ from ivc_jax.studies.covipal.data import join_answers, join_prompts
 from ivc_jax.studies.covipal.labels import compare, sum_received
 from ivc_jax.studies.covipal.losses import Frozen
 from ivc_jax.studies.covipal.settings import Training
-from ivc_jax.studies.covipal.soft import bias_keys, gate
+from ivc_jax.studies.covipal.soft import bias_keys, gate, spread
 
 S = jnp.asarray([[1.9, 1.2, 0.4, 1.1, 0.9, 0.6]])
 VALID = jnp.ones((1, 6), bool)
@@ -88,6 +88,16 @@ def test_worked_row_under_the_soft_mask():
     soft = [0.34378, 0.15939, 0.01389, 0.12459, 0.11657, 0.03125, 0.21053]
     bias = jnp.pad(bias, ((0, 0), (0, 1)))[:, None, None]  # of the text 0
     close(attend_biased(queries, keys, values, mask, bias)[0, 0, 0], soft)
+
+
+def test_every_other_query_sees_the_bias_of_a_key():
+    layout = make_layout([(1, (1, 2), 1), (3,)], visual_slots=4)
+    bias = jnp.asarray([[-1.0, -2.0, -9.0, -9.0], [-9.0] * 4])
+    wanted = np.zeros((2, 1, 8, 8))  # [B, 1, query, key]
+    wanted[0, 0, :, 1], wanted[0, 0, :, 2] = -1, -2
+    wanted[0, 0, 1, 1] = wanted[0, 0, 2, 2] = 0  # a token itself
+    found = spread(bias, layout)
+    np.testing.assert_array_equal(found, wanted[:, :, : found.shape[2], : found.shape[3]])
 
 
 def test_straight_through_is_hard_forwards_and_soft_backwards():
@@ -165,10 +175,10 @@ def test_divergence_is_zero_where_nothing_is_masked(setting):
 def test_labels_are_the_attention_of_the_guide(setting):
     model, samples, _, params = setting
     inputs = join_prompts(model, samples)
-    frozen = Frozen(model.config, SMALL, Training(guide=2, rows="text"))
+    frozen = Frozen(model.config, SMALL, Training(layer=1, guide=2, rows="text"))
     loss, slope = jax.jit(jax.value_and_grad(frozen.imitate))(params, model.params, inputs)
     (attention,) = observe(model, inputs, 2, AttentionRows(2, "text"))
-    (entering,) = observe(model, inputs, 0, Hidden())
+    (entering,) = observe(model, inputs, 1, Hidden())
     scores = jax.jit(score, static_argnums=0)(SMALL, params, entering, inputs.layout)
     valid = np.asarray(inputs.layout.visual_valid)
     each = []

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,8 @@ def test_a_killed_run_ends_with_the_same_bytes(rows, tmp_path):
     for when in (("imitation", 3), ("tuning", 1), ("tuning", 3)):
         with pytest.raises(Killed):
             train(rows, SIZES, TRAINING, parts, save_every=2, report=kill(when))
+        for log in parts.glob("*.jsonl"):  # in the middle of a line
+            log.write_text(log.read_text() + '{"stage": "im')
     train(rows, SIZES, TRAINING, parts, save_every=2)
     for name in FILES:
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
@@ -111,6 +114,23 @@ def test_the_command_trains_exports_and_is_refused_in_one_line(folder, file, tmp
     assert "| width | 16 |" in card
     assert main([*command, "--seed", "3"]) == 2
     assert "holds a run of other settings (seed)" in capsys.readouterr().err
+    # another checkpoint of the same sizes, read in another way
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "note.txt").write_text("tuned further")
+    command[2] = str(other)
+    assert main([*command, "--max-pixels", "5000"]) == 2
+    assert "other settings (checkpoint, max_pixels)" in capsys.readouterr().err
+
+
+def test_scenes_are_of_training_digits(folder, tmp_path, capsys):
+    command = ["covipal-train", "--model", str(folder), "--out", str(tmp_path), "--scenes", "1"]
+    assert main([*command, "--tasks", "reading", "--guide", "9"]) == 2
+    assert "guide must be a block behind layer=0" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [
+        "digit_scenes-calibration-1-17"
+    ]
+    assert main([*command, "--width", "30"]) == 2
+    assert "width must be a multiple of heads and of 4, got 30 and 8" in capsys.readouterr().err
 
 
 def test_experts_have_no_second_stage(tiny_hf, file, tmp_path, capsys):

@@ -13,6 +13,7 @@ from ivc_jax.evals.running.survey import TaskEntry, survey
 from ivc_jax.inputs.batch import Batch
 from ivc_jax.inputs.bucket import collate, list_steps
 from ivc_jax.inputs.processor import Processor
+from ivc_jax.methods.covipal import count_kept
 from ivc_jax.model import Model
 from ivc_jax.studies.covipal.losses import Answers
 from ivc_jax.types import Inputs
@@ -112,24 +113,23 @@ def join_answers(
     model: Model, samples: Sequence[Batch], answers: Sequence[Sequence[int]], ratio: float
 ) -> tuple[Inputs, Answers]:
     """Pad prompts with their answers to a bucket; count what `ratio` keeps of each."""
-    config = model.config
-    marks = [id for id in (config.image_token_id, config.video_token_id) if id is not None]
-    whole, counts = [], []
+    whole = []
     for sample, answer in zip(samples, answers, strict=True):
         (tokens,) = sample.tokens
         both = np.concatenate([tokens, np.asarray(answer, tokens.dtype)])
         whole.append(dataclasses.replace(sample, tokens=(both,)))
-        visual = int(np.isin(tokens, marks).sum())
-        counts.append(max(1, round(ratio * visual)))  # half to even
+    inputs = collate(Batch.join(whole), model.config)
+    layout = inputs.layout
+    counts = count_kept(ratio, layout.visual_slots)[np.asarray(layout.visual_count)]
     longest = max(map(len, answers))
     width = next(size for size in _BUCKETS if size >= longest)
     table = np.zeros((len(answers), width), np.int32)
     for target, answer in zip(table, answers, strict=True):
         target[: len(answer)] = answer
     lengths = np.array([len(answer) for answer in answers])[:, None]
-    return collate(Batch.join(whole), config), Answers(
+    return inputs, Answers(
         prompts=np.array([len(sample.tokens[0]) for sample in samples], np.int32),
         tokens=table,
         valid=np.arange(width) < lengths,
-        counts=np.array(counts, np.int32),
+        counts=counts,
     )

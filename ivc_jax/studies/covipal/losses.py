@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from ivc_jax.config import ModelConfig
 from ivc_jax.engine.compact import Sequence, add_feature
@@ -18,7 +19,7 @@ from ivc_jax.nn.attention import attend_biased
 from ivc_jax.nn.blocks import take_block
 from ivc_jax.studies.covipal.labels import compare, sum_received
 from ivc_jax.studies.covipal.settings import Training
-from ivc_jax.studies.covipal.soft import bias_keys
+from ivc_jax.studies.covipal.soft import bias_keys, spread
 from ivc_jax.types import Inputs, Layout
 
 
@@ -85,7 +86,7 @@ class Frozen:
         loss = -jnp.where(answers.valid, right, 0.0).sum() / total
         if settings.beta:
             whole = self._answer(model, entering, answers, None)
-            apart = (jnp.exp(whole) * (whole - masked)).sum(axis=2)  # [B, A]
+            apart = optax.losses.kl_divergence_with_log_targets(masked, whole)  # [B, A]
             loss += settings.beta * jnp.where(answers.valid, apart, 0.0).sum() / total
         return loss
 
@@ -105,7 +106,7 @@ class Frozen:
         """Run blocks start..stop-1 with something added to the logits of visual keys, [B, V]."""
         config, layout = self.config.decoder, sequence.layout
         angles = rope.angles(config.rope, layout.positions)  # [B, N, F]
-        mask, added = _draw_mask(layout), None if bias is None else _spread(bias, layout)
+        mask, added = _draw_mask(layout), None if bias is None else spread(bias, layout)
 
         def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, *_: Any) -> tuple:
             return attend_biased(queries, keys, values, mask, added), None
@@ -141,11 +142,3 @@ def _draw_mask(layout: Layout) -> jax.Array:
     # a query of padding looks at itself, or its row would be empty
     seen = (slots <= slots[:, None]) & (present[:, None] | (slots == slots[:, None]))
     return seen[:, None]
-
-
-def _spread(bias: jax.Array, layout: Layout) -> jax.Array:
-    """Put the bias of visual keys into their slots: [B, 1, N, N]; a token sees itself as it is."""
-    B, N = layout.positions.shape[1:]
-    slot = jnp.where(layout.visual_valid, layout.visual_index, N)  # padding is dropped
-    row = jnp.zeros((B, N)).at[jnp.arange(B)[:, None], slot].set(bias, mode="drop")
-    return (row[:, None] * (1 - jnp.eye(N)))[:, None]

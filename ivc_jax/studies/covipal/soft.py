@@ -78,3 +78,12 @@ def bias_keys(
         hard = jnp.where(kept, 0.0, jnp.log(least))
         bias = bias + jax.lax.stop_gradient(hard - bias)
     return jnp.where(valid, bias, 0.0)
+
+
+@typed
+def spread(bias: Float[Array, "B V"], layout: Layout) -> Float[Array, "B 1 N N"]:
+    """Put the bias of visual keys into their slots; a token sees itself as it is."""
+    B, N = layout.positions.shape[1:]
+    slot = jnp.where(layout.visual_valid, layout.visual_index, N)  # padding is dropped
+    row = jnp.zeros((B, N)).at[jnp.arange(B)[:, None], slot].set(bias, mode="drop")
+    return (row[:, None] * (1 - jnp.eye(N)))[:, None]

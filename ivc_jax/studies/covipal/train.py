@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -61,6 +61,7 @@ def train(
     out: pathlib.Path,
     *,
     command: str = "",
+    origin: Mapping[str, Any] | None = None,
     save_every: int = 50,
     report: Report = lambda stage, done, total: None,
 ) -> pathlib.Path:
@@ -69,6 +70,7 @@ def train(
     Args:
         out: folder of the run; one of the same settings goes on where it was.
         command: for the card.
+        origin: what else tells runs apart, of JSON's kinds: the checkpoint, how it is read.
         save_every: steps from checkpoint to checkpoint.
 
     Raises:
@@ -79,7 +81,7 @@ def train(
     if training.samples_2 and config.decoder.experts is not None:
         # they run in a loop whose length the tokens decide
         raise ValueError("no gradient goes back through experts; give --samples-2 0")
-    _claim(out, rows, sizes, training)
+    _claim(out, rows, sizes, training, origin or {})
     frozen = Frozen(config, sizes, training)
     key = jax.random.key(training.seed)
     params = init_params(sizes, config.decoder.hidden_size, key)
@@ -93,11 +95,14 @@ def train(
     return path
 
 
-def _claim(out: pathlib.Path, rows: Rows, sizes: Sizes, training: Training) -> None:
+def _claim(
+    out: pathlib.Path, rows: Rows, sizes: Sizes, training: Training, origin: Mapping[str, Any]
+) -> None:
     """Reserve the folder: checkpoints of two settings do not mix."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = {
         "model": name_model(rows.model.config),
+        **origin,
         "module": vars(sizes),
         "training": vars(training) | {"ratios": list(training.ratios)},
         "rows": len(rows.places),
