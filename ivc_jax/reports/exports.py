@@ -3,11 +3,10 @@
 import csv
 import io
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 from ivc_jax.evals.running.records import write_atomically
-from ivc_jax.reports.section import Cell, Report, Table
+from ivc_jax.reports.section import Cell, Report, Table, short_name
 
 FOLDER = "tables"
 _LATEX_SIGNS = {
@@ -45,8 +44,7 @@ def name_tables(report: Report) -> Iterator[tuple[str, Table]]:
     seen: dict[str, int] = {}
     for section in report.sections:
         for table in section.tables:
-            title = f"{section.title} {table.title}"
-            name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+            name = short_name(f"{section.title} {table.title}")
             seen[name] = seen.get(name, 0) + 1
             yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), table
 

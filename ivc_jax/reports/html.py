@@ -9,7 +9,7 @@ import markupsafe
 
 from ivc_jax.reports.browser import Page
 from ivc_jax.reports.rendering import make_environment
-from ivc_jax.reports.section import Cell, Report
+from ivc_jax.reports.section import Cell, Report, short_name
 from ivc_jax.reports.tables import ANSWERS
 
 _CODE = re.compile(r"`([^`]*)`")
@@ -42,6 +42,7 @@ def _render(template: str, **values: object) -> str:
         "prose": _write_prose,
         "data_uri": write_data_uri,
         "source": _read_source,
+        "short_name": short_name,
         "raw": markupsafe.Markup,  # of JSON that `browser.write_json` made safe
     }
     templates.tests["cell"] = lambda value: isinstance(value, Cell)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 
@@ -93,3 +94,8 @@ class Report:
     command: str
     facts: Mapping[str, object]
     sections: tuple[Section, ...]
+
+
+def short_name(title: str) -> str:
+    """Write a title as a name in addresses and of files, such as `equal-budgets`."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

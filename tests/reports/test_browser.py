@@ -153,6 +153,18 @@ def test_the_report_needs_no_other_file(written):
     assert "innerHTML" not in page
 
 
+def test_every_section_is_reached_from_the_top(written):
+    text = (written() / "report.html").read_text()
+    (links,) = re.findall(r'<nav class="sections".*?</nav>', text, re.DOTALL)
+    names = re.findall(r'href="#([^"]+)">', links)
+    assert names[0] == "scores"
+    assert names[-1] == "answers"
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(names) <= set(ids)
+    assert len(names) == text.count("<h2")
+
+
 def test_further_pages_lie_beside_the_report(written):
     folder = written(most_examples=20)
     names = sorted(path.name for path in folder.glob("*.html"))
