@@ -129,7 +129,8 @@ def test_scenes_are_of_training_digits(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "data").iterdir()] == [
         "digit_scenes-calibration-1-17"
     ]
-    assert main([*command, "--width", "30"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--width", "30"])
     assert "width must be a multiple of heads and of 4, got 30 and 8" in capsys.readouterr().err
 
 
