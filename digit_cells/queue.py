@@ -11,10 +11,12 @@ import pathlib
 import subprocess
 import sys
 
+from digit_cells.setting import SETTINGS
+
 ORDER = (
-    ("interleaved", 0),  # learns fastest
-    ("bundled", 0),
     ("sections", 0),
+    ("bundled", 0),  # grows from it
+    ("interleaved", 0),
     ("line", 0),
     *((setting, seed) for seed in (1, 2) for setting in ("sections", "interleaved", "line")),
 )
@@ -30,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         if (run / "hf").exists():
             continue
         command = ["-m", "digit_cells.train", f"--out={run}", f"--setting={setting}"]
+        if SETTINGS[setting].start is not None:
+            command.append(f"--grow-from={out / SETTINGS[setting].start.name}-{seed}")
         subprocess.run([sys.executable, *command, f"--seed={seed}"], check=True)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import ivc_jax
-from digit_cells import answering, export, train
+from digit_cells import answering, export, files, growing, questions, tokenizer, train
 from digit_cells.setting import SETTINGS, Lesson
+from digit_scenes.tokenizer import find_special_ids
 
 SETTING = dataclasses.replace(
     SETTINGS["sections"],
@@ -59,3 +60,59 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     blank = np.zeros((48, 48, 3), np.uint8)
     batch = processor(prompts=["How many digits?"], images=[[blank]])
     assert ivc_jax.prefill(model, batch).logits.shape[0] == 1
+
+
+def test_a_grown_model_answers_about_its_first_corner_as_before(tmp_path):
+    small = train.train(SETTING, tmp_path / "small", seed=5)
+    larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, start=SETTING)
+    words = tokenizer.build(larger.grid)
+    config = files.read_config(larger, find_special_ids(words), words.get_vocab_size())
+    drawn = answering.init_decoder(config, jax.random.key(1))
+    grown = {**small, "decoder": growing.grow(larger, small["decoder"], drawn, words)}
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for setting, params in ((SETTING, small), (larger, grown)):
+        export.write(setting, params, tmp_path / setting.name)
+    logits = {}
+    for setting in (SETTING, larger):
+        model, processor = ivc_jax.load(tmp_path / setting.name, dtype="float32", min_pixels=256)
+        shown = pixels[: 16 * SETTING.grid, : 16 * SETTING.grid]
+        box = questions.write_box((1, 2), setting.grid)
+        batch = processor(prompts=[f"Digit in {box}?"], images=[[shown]])
+        found = np.asarray(ivc_jax.prefill(model, batch).logits)[0]
+        words = tokenizer.build(setting.grid).get_vocab()
+        corners = [f"({questions.to_word(border, setting.grid)}" for border in range(3)]
+        logits[setting.name] = found[
+            [words[w] for w in ("7", "red", "Yes", *corners) if w in words]
+        ]
+    np.testing.assert_allclose(logits["larger"], logits["sections"], atol=1e-5)
+    assert np.ptp(logits["larger"]) > 0.01
+
+
+def test_a_larger_setting_goes_on_from_the_run_of_a_smaller_one(tmp_path):
+    larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, steps=2, start=SETTING)
+    assert [lesson.side for lesson in larger.course] == [4]
+    small = train.train(SETTING, tmp_path / "small", seed=5)
+    grown = train.train(larger, tmp_path / "larger", seed=5, start=tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, grown["vision"], small["vision"])
+    assert not (tmp_path / "larger" / "tower").exists()
+    alone = train.train(larger, tmp_path / "alone", seed=5)  # what it grows from is trained first
+    jax.tree.map(np.testing.assert_array_equal, alone, grown)
+    with pytest.raises(ValueError, match="holds another run"):
+        train.train(larger, tmp_path / "other", seed=6, start=tmp_path / "small")
+
+
+def test_words_of_grids_are_paired_by_border():
+    small, large = tokenizer.build(12), tokenizer.build(16)
+    pairs = dict(np.array(growing.pair_words(small, 12, large, 16)).T.tolist())
+    same = lambda new, old: pairs[large.token_to_id(new)] == small.token_to_id(old)  # noqa: E731
+    assert same(",(125", ",(167")  # border 2
+    assert same(",750)", ",1000)")  # border 12
+    assert same("(0", "(0")
+    assert same("7", "7")
+    for stranger in (",(938", ",1000)"):  # borders 15 and 16
+        assert large.token_to_id(stranger) not in pairs
+
+
+def test_a_model_grows_from_one_of_its_own_kind():
+    with pytest.raises(ValueError, match="start=.* must be smaller, else the same"):
+        dataclasses.replace(SETTING, grid=4, theta=50.0, start=SETTING)
