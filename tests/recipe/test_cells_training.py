@@ -114,5 +114,5 @@ def test_words_of_grids_are_paired_by_border():
 
 
 def test_a_model_grows_from_one_of_its_own_kind():
-    with pytest.raises(ValueError, match="start=.* must be smaller, else the same"):
+    with pytest.raises(ValueError, match="must be smaller, else the same"):
         dataclasses.replace(SETTING, grid=4, theta=50.0, start=SETTING)
