@@ -13,7 +13,8 @@ import pytest
 def chromium():
     """A WebDriver that logs what pages print and fetch; tests are skipped without one."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
     if not (browser and driver):
         pytest.skip("no chromium with chromium-driver on this machine")
     options = webdriver.ChromeOptions()
