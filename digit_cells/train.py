@@ -14,13 +14,14 @@ import pathlib
 import jax
 import numpy as np
 
-from digit_cells import answering, export, growing, tokenizer, tower
+from digit_cells import answering, card, export, growing, tokenizer, tower
 from digit_cells.files import read_config
 from digit_cells.scenes import Cells, draw_cells
 from digit_cells.setting import SETTINGS, Setting
 from digit_scenes import digits, loop
 from digit_scenes.loop import Params
 from digit_scenes.tokenizer import find_special_ids
+from ivc_jax.config import ModelConfig
 
 # Cells with a digit, and without. So many to train on because a tower errs on unseen digits for
 # want of examples: docs/log.md has the difference that four times as many made.
@@ -61,6 +62,12 @@ def claim(out: pathlib.Path, setting: Setting, seed: int) -> None:
     mark.write_text(wanted)
 
 
+def make_config(setting: Setting) -> ModelConfig:
+    """Return the sizes of a setting's model."""
+    words = tokenizer.build(setting.grid)
+    return read_config(setting, find_special_ids(words), words.get_vocab_size())
+
+
 def draw_bank(split: str, seed: int) -> Cells:
     """Draw the cells that a run trains on, or those that it is tested on."""
     random = np.random.default_rng((("train", "test").index(split), seed))
@@ -78,8 +85,7 @@ def train(
     """
     claim(out, setting, seed)
     words = tokenizer.build(setting.grid)
-    ids = find_special_ids(words)
-    config = read_config(setting, ids, words.get_vocab_size())
+    config = make_config(setting)
     cells, unseen = draw_bank("train", seed), draw_bank("test", 0)
     tower_key, decoder_key = jax.random.split(jax.random.key(seed))
     decoder = answering.init_decoder(config, decoder_key)
@@ -107,7 +113,14 @@ def main(argv: list[str] | None = None) -> None:
     setting = choose_setting(options)
     params = train(setting, options.out, options.seed, options.grow_from)
     log = options.out / "training_log.jsonl"
-    export.write(setting, params, options.export_to or options.out / "hf", log=log)
+    config = make_config(setting)
+    export.write(
+        setting,
+        params,
+        options.export_to or options.out / "hf",
+        card=card.compose(setting, config, log, options.seed),
+        log=log,
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """The recipe of cells goes on after a kill, lesson by lesson, and ends with a checkpoint."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
 import ivc_jax
-from digit_cells import answering, export, files, growing, questions, tokenizer, train
+from digit_cells import answering, export, growing, questions, tokenizer, train
 from digit_cells.setting import SETTINGS, Lesson
-from digit_scenes.tokenizer import find_special_ids
 
 SETTING = dataclasses.replace(
     SETTINGS["sections"],
@@ -66,8 +66,7 @@ def test_a_grown_model_answers_about_its_first_corner_as_before(tmp_path):
     small = train.train(SETTING, tmp_path / "small", seed=5)
     larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, start=SETTING)
     words = tokenizer.build(larger.grid)
-    config = files.read_config(larger, find_special_ids(words), words.get_vocab_size())
-    drawn = answering.init_decoder(config, jax.random.key(1))
+    drawn = answering.init_decoder(train.make_config(larger), jax.random.key(1))
     grown = {**small, "decoder": growing.grow(larger, small["decoder"], drawn, words)}
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for setting, params in ((SETTING, small), (larger, grown)):
@@ -116,3 +115,17 @@ def test_words_of_grids_are_paired_by_border():
 def test_a_model_grows_from_one_of_its_own_kind():
     with pytest.raises(ValueError, match="must be smaller, else the same"):
         dataclasses.replace(SETTING, grid=4, theta=50.0, start=SETTING)
+
+
+def test_the_command_writes_a_checkpoint_and_its_card(tmp_path, monkeypatch):
+    monkeypatch.setitem(train.SETTINGS, SETTING.name, SETTING)
+    train.main(["--out", str(tmp_path), "--setting", SETTING.name, "--seed", "4"])
+    text = (tmp_path / "hf" / "README.md").read_text()
+    assert "# Scenes of cells, a very small Qwen2.5-VL" in text
+    assert "--setting sections --seed 4` from nothing" in text
+    last = (tmp_path / "hf" / "training_log.jsonl").read_text().splitlines()[-1]
+    for task, share in list(json.loads(last).items())[4:]:
+        assert f"| {task} | {100 * share:.1f} |" in text
+    for stage, steps in (("tower", 2), ("decoder-2", 3), ("decoder", 3)):
+        assert f"| {stage} | {steps} | 0 |" in text
+    assert "9 visual tokens for a picture of 48 x 48 pixels" in " ".join(text.split())
