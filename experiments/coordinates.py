@@ -71,6 +71,8 @@ class Models:
         groups = itertools.groupby(sorted(records, key=name), key=name)
         found = {kind: list(group) for kind, group in groups}
         self.records = {kind: found[kind] for kind in KINDS if kind in found}
+        if not self.records:
+            raise ValueError(f"{folder}: models must be named KIND-SEED, of {', '.join(KINDS)}")
 
     @functools.cached_property
     def differences(self) -> dict[str, list[Difference]]:

@@ -74,3 +74,10 @@ def test_verdicts_follow_from_the_records(folder, tmp_path):
 def test_folders_without_records_are_named(tmp_path, capsys):
     assert coordinates.main([str(tmp_path), str(tmp_path / "page.md")]) == 2
     assert "has no */answers.json" in capsys.readouterr().err
+
+
+def test_a_model_of_no_known_kind_is_named(folder, tmp_path, capsys):
+    for path in folder.glob("*/answers.json"):
+        path.write_text(path.read_text().replace('"model": "', '"model": "my-'))
+    assert coordinates.main([str(folder), str(tmp_path / "page.md")]) == 2
+    assert "models must be named KIND-SEED, of sections, interleaved" in capsys.readouterr().err
