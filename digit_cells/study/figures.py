@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-# eight colours that stay apart for colour-blind readers (Okabe and Ito, 2008), and markers
-_STYLES = (
-    *(("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "D")),
-    *(("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#999999", "*")),
-)
+from ivc_jax.reports import canvas
+from ivc_jax.reports.colours import PALETTE
+
+_STYLES = tuple(zip(PALETTE, "os^DvPX*", strict=True))
 
 
 def draw_lines(
@@ -32,7 +31,7 @@ def draw_lines(
     """
     figure, grid = pyplot.subplots(
         1, len(panels), sharey=True, squeeze=False, layout="constrained",
-        figsize=(2.2 + 3.0 * len(panels), 3.6),
+        figsize=(0.6 + 3.0 * len(panels), 3.3),
     )  # fmt: skip
     for axes, panel in zip(grid[0], panels, strict=True):
         axes.axhline(100 * whole(panel), color="black", lw=0.8, ls="--", label="all cells")
@@ -43,10 +42,7 @@ def draw_lines(
                 axes.plot(*zip(*known, strict=True), color=colour, marker=marker, ms=5, label=name)
         axes.set(title=panel, xlabel="hidden from block", ylim=(0, 100), xticks=list(blocks))
     grid[0][0].set_ylabel("grounding, % right")
-    handles = {}
-    for axes in grid[0]:
-        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    canvas.add_legend(figure, *canvas.collect_handles(grid[0]))
     return figure
 
 

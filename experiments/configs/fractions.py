@@ -42,8 +42,8 @@ def _grid(keep_ratio: float) -> Study:
         reference=full,
         variants=variants,
         figure="heat",
-        x_label="cos fraction",
-        y_label="sin fraction",
+        x_label="cos fraction (of visual tokens)",
+        y_label="sin fraction (of visual tokens)",
     )
 
 

@@ -42,7 +42,7 @@ STUDIES = (
         reference="dense",
         variants=tuple(_variants()),
         figure="lines",
-        x_label="budget",
+        x_label="budget (share of visual tokens in the cache)",
     ),
 )
 

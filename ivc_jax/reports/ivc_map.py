@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ivc_jax import ivc
+from ivc_jax.reports.colours import BOTH, IMAGINARY, REAL
 from ivc_jax.reports.results import Results
 
 _FRACTION = 0.1  # of the tokens by V, and as many by U
-REAL, IMAGINARY, BOTH = "#d55e00", "#0072b2", "#733380"  # chosen by V, by U, by both
 CAPTION = (
-    "V sums the cosines and U the sines of the rotary angles at a position. The top"
-    f" {_FRACTION:.0%} of the cells by each, taken as means over the position axes, are the"
-    " IVC tokens. They depend on positions alone."
+    "V sums the cosines and U the sines of the rotary angles at a position, over all planes. The"
+    f" top {_FRACTION:.0%} of the cells by each, taken as means over the position axes, are the"
+    " IVC tokens: orange by V, blue by U, purple by both. Dots on the curves: rows and columns of"
+    " chosen cells. They depend on positions alone."
 )
 
 
@@ -78,7 +79,7 @@ def paint(axes: Axes, by_cos: np.ndarray, by_sin: np.ndarray, rows: int, columns
     # Cell centres are whole numbers, so their borders are halves.
     axes.set_xticks(np.arange(-0.5, columns), minor=True)
     axes.set_yticks(np.arange(-0.5, rows), minor=True)
-    axes.grid(which="minor", color="#cccccc", lw=0.5)
+    axes.grid(which="minor", color="0.8", lw=0.5)
     axes.tick_params(which="minor", length=0)
 
 

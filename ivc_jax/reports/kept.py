@@ -4,10 +4,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.patches
 import numpy as np
 from matplotlib import pyplot
@@ -21,19 +17,19 @@ from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
 from ivc_jax.evals.schema import Meta, Record
+from ivc_jax.reports.colours import RIGHT, RIGHT_BOX, WRONG, WRONG_BOX
 from ivc_jax.reports.labels import SEEDS, label_methods, read_size
 from ivc_jax.reports.results import Results
 
 CAPTION = (
-    "Dropped cells are darkened. Green answers score, red ones do not. Dashed: reference box;"
-    " solid: answered box."
+    "Dropped cells are darkened. Below each panel the answer: a tick and blue if it scores, a cross"
+    " and orange if not. Boxes: dashed white the reference, blue or orange the answer."
 )
 _DENSE = "dense"
 _DARKENED = 0.25  # brightness of a dropped cell
 _LONGEST = 28  # letters of an answer below a panel
 _MOST_COLUMNS = 7  # of the figure of an example
 _COLUMNS = 4  # of that of a prompt
-_BOX_COLOUR = "#39ff9f"
 _LETTERS = 34  # of a line of text above or below a panel of a prompt
 
 
@@ -46,20 +42,15 @@ def choose_tasks(tasks: Sequence[str]) -> list[str]:
 
 def draw_example(results: Results, task: str) -> Figure | None:
     """Draw one example: one panel a method, one line a budget; one budget if methods are many."""
-    records = [record for record in results.records if record.task == task]
-    meta, example = results.meta, _choose_example(results.meta, records)
+    example = choose_example(results, task)
     if not example:
         return None
     first = next(iter(example.values()))
-    pixels = _read_pixels(meta, first)
+    pixels = _read_pixels(results.meta, first)
     if pixels is None or len(first.grids) != 1 or first.grids[0][0] != 1:
         return None  # drawn for a single image only
-    pruned = {  # method -> what it is compared at
-        method: read_size(method, record.keep_ratio)
-        for method, record in example.items()
-        if method != _DENSE
-    }
-    places, labels = arrange_panels(pruned)
+    sizes = _list_sizes(example)
+    places, labels = arrange_panels(sizes)
     # lines and columns of panels; (0, 0) is dense
     count, columns = (1 + max((p[axis] for p in places.values()), default=0) for axis in (0, 1))
     figure, grid = pyplot.subplots(
@@ -73,9 +64,37 @@ def draw_example(results: Results, task: str) -> Figure | None:
     if _DENSE in example:
         _draw_example_panel(grid[0, 0], pixels, example[_DENSE], _DENSE)
     for method, place in places.items():
-        title = f"{labels[method]}, {pruned[method][1]:g}"
+        title = f"{labels[method]}, {sizes[method][1]:g}"
         _draw_example_panel(grid[place], pixels, example[method], title)
     return figure
+
+
+def choose_example(results: Results, task: str) -> dict[str, Record]:
+    """Choose the records of a task that are drawn, by method; empty without a complete example.
+
+    The first example that dense gets right and that methods disagree on, if there is one; of its
+    methods those that have a panel.
+    """
+    records = [record for record in results.records if record.task == task]
+    # of a run that was reported before, the records that were drawn may be all there is
+    recorded = {record.method for record in results.records}
+    methods = [method for method in results.meta.methods if method in recorded]
+    example = _rank_examples(methods, records)
+    places, _ = arrange_panels(_list_sizes(example))
+    return {
+        method: example[method]
+        for method in methods
+        if method in {_DENSE, *places} & example.keys()
+    }
+
+
+def _list_sizes(example: Mapping[str, Record]) -> dict[str, tuple[str, float]]:
+    """List what each method but dense is compared at."""
+    return {
+        method: read_size(method, record.keep_ratio)
+        for method, record in example.items()
+        if method != _DENSE
+    }
 
 
 def arrange_panels(
@@ -146,15 +165,15 @@ def save_prompt(
         pyplot.close(figure)
 
 
-def _choose_example(meta: Meta, records: Sequence[Record]) -> dict[str, Record]:
+def _rank_examples(methods: Sequence[str], records: Sequence[Record]) -> dict[str, Record]:
     """Take the first example that dense gets right and that methods disagree on, if any."""
     examples: dict[str, dict[str, Record]] = {}
     for record in records:
         examples.setdefault(record.example_id, {})[record.method] = record
     complete = [
-        {method: by_method[method] for method in meta.methods}
+        {method: by_method[method] for method in methods}
         for by_method in examples.values()
-        if all(method in by_method for method in meta.methods)
+        if all(method in by_method for method in methods)
     ]
     # Python's max keeps the first of equals.
     return max(complete, key=_rate_example, default={})
@@ -185,14 +204,14 @@ def _draw_example_panel(axes: Axes, pixels: np.ndarray, record: Record, title: s
     height, width = pixels.shape[:2]
     axes.imshow(shade(pixels, record.grids[0], record.kept))
     axes.set_title(f"{title}: {record.kept_tokens} of {record.visual_tokens}", fontsize=9)
-    colour = "#0a7d4f" if record.score >= 1 else "#b3261e"
-    text = shorten(record.prediction)
+    right = record.score >= 1
+    colour, text = RIGHT if right else WRONG, f"{'✓✗'[not right]} {shorten(record.prediction)}"
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top",
               fontsize=9, color=colour)  # fmt: skip
     if TASKS[record.task].group == "grounding":
         target = [float(word) for word in record.target.split()[:4]]
         _draw_box(axes, target, "white", "--")
-        _draw_box(axes, record.parsed, "#39ff9f" if record.score >= 1 else "#ff5a4f", "-")
+        _draw_box(axes, record.parsed, RIGHT_BOX if right else WRONG_BOX, "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 
@@ -207,7 +226,7 @@ def _draw_prompt_panel(
     height, width = pixels.shape[:2]
     if reader.family in BOX_PARSERS:
         cells: dict[str, Any] = {"width": str(width), "height": str(height)}
-        _draw_box(axes, GROUNDING.parse(answer.text, cells, reader), _BOX_COLOUR, "-")
+        _draw_box(axes, GROUNDING.parse(answer.text, cells, reader), RIGHT_BOX, "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 

@@ -11,7 +11,7 @@ _WIDTH = 100
 def render(report: Report) -> str:
     """Write a report; its figures are referred to by their paths."""
     templates = make_environment(__file__)
-    templates.filters |= {"wrap": _wrap, "cell": _escape, "written": _write}
+    templates.filters |= {"wrap": wrap, "cell": _escape, "written": _write}
     return templates.get_template("report.md.jinja").render(report=report)
 
 
@@ -28,5 +28,6 @@ def _escape(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
 
 
-def _wrap(text: str) -> str:
+def wrap(text: str) -> str:
+    """Break a paragraph into lines."""
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)

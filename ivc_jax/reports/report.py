@@ -1,5 +1,6 @@
 """The report of a run: which sections it has, and its files."""
 
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +13,16 @@ from ivc_jax.reports.results import Results
 from ivc_jax.reports.section import Report, Section
 
 FIGURES = "Figures"
+DRAWN = "drawn.jsonl"  # the records that figures show: with results.json they can be drawn again
 
 
 def _draw(results: Results) -> Section:
     from ivc_jax.reports import figures  # matplotlib takes a while to import
 
-    return Section(FIGURES, figures=tuple(figures.draw(results)))
+    drawn = figures.list_drawn_records(results)
+    content = "".join(json.dumps(vars(record)) + "\n" for record in drawn)
+    files = {DRAWN: content} if drawn else {}
+    return Section(FIGURES, figures=tuple(figures.draw(results)), files=files)
 
 
 # In the order of the page; empty ones are left out, replaced ones are not even made.

@@ -24,16 +24,20 @@ class Results:
         rows: one a task and method, then averages.
         records: of this run's tasks, methods and rows that did not fail, in their order.
         failed: those that did.
+        compared: cells of an earlier report, which stand in for those of the records.
     """
 
     meta: Meta
     rows: Sequence[Row]
     records: Sequence[Record] = ()
     failed: Sequence[Record] = ()
+    compared: Sequence[comparison.Cell] | None = None
 
     @functools.cached_property
     def comparison(self) -> list[comparison.Cell]:
         """Methods at equal budgets; empty without budgets."""
+        if self.compared is not None:
+            return list(self.compared)
         return comparison.compare(self.records, self.meta.methods)
 
 

@@ -7,8 +7,18 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
-from ivc_jax.reports import figures
+from ivc_jax.reports import canvas
+from ivc_jax.reports.colours import (
+    HIGHLIGHTED,
+    MEASURED,
+    REST,
+    Style,
+    choose_highlighted,
+    choose_styles,
+)
 from ivc_jax.studies.study import Study
 from ivc_jax.studies.table import ALL, Row
 
@@ -17,12 +27,17 @@ CAPTIONS = {
         "Difference in points, paired by example, to what the table names; bars are 95 % bootstrap"
         " intervals over pictures. Filled: p below 0.05 after adjusting for all rows (Holm)."
     ),
-    "lines": "Score by group of tasks; shaded: 95 % bootstrap interval over pictures.",
-    "heat": "Score in percent by group of tasks.",
+    "lines": (
+        "Score by group of tasks; shaded: 95 % bootstrap interval over pictures; dashed: the"
+        f" unpruned model. Of more than {HIGHLIGHTED} lines the best have a colour, with `ivc` and"
+        " `random`."
+    ),
+    "heat": "Score in percent by group of tasks, all on one scale of colours.",
 }
 # of the panels; grounding first, where pruning hurts most
 _GROUP_ORDER = ("grounding", "spatial", "semantic", ALL)
-_FILLED, _HOLLOW = "#1f4e79", "white"
+_FILLED, _HOLLOW = MEASURED, "white"
+_DENSE = "dense"
 
 
 def draw(study: Study, rows: Sequence[Row]) -> Figure | None:
@@ -43,7 +58,7 @@ def _draw_rows(rows: Sequence[Row], groups: Sequence[str]) -> Figure | None:
     if not compared:
         return None
     figure, grid = pyplot.subplots(
-        1, len(groups), sharey=True, squeeze=False, layout="constrained",
+        1, len(groups), sharex=True, sharey=True, squeeze=False, layout="constrained",
         figsize=(2.6 + 2.9 * len(groups), 1.2 + 0.22 * len(compared)),
     )  # fmt: skip
     places = _place_rows(compared)
@@ -82,24 +97,58 @@ def _place_rows(rows: Sequence[Row]) -> list[float]:
 def _draw_lines(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
     # grid: [1, groups]
     figure, grid = pyplot.subplots(
-        1, len(groups), squeeze=False, layout="constrained", figsize=(3.7 * len(groups), 3.9)
-    )
-    names = list(dict.fromkeys(row.series for row in rows))
-    styles = figures.choose_styles(names)
+        1, len(groups), sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figsize=(3.4 * len(groups) + 0.4, 3.3),
+    )  # fmt: skip
+    series: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.x):  # a line must not run back
+        series.setdefault(row.series, []).append(row)
+    series = {name: series[name] for name in dict.fromkeys(row.series for row in rows)}
+    means = {n: np.mean([row.cells[groups[-1]].score for row in own]) for n, own in series.items()}
+    shown = choose_highlighted(means)
+    styles = dict.fromkeys(series) | choose_styles(shown)
     for axes, group in zip(grid[0], groups, strict=True):
-        for name in names:
-            # a line must not run back
-            own = sorted((row for row in rows if row.series == name), key=lambda row: row.x)
-            x, cells = [row.x for row in own], [row.cells[group] for row in own]
-            style = styles[name]
-            axes.plot(x, [100 * cell.score for cell in cells], label=name, ms=4.5, **style)
-            low, high = ([100 * getattr(cell, end) for cell in cells] for end in ("low", "high"))
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.1, lw=0)
-        axes.set(title=group, xlabel=study.x_label, ylabel="score (%)")
+        for name, own in series.items():
+            _draw_series(axes, own, group, name, styles[name])
+        dense = find_dense(rows, group)
+        if dense is not None:
+            canvas.draw_dense(axes, 100 * dense)
+        axes.set(title=group, xlabel=study.x_label)
         axes.grid(alpha=0.25)
-    handles, texts = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    places = sorted({row.x for row in rows})
+    if all(float(place).is_integer() for place in places):  # layers: there is nothing between two
+        grid[0, 0].set_xticks(places)
+    grid[0, 0].set_ylabel("score (%)")
+    handles, texts = canvas.collect_handles(grid[0])
+    if len(shown) < len(series):
+        handles.append(Line2D([], [], color=REST, marker=".", lw=0.9))
+        texts.append(canvas.name_rest(len(series) - len(shown)))
+    canvas.add_legend(figure, handles, texts)
     return figure
+
+
+def _draw_series(
+    axes: Axes, rows: Sequence[Row], group: str, name: str, style: Style | None
+) -> None:
+    x, cells = [row.x for row in rows], [row.cells[group] for row in rows]
+    scores = [100 * cell.score for cell in cells]
+    if style is None:
+        axes.plot(x, scores, color=REST, lw=0.9, marker=".", ms=3, zorder=1)
+        return
+    axes.plot(x, scores, label=name, ms=5, **style)
+    low, high = ([100 * getattr(cell, end) for cell in cells] for end in ("low", "high"))
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.1, lw=0)
+
+
+def find_dense(rows: Sequence[Row], group: str) -> float | None:
+    """Return what the unpruned model scores on a group, from a row that was compared with it.
+
+    Args:
+        rows: of a study; "dense" is often none of its rows, but what they are compared with.
+    """
+    scores = [row.cells[group].score - row.cells[group].difference
+              for row in rows if row.versus == _DENSE]  # fmt: skip
+    return next((score for score in scores if not math.isnan(score)), None)
 
 
 def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figure:
@@ -107,25 +156,30 @@ def _draw_heat(study: Study, rows: Sequence[Row], groups: Sequence[str]) -> Figu
     # grid: [1, groups]; a panel grows with the number of its cells
     figure, grid = pyplot.subplots(
         1, len(groups), squeeze=False, layout="constrained",
-        figsize=((1.2 + 0.55 * len(x)) * len(groups), 1.4 + 0.5 * len(y)),
+        sharey=True, figsize=((0.7 + 0.55 * len(x)) * len(groups) + 1.2, 1.4 + 0.5 * len(y)),
     )  # fmt: skip
-    for axes, group in zip(grid[0], groups, strict=True):
-        values = np.full((len(y), len(x)), np.nan)  # [y, x]; what did not run stays empty
-        for row in rows:
-            values[y.index(row.y), x.index(row.x)] = 100 * row.cells[group].score
-        _draw_heat_panel(axes, values, x, y)
+    maps = np.full((len(groups), len(y), len(x)), np.nan)  # what did not run stays empty
+    for row in rows:
+        scores = [100 * row.cells[group].score for group in groups]
+        maps[:, y.index(row.y), x.index(row.x)] = scores
+    scale = np.nanmin(maps), np.nanmax(maps)  # one for all panels: they are to be compared
+    for axes, group, values in zip(grid[0], groups, maps, strict=True):
+        shown = _draw_heat_panel(axes, values, x, y, scale)
         axes.set(title=group, xlabel=study.x_label)
     grid[0, 0].set_ylabel(study.y_label)
+    figure.colorbar(shown, ax=list(grid[0]), shrink=0.85, pad=0.01, label="score (%)")
     return figure
 
 
 def _draw_heat_panel(
-    axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float]
-) -> None:
+    axes: Axes, values: np.ndarray, x: Sequence[float], y: Sequence[float],
+    scale: tuple[float, float],
+) -> AxesImage:  # fmt: skip
     # origin "lower": y grows upwards
-    shown = axes.imshow(values, cmap="viridis", origin="lower", aspect="auto")
+    shown = axes.imshow(values, cmap="viridis", origin="lower", aspect="auto",
+                        vmin=scale[0], vmax=scale[1])  # fmt: skip
     # viridis is dark below the middle of its range, and black would not be read on it
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    middle = sum(scale) / 2
     for (line, column), value in np.ndenumerate(values):
         if not math.isnan(value):
             dark = value < middle
@@ -133,4 +187,4 @@ def _draw_heat_panel(
                       color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(len(x)), [f"{value:g}" for value in x])
     axes.set_yticks(range(len(y)), [f"{value:g}" for value in y])
-    axes.figure.colorbar(shown, ax=axes, shrink=0.85)
+    return shown

@@ -6,18 +6,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: a machine without a display draws into files
-
-from matplotlib import colormaps, pyplot
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.evals.running.records import write_atomically
-from ivc_jax.reports import pages
+from ivc_jax.reports import canvas, pages
+from ivc_jax.reports.colours import CHOSEN, PALETTE
 from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies.calibration.pareto import DENSE, Calibration, Row, compare_layers, find_front
 
@@ -121,10 +118,7 @@ def write(
 ) -> None:
     """Write choice.json, the figure, report.md and report.html."""
     write_atomically(folder / "choice.json", json.dumps(result, indent=1) + "\n")
-    (folder / _FIGURE).parent.mkdir(exist_ok=True)
-    figure = draw(calibration.dense, calibration.rows, chosen)
-    figure.savefig(folder / _FIGURE, dpi=140, facecolor="white")
-    pyplot.close(figure)
+    save_figure(folder, calibration.dense, calibration.rows, chosen)
     templates = make_environment(__file__)
     dense, *rows = result["rows"]
     text = templates.get_template("choice.md.jinja").render(
@@ -138,12 +132,22 @@ def write(
     pages.write(folder, text)
 
 
+def save_figure(folder: pathlib.Path, dense: Row, rows: Sequence[Row], chosen: Row) -> None:
+    """Write the figure of a choice into its result folder.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    (folder / _FIGURE).parent.mkdir(exist_ok=True)
+    (folder / _FIGURE).write_bytes(canvas.render(draw(dense, rows, chosen)))
+
+
 def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
     """Draw retention against relative cost, the front and the chosen setting."""
-    figure, axes = pyplot.subplots(figsize=(8.0, 5.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), layout="constrained")
     for number, fraction in enumerate(sorted({row.fraction for row in rows})):
         here = [row for row in rows if row.fraction == fraction]
-        colour = colormaps["tab10"](number % 10)
+        colour = PALETTE[1 + number % (len(PALETTE) - 1)]  # black is dense
         costs = [100 * row.cost for row in here]  # percent of dense
         low = [100 + 100 * row.change_low for row in here]  # the interval is of retention - 1
         high = [100 + 100 * row.change_high for row in here]
@@ -162,18 +166,18 @@ def draw(dense: Row, rows: Sequence[Row], chosen: Row) -> Figure:
     steps.append((100 * dense.cost, steps[-1][1]))  # it holds for whatever costs more
     # "post": what is reached at a cost holds until the next point
     axes.step(*zip(*steps, strict=True), where="post", color="0.45", lw=1.3, zorder=1)
-    ring = {"markerfacecolor": "none", "markeredgecolor": "#b3261e", "markeredgewidth": 1.8}
+    ring = {"markerfacecolor": "none", "markeredgecolor": CHOSEN, "markeredgewidth": 1.8}
     place = 100 * chosen.cost, 100 * chosen.retention
     label = f"chosen: layer {chosen.layer}, fraction {chosen.fraction:g}"
     axes.plot(*place, "o", markersize=15, label=label, **ring)
-    axes.axhline(100 * dense.retention, color="black", ls="--", lw=1)
-    axes.plot(100 * dense.cost, 100 * dense.retention, "kD", markersize=6, label=DENSE)
+    canvas.draw_dense(axes, 100 * dense.retention)
+    axes.plot(100 * dense.cost, 100 * dense.retention, "kD", markersize=6)
     _name_layers(axes, rows)
     axes.set(xlabel="decoder operations of a prefill, relative to dense (%)")
     axes.set(ylabel="score retained (%)")
     axes.margins(x=0.08, y=0.12)
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    canvas.add_legend(figure, *canvas.collect_handles([axes]))
     return figure
 
 

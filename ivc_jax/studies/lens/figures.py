@@ -4,10 +4,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
@@ -15,10 +11,11 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from ivc_jax.methods.words import CLASSES
+from ivc_jax.reports import canvas
+from ivc_jax.reports.colours import CLASSES as COLOURS
 
-COLOURS = ("#3b7d4f", "#c23b22", "#e08e2b", "#8a8f98")
 NAMES = ("alive", "ViT sink", "LLM sink", "dead")
-_DPI = 110
+_MARKERS = "os^X"
 
 
 def draw_maps(
@@ -34,7 +31,7 @@ def draw_maps(
     """
     count = len(pictures)
     figure, axes = pyplot.subplots(
-        2, count, squeeze=False, figsize=(2.1 * count, 4.6), layout="constrained"
+        2, count, squeeze=False, figsize=(2.1 * count, 4.3), layout="constrained"
     )
     for column, (picture, grid, kind) in enumerate(zip(pictures, grids, kinds, strict=True)):
         mine = grid[:, 0] == grid[:, 0].min()
@@ -49,33 +46,37 @@ def draw_maps(
         for row in (0, 1):
             axes[row, column].set(xticks=[], yticks=[])
     patches = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, NAMES, strict=True)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
+    canvas.add_legend(figure, patches, NAMES)
+    path.write_bytes(canvas.render(figure))
 
 
 def draw_layers(path: pathlib.Path, layers: dict[str, Any]) -> None:
     """Draw shares, lengths, steps and attention of the classes by block."""
-    figure, axes = pyplot.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 4, figsize=(14, 3.1), layout="constrained")
     shares = np.array([[each[name] for name in CLASSES] for each in layers["shares"]])
     axes[0].stackplot(range(len(shares)), shares.T, colors=COLOURS, labels=NAMES)
     axes[0].set(title="classes by what enters a block", ylabel="share of tokens", ylim=(0, 1))
-    titles = ("length", "cosine, before and after", "part of the visual attention")
-    for panel, name, title in zip(axes[1:], ("norm", "step", "attention"), titles, strict=True):
-        for kind, colour in zip(CLASSES, COLOURS, strict=True):
+    titles = {  # title of a panel, and what its axis shows
+        "norm": ("length of a token", "Euclidean norm"),
+        "step": ("a token before and after a block", "cosine"),
+        "attention": ("attention by class", "part of the visual attention"),
+    }
+    for panel, (name, (title, unit)) in zip(axes[1:], titles.items(), strict=True):
+        for kind, colour, marker in zip(CLASSES, COLOURS, _MARKERS, strict=True):
             if layers[name][kind] is not None:
-                panel.plot(layers[name][kind], "o-", ms=3.5, color=colour)
-        panel.set(title=title)
+                panel.plot(layers[name][kind], marker=marker, ms=4, color=colour)
+        panel.set(title=title, ylabel=unit)
         panel.grid(alpha=0.25)
     for panel in axes:
         panel.set(xlabel="block")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
+    canvas.add_legend(figure, *canvas.collect_handles(axes[:1]))
+    path.write_bytes(canvas.render(figure))
 
 
 def draw_overlap(path: pathlib.Path, usual: dict[str, float], rows: list[dict[str, Any]]) -> None:
     """Draw which classes are among what methods keep, below those of all tokens."""
     every = [{"name": "all tokens", "among": usual}, *rows]
-    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.26 * len(every)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.26 * len(every)), layout="constrained")
     left = np.zeros(len(every))
     for kind, colour, name in zip(CLASSES, COLOURS, NAMES, strict=True):
         share = np.array([row["among"][kind] for row in every])
@@ -84,10 +85,5 @@ def draw_overlap(path: pathlib.Path, usual: dict[str, float], rows: list[dict[st
     axes.axvline(usual["alive"], color="black", lw=0.8)
     axes.set_yticks(range(len(every)), [row["name"] for row in every], fontsize=8)
     axes.set(xlim=(0, 1), ylim=(len(every) - 0.5, -0.5), xlabel="share of the kept tokens")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    figure.savefig(path, dpi=_DPI)
-    pyplot.close(figure)
+    canvas.add_legend(figure, *canvas.collect_handles([axes]))
+    path.write_bytes(canvas.render(figure))

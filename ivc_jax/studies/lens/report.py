@@ -155,6 +155,10 @@ def write(
     figures.draw_overlap(folder / "figures" / "overlap.png", record["shares"], record["rows"])
     write_table(folder / "table.json", result)
     content = _list_content(result)
+    content["drawn"] = [  # what the figure of maps shows: with the pictures it can be drawn again
+        {"grid": grid.tolist(), "kinds": kind.tolist()}
+        for grid, kind in zip(result.grids[:count], result.kinds[:count], strict=True)
+    ]
     write_atomically(folder / "lens.json", json.dumps(content, indent=1) + "\n")
     wanted = {word for words in result.table.classes for word in words}
     listed = [

@@ -8,13 +8,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ivc_jax.reports.ivc_map import IMAGINARY, REAL
+from ivc_jax.reports.colours import AXES as AXIS_COLOURS
+from ivc_jax.reports.colours import FRAME, IMAGINARY, REAL, SOFT
 from ivc_jax.studies.sets import measures
 from ivc_jax.studies.sets.measures import AXES, Preset
 
-SOFT = "#5f6368"  # of text and lines that explain
-FRAME = "#9aa0a6"
-_AXIS_COLOURS = {"height": "#117733", "width": "#882255"}
 _PARTS = {"union": "set", "cos": "V", "sin": "U"}  # lines of the tables of overlaps, from above
 _TURNS = (1e-5, 2e3)  # radians
 
@@ -85,11 +83,11 @@ def _draw_largest_turns(axes: Axes, preset: Preset) -> None:
     for axis in AXES:
         # [F] radians, and the planes that attention turns with the axis
         turned, own = steps[axis] * preset.rope.frequencies, measures.list_own_planes(preset, axis)
-        axes.plot(turned, color=_AXIS_COLOURS[axis], lw=0.9)
-        axes.plot(own, turned[own], color=_AXIS_COLOURS[axis], lw=3.2, solid_capstyle="round")
+        axes.plot(turned, color=AXIS_COLOURS[axis], lw=0.9)
+        axes.plot(own, turned[own], color=AXIS_COLOURS[axis], lw=3.2, solid_capstyle="round")
         text = f"{axis}: {steps[axis]} steps"
         axes.text(0.04, 0.05 + 0.09 * (axis == "height"), text, transform=axes.transAxes,
-                  color=_AXIS_COLOURS[axis], fontsize=9,
+                  color=AXIS_COLOURS[axis], fontsize=9,
                   bbox={"color": "white", "pad": 1})  # fmt: skip
     axes.set(yscale="log", ylim=_TURNS, xlim=(-0.5, preset.planes - 0.5))
 

@@ -4,19 +4,16 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ivc_jax import ivc
-from ivc_jax.reports.ivc_map import BOTH, IMAGINARY, REAL, paint
+from ivc_jax.reports import canvas
+from ivc_jax.reports.colours import BOTH, FIELD, FRAME, IMAGINARY, REAL, SOFT
+from ivc_jax.reports.ivc_map import paint
 from ivc_jax.studies.sets import bands, measures
-from ivc_jax.studies.sets.bands import FRAME, SOFT
 from ivc_jax.studies.sets.measures import Preset
 
 NAMES = ("curves", "maps", "frequency_bands", "prefix", "grids", "selection")
@@ -28,8 +25,6 @@ _STYLE = {
     "axes.edgecolor": FRAME,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
-    "savefig.dpi": 150,
-    "savefig.facecolor": "white",
 }
 
 
@@ -59,11 +54,7 @@ def draw(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     with pyplot.rc_context(_STYLE):
         for name in names or NAMES:
-            figure = made[name]()
-            try:
-                figure.savefig(folder / "figures" / f"{name}.png")
-            finally:
-                pyplot.close(figure)
+            (folder / "figures" / f"{name}.png").write_bytes(canvas.render(made[name]()))
 
 
 def _draw_curves(presets: Sequence[Preset], tables: dict[str, Any]) -> Figure:
@@ -95,7 +86,7 @@ def _draw_curve(axes: Axes, preset: Preset, table: dict[str, Any]) -> None:
     end = preset.last + max(6, span // 4)  # the curves go on a little behind the image
     # float64 [end + 1], mean over planes
     waves = [wave / preset.planes for wave in ivc.scores(preset.head_dim, preset.theta, end + 1)]
-    axes.axvspan(preset.prefix - 0.5, preset.last + 0.5, color="#eceff1", zorder=0)
+    axes.axvspan(preset.prefix - 0.5, preset.last + 0.5, color=FIELD, zorder=0)
     axes.axhline(0, color=FRAME, lw=0.7, zorder=1)
     ids = preset.positions().reshape(-1, preset.cells)[-2:]  # [1, n], or [2, n]: rows and columns
     flat = preset.sections is None  # one curve value a cell: thin lines and many dots
