@@ -3,6 +3,7 @@
     ivc-jax inspect                          # bundled model and a drawn scene
     ivc-jax inspect photo.jpg --model DIR --prompt "What is on the table?" \
         --methods dense ivc:keep_ratio=0.5 fastv --out kept.png
+    ivc-jax inspect --serve --model DIR      # a page that takes pictures
     ivc-jax inspect film.mp4 --model DIR --prompt "When does it fall?" --fps 1 --max-frames 16
 """
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivc_jax.commands.cli import SCRIPT, option, run_command
+from ivc_jax.commands.inspect_server import check_server, serve
 from ivc_jax.commands.options import FrameOptions, Plugin, WeightOptions, check_counts, load_plugins
 
 _SCENE_SEED = 7  # the same scene every time, so that answers compare
@@ -33,7 +35,8 @@ class RunOptions:
             file.
         plugin: Python files whose methods are known by their names.
         max_new_tokens: bound on the answers.
-        out: PNG file to write.
+        repeats: warm runs of each method whose median times are shown; 0 shows no times.
+        out: PNG file to write; the page with sliders lies beside it, with the ending .html.
     """
 
     prompt: Annotated[
@@ -42,6 +45,7 @@ class RunOptions:
     methods: Annotated[tuple[str, ...], option("SPEC ...")] = ("dense", "ivc", "fastv", "random")
     plugin: Plugin = None
     max_new_tokens: Annotated[int, option("N")] = 64
+    repeats: Annotated[int, option("N")] = 3
     out: Annotated[str, option("PNG")] = "runs/inspect.png"
 
 
@@ -51,6 +55,8 @@ class Arguments:
 
     Attributes:
         image: picture or video file.
+        serve: ask in a page of this machine instead, which takes pictures, until Ctrl-C.
+        port: of that page; 0 takes one that is free.
         traceback: show where an error came from.
     """
 
@@ -62,6 +68,8 @@ class Arguments:
     )
     video: tyro.conf.OmitArgPrefixes[FrameOptions] = dataclasses.field(default_factory=FrameOptions)
     run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
+    serve: bool = False
+    port: Annotated[int, option("N")] = 8765
     traceback: bool = False
 
 
@@ -77,46 +85,89 @@ def _run(arguments: Arguments, _command: str, console: Console) -> None:
     from ivc_jax.commands.compile_cache import use_compile_cache
     from ivc_jax.commands.origin import find_model
     from ivc_jax.engine.plan import make_plan
-    from ivc_jax.evals.running.answerer import ModelAnswerer
-    from ivc_jax.inputs.bucket import collate
-    from ivc_jax.inputs.video import VideoFile
-    from ivc_jax.reports import kept, kept_frames
+    from ivc_jax.studies.inspection.prompt import Inspector
 
     load_plugins(arguments.run.plugin)
     use_compile_cache()
-    methods = list(dict.fromkeys(map(ivc_jax.methods.parse, arguments.run.methods)))
+    named = arguments.run.methods
+    if arguments.serve and named == RunOptions.methods:
+        named = ("dense",)  # beside the one that is asked for
+    methods = list(dict.fromkeys(map(ivc_jax.methods.parse, named)))
     if not methods:
         raise ValueError("methods is empty: name at least one")
     check_counts(arguments.run, "max_new_tokens")
+    if arguments.run.repeats < 0:
+        raise ValueError(f"repeats must not be negative, got {arguments.run.repeats}")
+    if arguments.serve:
+        check_server(arguments)
     frames = arguments.video.choose()
-    shown, question = _find_subject(arguments)
-    out = pathlib.Path(arguments.run.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not arguments.serve:
+        shown, question = _find_subject(arguments)
+        files = _choose_files(arguments.run.out)
     path = find_model(arguments.model.model)
     console.print(f"loading {path}", markup=False)
     model, processor = arguments.model.load(path, video=frames)
     for method in methods:
         # layers and stages fit, or it raises: before anything is answered
         make_plan(model.config.decoder.num_layers, method.resolve(model.config))
-    answerer = ModelAnswerer(model, processor)
-    kind = "images"
-    if isinstance(shown, VideoFile):
-        kind, shown = "videos", processor.read_video(shown)
-    batch = processor(prompts=[question], **{kind: [[shown]]})
-    prepared = answerer.place({0: collate(batch, model.config)})  # one shard: number 0
-    answers = {}
-    for method in methods:
-        spec = ivc_jax.methods.describe(method)
-        with console.status(spec):
-            answerer.answer(prepared, method, arguments.run.max_new_tokens)  # compiles
-            (answers[spec],) = answerer.answer(prepared, method, arguments.run.max_new_tokens)
-    console.print(_make_table(question, answers))
-    if kind == "videos":
-        depth = processor.videos.temporal_patch_size
-        kept_frames.save_frames(out, shown, depth, question, answers)
+    given = arguments.model.model
+    name = pathlib.PurePath(given).name if given else "the bundled one"
+    inspector = Inspector(model, processor, name)
+    if arguments.serve:
+        serve(inspector, methods, arguments, console)
     else:
-        kept.save_prompt(out, shown, question, answers, answerer.make_reader())
+        found = _inspect(inspector, shown, question, methods, arguments.run, console)
+        _write(inspector, *found, files, console)
+
+
+def _choose_files(out: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return where the figure and the page go; make their folder."""
+    figure, page = pathlib.Path(out), pathlib.Path(out).with_suffix(".html")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    return (page.with_suffix(".png") if figure == page else figure), page
+
+
+def _inspect(
+    inspector: Any, shown: Any, question: str, methods: list[Any], run: RunOptions, console: Console
+) -> tuple[Any, Any]:
+    """Answer about one picture or video, print the table; return the prompt and what was found."""
+    from ivc_jax.inputs.video import VideoFile
+    from ivc_jax.studies.inspection.prompt import Prompt
+
+    if isinstance(shown, VideoFile):
+        prompt = Prompt(question, video=inspector.processor.read_video(shown))
+    else:
+        prompt = Prompt(question, (shown,))
+    with console.status("") as status:
+        found = inspector.inspect(
+            prompt, methods, run.max_new_tokens, run.repeats, lambda doing: status.update(doing)
+        )
+    console.print(_make_table(question, found.answers, run.repeats))
+    return prompt, found
+
+
+def _write(
+    inspector: Any,
+    prompt: Any,
+    found: Any,
+    files: tuple[pathlib.Path, pathlib.Path],
+    console: Console,
+) -> None:
+    """Write the figure and the page."""
+    from ivc_jax.evals.running.records import write_atomically
+    from ivc_jax.reports import inspector as pages
+    from ivc_jax.reports import kept, kept_frames
+
+    out, page = files
+    if prompt.video is not None:
+        depth = inspector.processor.videos.temporal_patch_size
+        kept_frames.save_frames(out, prompt.video, depth, prompt.question, found.answers)
+    else:
+        reader = inspector.answerer.make_reader()
+        kept.save_prompt(out, prompt.pictures[0], prompt.question, found.answers, reader)
+    write_atomically(page, pages.render(found))
     console.print(f"kept tokens: {out}", markup=False)
+    console.print(f"layers and keep ratios: {page}", markup=False)
 
 
 def _find_subject(arguments: Arguments) -> tuple[Any, str]:
@@ -140,22 +191,27 @@ def _find_subject(arguments: Arguments) -> tuple[Any, str]:
     return Image.fromarray(scene.pixels), question
 
 
-def _make_table(question: str, answers: dict[str, Any]) -> Table:
-    """Lay out the answers, one row a method."""
+def _make_table(question: str, answers: dict[str, Any], repeats: int) -> Table:
+    """Lay out the answers, one row a method; times are medians of warm runs, or left out."""
     from rich.text import Text
 
     table = Table(title=Text(question.strip()))
     for name in ("method", "answer"):
         table.add_column(name, overflow="fold")
-    for name in ("kept tokens", "KV", "prefill", "per token"):
+    for name in ("kept tokens", "KV", *(("prefill", "per token") if repeats else ())):
         table.add_column(name, justify="right")
     for spec, answer in answers.items():
+        times = (
+            f"{answer.prefill_ms:.1f} ms",
+            f"{answer.decode_ms / max(answer.decode_steps, 1):.2f} ms",
+        )
         table.add_row(
             Text(spec),
             Text(answer.error or " ".join(answer.text.split()) or "(nothing)"),
             f"{len(answer.kept)} of {answer.visual_tokens}",
             f"{answer.kv_bytes / 1024:.0f} KiB",
-            f"{answer.prefill_ms:.1f} ms",
-            f"{answer.decode_ms / max(answer.decode_steps, 1):.2f} ms",
+            *(times if repeats else ()),
         )
+    if repeats:
+        table.caption = f"times: median of {repeats} warm runs"
     return table

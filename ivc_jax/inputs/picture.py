@@ -1,5 +1,6 @@
 """Opening pictures of any kind as RGB, with errors that name them."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,31 +8,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivc_jax.inputs.batch import InputError
 
-Picture = Image.Image | np.ndarray | str | Path
+Picture = Image.Image | np.ndarray | str | Path | bytes
 
 
 def load_picture(source: Picture, name: str = "image", convert: bool = True) -> Image.Image:
     """Open a picture and bring it to RGB.
 
-    A path is turned upright by its EXIF orientation, as transformers does; a picture that was
+    A file is turned upright by its EXIF orientation, as transformers does; a picture that was
     opened elsewhere is left as it lies, as there. Transparency is laid over white, the current
     frame of an animation is taken. Grey values of 16 bits are scaled to 8 (Hugging Face clips them
     at 255, which leaves a white page).
 
     Args:
-        source: PIL image, path, or uint8 array [height, width] or [height, width, 1, 3 or 4].
+        source: PIL image, path, bytes of a file, or uint8 array [height, width] or [height, width,
+            1, 3 or 4].
         name: what errors call it.
         convert: without it, a picture that is not RGB is an error.
 
     Raises:
         InputError: missing, empty, truncated, too large to decode safely, or no image at all.
     """
+    called = "it" if isinstance(source, bytes) else source
     try:
-        if isinstance(source, str | Path):
-            if Path(source).is_file() and not Path(source).stat().st_size:
-                raise InputError(f"{name}: {source} is an empty file; save it again")
+        if isinstance(source, str | Path | bytes):
+            if _is_empty(source):
+                raise InputError(f"{name}: {called} is an empty file; save it again")
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
             # reads the header; `_load` decodes before the file closes
-            with Image.open(source) as picture:
+            with Image.open(file) as picture:
                 ImageOps.exif_transpose(picture, in_place=True)
                 return _load(picture, name, convert)
         return _load(_from_memory(source, name), name, convert)
@@ -40,7 +44,7 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
     except FileNotFoundError:
         raise InputError(f"{name}: there is no file {source}; correct the path") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name}: {source} is not an image; use PNG, JPEG or another") from None
+        raise InputError(f"{name}: {called} is not an image; use PNG, JPEG or another") from None
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{name} is too large to decode safely; shrink it or raise PIL.Image.MAX_IMAGE_PIXELS"
@@ -49,6 +53,12 @@ def load_picture(source: Picture, name: str = "image", convert: bool = True) -> 
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         # PIL reports damage in any of these, and unknown modes as ValueError.
         raise InputError(f"{name} cannot be read ({error}); save it again") from None
+
+
+def _is_empty(source: str | Path | bytes) -> bool:
+    if isinstance(source, bytes):
+        return not source
+    return Path(source).is_file() and not Path(source).stat().st_size
 
 
 def _load(picture: Image.Image, name: str, convert: bool) -> Image.Image:

@@ -14,6 +14,9 @@ from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.methods.requests import Request, Signals
 from ivc_jax.types import Layout, Selection
 
+# What `Method.take_apart` may give: scores of tokens (float32) and sets of them (bool).
+PARTS = ("cosine", "sine", "coordinates", "seeds", "score")
+
 
 class MethodError(ValueError):
     """A method specification that cannot run; the message names the field and the remedy."""
@@ -101,6 +104,17 @@ class Method:
         """
         raise NotImplementedError
 
+    def take_apart(self, signals: Signals, layout: Layout, stage: Stage) -> dict[str, jax.Array]:
+        """Return what the choice at `stage` is made of, for those who look at it: [B, V] each.
+
+        A method gives those of `PARTS` that its choice has; padding holds anything.
+
+        Args:
+            signals: one entry for each request.
+            layout: as in `select`.
+        """
+        return {}
+
     def rope(self, rope: RopeConfig) -> RopeConfig:
         """Return the rotary embedding that the decoder's attention uses; an ablation changes it.
 
@@ -124,6 +138,10 @@ class Scored(Method):
     ) -> Selection:
         """Select by the given scores; other arguments as in `select`."""
         raise NotImplementedError
+
+    def take_apart(self, signals: Signals, layout: Layout, stage: Stage) -> dict[str, jax.Array]:
+        """Return the scores."""
+        return {"score": self.scores(signals, layout, stage)}
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Score and choose."""

@@ -140,15 +140,11 @@ class Coordinates:
             score_dtype: "float32", or "bfloat16" for the rounding of the released code.
         """
         within = within or Segments.by_image(layout)
-        # A raster number can exceed every position id, but not the number of visual tokens.
-        bound = max(layout.num_positions, layout.visual_slots) + 1
+        bound = _bound_places(layout)
         places, tallies = self._place(layout), self.count(layout.visual_slots)
         cosine, sine = map(within.look_up, tallies)  # [B, V] both
         marked = ivc.tokens(
-            # instead of moving positions and bound
-            self._tabulate(
-                rope, bound, first_position=self.position_offset, score_dtype=score_dtype
-            ),
+            self._tabulate_scores(layout, rope, score_dtype),
             *(places, within.number, layout.visual_valid, cosine, sine, score_dtype),
         )
         if self.rule == "released" or not layout.visual_slots:
@@ -164,6 +160,38 @@ class Coordinates:
         if self.rule == "phase" and not rope.line:
             return references.mark_phase(layout, closeness, within, counts, most)
         return references.mark_farthest(places, closeness, within, counts, most)
+
+    def rate(
+        self, layout: Layout, rope: RopeConfig, score_dtype: str = "float32"
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return V and U of every token, [B, V] both, up to the factor that no ranking sees.
+
+        Args:
+            layout: unpruned.
+            rope: of the model.
+            score_dtype: as in `mark`.
+        """
+        places = self._place(layout)
+        cosine, sine = self._tabulate_scores(layout, rope, score_dtype)
+        return (
+            ivc.gather_scores(cosine, places, score_dtype),
+            ivc.gather_scores(sine, places, score_dtype),
+        )
+
+    def take_apart(self, layout: Layout, rope: RopeConfig) -> dict[str, jax.Array]:
+        """Return V, U and the IVC tokens of every image, under the names of `base.PARTS`."""
+        cosine, sine = self.rate(layout, rope)
+        return {"cosine": cosine, "sine": sine, "coordinates": self.mark(layout, rope)}
+
+    def _tabulate_scores(
+        self, layout: Layout, rope: RopeConfig, score_dtype: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # the offset moves the table instead of positions and bound
+        return self._tabulate(
+            *(rope, _bound_places(layout)),
+            first_position=self.position_offset,
+            score_dtype=score_dtype,
+        )
 
     def _tabulate(
         self, rope: RopeConfig, bound: int, **options: Any
@@ -185,6 +213,11 @@ class Coordinates:
             return jnp.where(layout.visual_valid, absolute - start + 1, 0)
         number = jnp.where(layout.visual_valid, jnp.arange(first.shape[1]) - first + 1, 0)
         return jnp.broadcast_to(number, absolute.shape)
+
+
+def _bound_places(layout: Layout) -> int:
+    # A raster number can exceed every position id, but not the number of visual tokens.
+    return max(layout.num_positions, layout.visual_slots) + 1
 
 
 def recall(marked: jax.Array, layout: Layout) -> jax.Array:

@@ -217,14 +217,18 @@ class IVCPrune(Method):
 
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Rank by IVC scores and by what text and seeds look at, then combine."""
-        if self._tiled:
-            return from_mask(self._mark_tiles(signals, layout, stage), num_keep)
-        if self.combine == "views":
-            return from_mask(self._mark_views(signals, layout, stage), num_keep)
-        _, shared = self._group(layout)
-        rope = signals[RopeSettings()]
-        marked = self.coordinates.mark(layout, rope, shared, self.score_dtype)  # [B, V]
+        if self._tiled or self.combine == "views":
+            return from_mask(self._mark_parts(signals, layout, stage), num_keep)
+        marked = self._mark_coordinates(signals, layout)
         return self.add_foreground(marked, signals, layout, stage, num_keep)
+
+    def take_apart(self, signals: Signals, layout: Layout, stage: Stage) -> dict[str, jax.Array]:
+        """Return V, U, the IVC tokens, the seeds and the foreground scores."""
+        cosine, sine = self.coordinates.rate(layout, signals[RopeSettings()], self.score_dtype)
+        score, seeds = self._score(signals, layout, stage)
+        marked = self._mark_coordinates(signals, layout)
+        parts = {"cosine": cosine, "sine": sine, "coordinates": marked}
+        return parts | {"seeds": seeds, "score": score}
 
     def add_foreground(
         self, marked: jax.Array, signals: Signals, layout: Layout, stage: Stage, num_keep: int
@@ -234,11 +238,8 @@ class IVCPrune(Method):
         Args:
             marked: the IVC tokens; other arguments as in `select`.
         """
-        asked, shared = self._group(layout)
-        scores, seeds = self.foreground_rule.score(  # [B, V] both
-            *(signals[self._request(stage)], layout, asked, self.score_dtype),
-            visual_queries=self._official,
-        )
+        _, shared = self._group(layout)
+        scores, seeds = self._score(signals, layout, stage)
         priority = marked
         if self._seeds_stay:
             priority |= seeds  # what stays whatever its foreground
@@ -259,30 +260,35 @@ class IVCPrune(Method):
         asked = Segments.by_sample(layout) if pooled else Segments.by_image(layout)
         return asked, Segments.by_frame(layout) if self.per_frame else asked
 
-    def _mark_tiles(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
-        """Mark what is kept under "tiles": [B, V]."""
-        frames, thumbnails = Segments.by_frame(layout), find_thumbnails(layout)
-        coordinates = self.coordinates.mark(
-            layout, signals[RopeSettings()], frames, self.score_dtype
-        )
-        scores, seeds = self.foreground_rule.score(
-            signals[self._request(stage)], layout, thumbnails, self.score_dtype
-        )
-        seeds = seeds if self._seeds_stay else jnp.zeros_like(seeds)
-        return combine_tiles(coordinates, scores, seeds, layout, self.keep_ratio)
+    def _mark_coordinates(self, signals: Signals, layout: Layout) -> jax.Array:
+        """Mark the IVC tokens: [B, V]."""
+        rope = signals[RopeSettings()]
+        if self.combine == "views":
+            return views.mark_coordinates(self.coordinates, layout, rope, self.score_dtype)
+        shared = Segments.by_frame(layout) if self._tiled else self._group(layout)[1]
+        return self.coordinates.mark(layout, rope, shared, self.score_dtype)
 
-    def _mark_views(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
-        """Mark what is kept under "views": [B, V]."""
-        coordinates = views.mark_coordinates(
-            self.coordinates, layout, signals[RopeSettings()], self.score_dtype
-        )
-        shown = views.find_views(layout)
-        scores, seeds = self.foreground_rule.score(
-            *(signals[self._request(stage)], layout, shown, self.score_dtype, self._official),
-            among=shown.valid & layout.content,
-            least=0,
-        )
+    def _score(self, signals: Signals, layout: Layout, stage: Stage) -> tuple[jax.Array, jax.Array]:
+        """Return the foreground scores and the mask of the seeds, [B, V] both."""
+        signal, rule = signals[self._request(stage)], self.foreground_rule
+        if self._tiled:
+            return rule.score(signal, layout, find_thumbnails(layout), self.score_dtype)
+        if self.combine == "views":
+            shown = views.find_views(layout)
+            among = shown.valid & layout.content
+            return rule.score(
+                *(signal, layout, shown, self.score_dtype, self._official), among=among, least=0
+            )
+        asked, _ = self._group(layout)
+        return rule.score(signal, layout, asked, self.score_dtype, self._official)
+
+    def _mark_parts(self, signals: Signals, layout: Layout, stage: Stage) -> jax.Array:
+        """Mark what is kept under "tiles" and "views": [B, V]."""
+        coordinates = self._mark_coordinates(signals, layout)
+        scores, seeds = self._score(signals, layout, stage)
         seeds = seeds if self._seeds_stay else jnp.zeros_like(seeds)
+        if self._tiled:
+            return combine_tiles(coordinates, scores, seeds, layout, self.keep_ratio)
         keep = views.combine(coordinates, scores, seeds, layout, self._foreground_share)
         if self._official:
             keep |= layout.visual_valid & (layout.image_id > 0)

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar, TypeVar
 
+import jax
+
 from ivc_jax.config import ModelConfig, RopeConfig
 from ivc_jax.methods.base import Method, Stage
 from ivc_jax.methods.requests import Request, Signals
@@ -47,6 +49,10 @@ class Modifier(Method):
     def select(self, signals: Signals, layout: Layout, stage: Stage, num_keep: int) -> Selection:
         """Let the host choose."""
         return self.host.select(signals, layout, stage, num_keep)
+
+    def take_apart(self, signals: Signals, layout: Layout, stage: Stage) -> dict[str, jax.Array]:
+        """Return the parts of the host's choice."""
+        return self.host.take_apart(signals, layout, stage)
 
     def rope(self, rope: RopeConfig) -> RopeConfig:
         """Leave the rotary embedding to the host."""

@@ -113,6 +113,13 @@ class WithIVC(Modifier):
             united = united.replace(becomes_class=becomes)
         return united.replace(carry=(marked, selection.carry))
 
+    def take_apart(self, signals: Signals, layout: Layout, stage: Stage) -> dict[str, jax.Array]:
+        """Return V, U and the IVC tokens, beside the parts of the host's choice."""
+        parts = self.host.take_apart(signals, layout, stage)
+        if self._is_first(stage):
+            parts |= self.coordinates.take_apart(layout, signals[RopeSettings()])
+        return parts
+
     def _is_first(self, stage: Stage) -> bool:
         return stage == self.stages[0]
 

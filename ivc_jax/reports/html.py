@@ -13,6 +13,7 @@ from ivc_jax.reports.section import Cell, Report, short_name
 from ivc_jax.reports.tables import ANSWERS
 
 _CODE = re.compile(r"`([^`]*)`")
+_USUAL = {"browsed": ANSWERS, "answers": None, "form": None, "wide": False}  # of every page
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
 
@@ -23,20 +24,26 @@ def render(report: Report, pages: Sequence[Page] = ()) -> str:
         pages: of the answers; the first one is part of the report.
     """
     answers = pages[0] if pages else None
-    return _render("report.html.jinja", report=report, answers=answers, pages=pages)
+    return render_page("report.html.jinja", report=report, answers=answers, pages=pages)
 
 
 def render_answers(title: str, page: Page, pages: Sequence[Page]) -> str:
     """Write a further page of answers."""
-    return _render("answers.html.jinja", title=title, answers=page, pages=pages)
+    return render_page("answers.html.jinja", title=title, answers=page, pages=pages)
 
 
 def render_text(title: str, body: markupsafe.Markup) -> str:
     """Write a page of text that is HTML already."""
-    return _render("text.html.jinja", title=title, body=body, answers=None)
+    return render_page("text.html.jinja", title=title, body=body)
 
 
-def _render(template: str, **values: object) -> str:
+def render_page(template: str, **values: object) -> str:
+    """Write a page from one of the templates.
+
+    Args:
+        template: its file.
+        values: what it shows.
+    """
     templates = make_environment(__file__, escape=True)
     templates.filters |= {
         "prose": _write_prose,
@@ -46,7 +53,7 @@ def _render(template: str, **values: object) -> str:
         "raw": markupsafe.Markup,  # of JSON that `browser.write_json` made safe
     }
     templates.tests["cell"] = lambda value: isinstance(value, Cell)
-    return templates.get_template(template).render(browsed=ANSWERS, **values)
+    return templates.get_template(template).render({**_USUAL, **values})
 
 
 def _read_source(name: str) -> markupsafe.Markup:

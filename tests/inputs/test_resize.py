@@ -130,7 +130,7 @@ def test_a_path_is_turned_upright_and_an_opened_picture_is_not(tmp_path):
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
     pixels, path = noise(16, 32), tmp_path / "a.png"
     Image.fromarray(pixels).save(path, exif=exif)
-    for source in (path, str(path)):
+    for source in (path, str(path), path.read_bytes()):
         np.testing.assert_array_equal(np.asarray(load_picture(source)), np.rot90(pixels, 3))
     with Image.open(path) as opened:
         np.testing.assert_array_equal(np.asarray(load_picture(opened)), pixels)
@@ -269,6 +269,8 @@ def _written(folder: Path, data: bytes) -> Path:
         (_truncated, "cannot be read .*; save it again"),
         (lambda folder: _written(folder, b""), "is an empty file"),
         (lambda folder: _written(folder, b"hello"), "is not an image"),
+        (lambda folder: b"", "is an empty file"),
+        (lambda folder: b"hello", "it is not an image"),
         (lambda folder: folder / "missing.png", "there is no file"),
         (lambda folder: folder, "cannot be read"),
         (lambda folder: np.zeros((0, 4, 3), np.uint8), "is empty"),

@@ -1,0 +1,1 @@
+"""What methods would keep of one prompt at other layers and keep ratios, and why."""
