@@ -62,8 +62,9 @@ def run_command(
     chosen = tyro.cli(
         Annotated[kind, tyro.conf.FlagCreatePairsOff], args=given, prog=program, description=about
     )
-    # rich wraps what goes into a file at 80 columns
-    console = Console() if sys.stdout.isatty() else Console(width=width)
+    # Into a file rich wraps at 80 columns, and draws bars where notebooks force colours.
+    shown = sys.stdout.isatty()
+    console = Console() if shown else Console(width=width, force_terminal=False)
     command = " ".join([program, shlex.join(given)]).strip()
     run = functools.partial(action, chosen, command, console)
     return run_action(run, traceback=chosen.traceback, resumes=resumes)

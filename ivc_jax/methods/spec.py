@@ -132,7 +132,10 @@ def _read(field: str, text: str, annotation: Any) -> Any:
         except ValueError:
             continue
     names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise MethodError(f"{field}={text!r} is not {names.replace('NoneType', 'none')}")
+    value, _, modifier = text.partition("+")
+    known = modifier in methods.MODIFIERS
+    remedy = f"; modifiers stand before the colon: NAME+{modifier}:{field}={value}" if known else ""
+    raise MethodError(f"{field}={text!r} is not {names.replace('NoneType', 'none')}{remedy}")
 
 
 def _write(value: Any, annotation: Any) -> str:

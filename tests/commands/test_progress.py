@@ -1,10 +1,12 @@
 """What a run says while it works, in a file and in a terminal."""
 
+import dataclasses
 import io
 import time
 
 from rich.console import Console
 
+from ivc_jax.commands.cli import run_command
 from ivc_jax.commands.progress import show_progress
 from ivc_jax.evals.benchmarks.tasks import COMPILED, READING
 
@@ -57,3 +59,24 @@ def test_a_terminal_gets_a_bar():
     assert "compiled 1 of 2" in shown
     assert "4/4" in shown
     assert say(terminal=True) == ""  # an error before the first row leaves no bar behind
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """None but the one that all have."""
+
+    traceback: bool = False
+
+
+def test_a_file_gets_no_colours_where_they_are_forced(monkeypatch, capsys):
+    """As in notebooks, where `!ivc-jax run > log` would fill the log with bars."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    seen = []
+
+    def show(chosen, command, console):
+        seen.append(console.is_terminal)
+        console.print("[bold]done[/bold]")
+
+    assert run_command(Options, show, [], "program") == 0
+    assert seen == [False]
+    assert capsys.readouterr().out == "done\n"

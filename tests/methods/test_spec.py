@@ -197,6 +197,7 @@ def test_descriptions_are_short():
         ("ivc:layer=16.0", "layer='16.0' is not int or none"),
         ("ivc:layer=", "layer='' is not int"),
         ("ivc:keep_ratio=half", "keep_ratio='half' is not float"),
+        ("fastv:budget=0.5+ivc", r"before the colon: NAME\+ivc:budget=0.5"),
         ("fastv:per_image=1", "per_image='1' is not bool"),
         ("ivc:keep_ratio=0", r"keep_ratio must be in \(0, 1\], got 0"),
         ("ivc:keep_ratio=1.01", r"keep_ratio must be in \(0, 1\]"),
