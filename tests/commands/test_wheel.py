@@ -91,3 +91,20 @@ def test_the_default_job_runs_outside_the_repository(program, tmp_path):
     assert meta["commit"] == f"v{ivc_jax.__version__}"
     assert meta["command"].startswith("ivc-jax run --limit 2 ")
     assert "`ivc-jax run --limit 2 " in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_notebook_runs_outside_the_repository(program, tmp_path, monkeypatch):
+    """It draws its picture and finds the model in the wheel."""
+    pytest.importorskip("IPython", reason="IPython is not installed")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "settings"))
+    notebook = pathlib.Path(
+        shutil.copy(ROOT / "docs" / "notebooks" / "coordinates.ipynb", tmp_path)
+    )
+    cells = json.loads(notebook.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    *_, printed = ["".join(output["text"]) for output in outputs if "text" in output]
+    python = program.with_name("python")
+    shown = run(python, "-m", "IPython", "-c", f"%run {notebook.name}", cwd=tmp_path)
+    assert printed.count("positions") == 2  # of a model's answers
+    assert printed in shown
