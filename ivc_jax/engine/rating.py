@@ -126,7 +126,10 @@ def rate_frames(
         processor: that will make the batch, which knows the temporal slices of videos: the
             relevance of a slice is the mean of its frames. It samples files, too; pass what
             `read_video` returns to read them once.
-        prompts, images, videos, fps: as the processor takes them.
+        prompts: as the processor takes them, like the next three.
+        images: likewise.
+        videos: likewise.
+        fps: likewise.
         entities: what to look for, a list for each prompt; an empty one asks about the query.
         decoupler: the model that finds what to look for, where `entities` is not given; without
             either the query is asked about.

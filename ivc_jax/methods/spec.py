@@ -27,10 +27,10 @@ _BOOLS = {"true": True, "false": False}
 
 
 def parse(spec: str | Method) -> Method:
-    """Build a method from "name[+ivc][:field=value,...]"; a method is returned as it is.
+    """Build a method from `name[+ivc][:field=value,...]`; a method is returned as it is.
 
     "name@192" is a method as published for LLaVA-1.5 at so many tokens (`presets`).
-    A class in a file of one's own is "FILE.py:Class[+ivc][:field=value,...]". Packages may add
+    A class in a file of one's own is `FILE.py:Class[+ivc][:field=value,...]`. Packages may add
     methods through entry points of the group "ivc_jax.methods". Both are loaded here, once, and
     appear in `METHODS` under their names.
 

@@ -201,7 +201,9 @@ def run_cuts(
     """Run all cuts of a resolved method; check the form of its selections.
 
     Args:
-        padding, spoilt, kinds: as in `draw_signals`; tokens are spoilt at the first cut.
+        padding: as in `draw_signals`.
+        spoilt: likewise, at the first cut.
+        kinds: likewise.
         whole: let a cut keep as many tokens as there are; otherwise as many as its capacity says.
 
     Returns:
