@@ -38,7 +38,10 @@ async function startInspector(data, root) {
     canvas.height = Math.max(1, Math.round(height * scale));
     figure.append(canvas, make("figcaption", panel.title));
     find("panels").append(figure);
-    return { title: panel.title, canvas, context: canvas.getContext("2d"), picture,
+    const grid = make("canvas");
+    grid.width = Math.max(1, panel.columns);
+    grid.height = Math.max(1, panel.rows);
+    return { title: panel.title, canvas, context: canvas.getContext("2d"), picture, grid,
       cells: layCells(panel, canvas.width, canvas.height) };
   }
 
@@ -62,8 +65,9 @@ async function startInspector(data, root) {
     const place = places[number];
     const { shown, kept } = readLayers(method, place);
     const count = kept.filter(Boolean).length;
-    panels.forEach(({ title, canvas, context, picture, cells }) => {
-      paintPanel(context, cells, picture, shown);
+    panels.forEach((panel) => {
+      const { title, canvas, cells } = panel;
+      paintPanel(panel, shown);
       const mine = cells.filter(({ token }) => kept[token]).length;
       canvas.setAttribute("aria-label", `${title}: ${mine} of ${cells.length} tokens kept`);
     });
