@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 import digit_scenes.tsv
 from ivc_jax.commands.pictures import find_pictures
 from ivc_jax.evals.running.records import read, write_atomically
@@ -131,9 +129,7 @@ def redraw_lens(folder: pathlib.Path) -> None:
     lens.draw_overlap(target / "overlap.png", content["shares"], content["rows"])
     meta, drawn = content["meta"], content["drawn"]
     _, asked = find_pictures(None, meta["pictures"], meta["held_out"])
-    grids, kinds = ([np.array(each[name]) for each in drawn] for name in ("grid", "kinds"))
-    pictures = [picture for picture, _ in asked[: len(drawn)]]
-    lens.draw_maps(target / "maps.png", pictures, grids, kinds)
+    lens.draw_maps(target / "maps.png", [picture for picture, _ in asked[: len(drawn)]], drawn)
 
 
 def redraw_choice(folder: pathlib.Path) -> None:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from helpers.records import make_meta, make_row
+from helpers.records import make_meta, make_record, make_row
 from matplotlib import pyplot
 from PIL import Image
 
@@ -131,3 +131,31 @@ def test_dense_of_a_study_follows_from_what_was_compared_with_it():
     rows = list(study_rows(["ivc", "fastv"]))
     assert study_figure.find_dense(rows, "average") == pytest.approx(0.9)
     assert study_figure.find_dense([], "average") is None
+
+
+def test_records_that_are_drawn_are_enough_to_draw_them_again():
+    ends = {"picture": "p", "grids": [[1, 2, 5]], "example_id": "7"}
+    methods = ["dense", *(f"{name}:budget={b}" for name in ("ivc", "random") for b in (0.5, 0.25))]
+    tasks = ["DigitScenes_grounding", "DigitScenes_colour"]
+    records = [
+        make_record(task=task, method=method, score=float(number % 2), **ends | {"example_id": one})
+        for task in tasks
+        for one in ("7", "8")
+        for number, method in enumerate(methods, 1)
+    ]
+    whole = Results(make_meta(methods=methods, tasks=tasks), [], records)
+    drawn = figures.list_drawn_records(whole)
+    assert [(record.task, record.method) for record in drawn] == [
+        (t, m) for t in tasks for m in methods
+    ]
+    assert {record.example_id for record in drawn} == {"7"}
+    assert figures.list_drawn_records(Results(whole.meta, [], drawn)) == drawn
+
+
+def test_many_methods_are_drawn_at_one_budget():
+    methods = ["dense", *(f"m{n}:budget={b}" for n in range(8) for b in (0.5, 0.2, 0.1))]
+    records = [make_record(method=method, grids=[[1, 2, 5]]) for method in methods]
+    meta = make_meta(methods=methods, tasks=["DigitScenes_colour"])
+    drawn = figures.list_drawn_records(Results(meta, [], records))
+    assert [record.method for record in drawn] == ["dense", *(f"m{n}:budget=0.2" for n in range(8))]
+    assert figures.list_drawn_records(Results(meta, [], drawn)) == drawn

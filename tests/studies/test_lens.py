@@ -171,6 +171,9 @@ def test_the_command_writes_a_table_that_the_method_reads(tiny_hf, tmp_path, cap
     assert record["meta"]["held_out"] == 1
     assert [row["name"] for row in record["rows"]] == ["IVC tokens", "random"]
     assert record["rows"][1]["kept"] == 0.5
+    (drawn,) = record["drawn"]  # as the tokens lie
+    assert [len(line) for line in drawn] == [9] * 6
+    assert {*"".join(drawn)} <= {*"0123"}
     assert (out / "report.md").read_text().count("figures/") == 3
     assert {file.name for file in (out / "figures").iterdir()} == {
         *("maps.png", "layers.png", "overlap.png")

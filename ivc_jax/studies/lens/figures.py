@@ -18,30 +18,41 @@ NAMES = ("alive", "ViT sink", "LLM sink", "dead")
 _MARKERS = "os^X"
 
 
+def arrange_cells(grid: np.ndarray, kind: np.ndarray) -> list[str]:
+    """Write the classes of a picture's tokens as they lie, a line of digits a row of tokens.
+
+    Args:
+        grid: [n, 3], frame, row and column of each token; of several frames (tiles) the first.
+        kind: [n], places in `CLASSES`.
+
+    Returns:
+        One line a row; "." where there is no token.
+    """
+    mine = grid[:, 0] == grid[:, 0].min()
+    rows, columns = grid[mine, 1:].T
+    cells = np.full((rows.max() + 1, columns.max() + 1), ".")
+    cells[rows, columns] = [str(int(number)) for number in kind[mine]]
+    return ["".join(row) for row in cells]
+
+
 def draw_maps(
-    path: pathlib.Path, pictures: Sequence[Image.Image], grids: Sequence[np.ndarray],
-    kinds: Sequence[np.ndarray],
-) -> None:  # fmt: skip
+    path: pathlib.Path, pictures: Sequence[Image.Image], cells: Sequence[Sequence[str]]
+) -> None:
     """Draw pictures above the classes of their tokens.
 
     Args:
-        grids: [n, 3], frame, row and column of each token; of several frames (tiles) the first is
-            drawn.
-        kinds: [n].
+        cells: of each picture, as `arrange_cells` writes them.
     """
     count = len(pictures)
     figure, axes = pyplot.subplots(
         2, count, squeeze=False, figsize=(2.1 * count, 4.3), layout="constrained"
     )
-    for column, (picture, grid, kind) in enumerate(zip(pictures, grids, kinds, strict=True)):
-        mine = grid[:, 0] == grid[:, 0].min()
-        rows, columns = grid[mine, 1:].T
-        cells = np.full((rows.max() + 1, columns.max() + 1), np.nan)
-        cells[rows, columns] = kind[mine]
+    for column, (picture, lines) in enumerate(zip(pictures, cells, strict=True)):
+        kinds = np.array([[np.nan if mark == "." else int(mark) for mark in row] for row in lines])
         axes[0, column].imshow(picture)
         axes[1, column].imshow(
-            cells, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=3.5,
-            aspect=picture.height / cells.shape[0] / (picture.width / cells.shape[1]),
+            kinds, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=3.5,
+            aspect=picture.height / kinds.shape[0] / (picture.width / kinds.shape[1]),
         )  # fmt: skip
         for row in (0, 1):
             axes[row, column].set(xticks=[], yticks=[])

@@ -148,17 +148,16 @@ def write(
         shown: words in the table of the report, those of the classes besides.
     """
     record, count = result.record, len(pictures)
-    figures.draw_maps(
-        folder / "figures" / "maps.png", pictures, result.grids[:count], result.kinds[:count]
-    )
+    drawn = [
+        figures.arrange_cells(grid, kind)
+        for grid, kind in zip(result.grids[:count], result.kinds[:count], strict=True)
+    ]
+    figures.draw_maps(folder / "figures" / "maps.png", pictures, drawn)
     figures.draw_layers(folder / "figures" / "layers.png", record["layers"])
     figures.draw_overlap(folder / "figures" / "overlap.png", record["shares"], record["rows"])
     write_table(folder / "table.json", result)
     content = _list_content(result)
-    content["drawn"] = [  # what the figure of maps shows: with the pictures it can be drawn again
-        {"grid": grid.tolist(), "kinds": kind.tolist()}
-        for grid, kind in zip(result.grids[:count], result.kinds[:count], strict=True)
-    ]
+    content["drawn"] = drawn  # with the pictures, all that the figure of maps shows
     write_atomically(folder / "lens.json", json.dumps(content, indent=1) + "\n")
     wanted = {word for words in result.table.classes for word in words}
     listed = [
