@@ -5,16 +5,18 @@
 
 IVC-Prune with its references chosen by the released scores, by the scores of each axis' own planes,
 as an even lattice, as points far from each other in rotary space, as an even cover of the phase, at
-random (three draws), and without any; then the same added to PyramidDrop and to uniform tokens.
-Models whose tokens are numbered along one line have no axes: rows that need them are left out
-there. Hardware: two CPU cores. Expected: docs/evidence/rules.
+random (two draws), and without any; cut before block 2, where a small model still reads places, and
+where it cuts by default. The same references are added to uniform tokens and to PyramidDrop. Models
+whose tokens are numbered along one line have no axes: give them --methods without the rows that
+need them. Hardware: two CPU cores, half an hour. Expected: docs/evidence/rules.
 """
 
 from ivc_jax.commands.settings import ablation
 from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.33, 0.22, 0.11, 0.05)
-_DRAWS = (0, 1, 2)
+_EARLY = ",layer=2"
+_DRAWS = (0, 1)
 _RULES = {
     "released": ("",),
     "section-true": (",frequencies=section",),
@@ -22,22 +24,32 @@ _RULES = {
     "farthest": (",coordinates=farthest",),
     "phase": (",coordinates=phase",),
     "random": tuple(f",coordinates=random,random_seed={seed}" for seed in _DRAWS),
-    "none": (",cos_fraction=0.0,sin_fraction=0.0",),
 }
-_HOSTS = {"+ivc on uniform": "uniform+ivc", "+ivc on pyramiddrop": "pyramiddrop+ivc"}
-_LEAST = 0.22  # PyramidDrop keeps the first blocks whole, uniform+ivc needs room for its own tokens
+_NONE = ",cos_fraction=0.0,sin_fraction=0.0"
+# Labels of rows: the method, fields, and the budgets at which it is asked.
+_ROWS = {
+    "ivc, before block 2": ("ivc", _EARLY, _BUDGETS),
+    "ivc, default cut": ("ivc", "", (0.5, 0.11)),
+    "uniform + ivc, before block 2": ("uniform+ivc", _EARLY, (0.5, 0.22)),
+    "pyramiddrop + ivc": ("pyramiddrop+ivc", "", (0.5, 0.22)),
+}
 
 
 def _variants(budget: float) -> list[Variant]:
-    rows = {"ivc": "ivc"} | (_HOSTS if budget >= _LEAST else {})
     found = []
-    for series, method in rows.items():
-        for label, fields in _RULES.items():
-            if label == "none" and method != "ivc":
+    for rule, draws in _RULES.items():
+        for label, (method, fields, budgets) in _ROWS.items():
+            if budget not in budgets:
                 continue
+            versus = None if rule == "released" else "released"
             found += [
-                Variant(f"{method}:budget={budget}{field}", series, label) for field in fields
+                Variant(f"{method}:budget={budget}{fields}{draw}", rule, label, versus=versus)
+                for draw in draws
             ]
+    for label, (method, fields, budgets) in _ROWS.items():
+        if budget in budgets and method == "ivc":
+            spec = f"ivc:budget={budget}{fields}{_NONE}"
+            found.append(Variant(spec, "none", label, versus="released"))
     return found
 
 
@@ -46,14 +58,14 @@ def _study(budget: float) -> Study:
         name=f"rules_{round(100 * budget)}",
         title=f"Rules of reference tokens, budget {budget:g}",
         question=(
-            "As many references by every rule; rows are compared with IVC-Prune as it was released"
-            " at the same budget."
+            "As many references by every rule. Rows are compared with the released rule in the same"
+            " place and at the same budget, released ones with the unpruned model."
         ),
-        reference=f"ivc:budget={budget}",
+        reference="dense",
         variants=tuple(_variants(budget)),
     )
 
 
 STUDIES = tuple(map(_study, _BUDGETS))
 
-CONFIG = ablation("rules", STUDIES, limit=96, num_scenes=16, skip_unreachable=True)
+CONFIG = ablation("rules", STUDIES, limit=48, num_scenes=16, skip_unreachable=True)
