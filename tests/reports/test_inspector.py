@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -112,3 +113,19 @@ def lay_out(*grids, tiles=(1, 1)):
         "tiles": np.tile(tiles, (count, 1)),
         "content": np.ones(count, bool),
     }
+
+
+def test_size_and_speed_are_those_of_the_record():
+    root = pathlib.Path(__file__).parents[2]
+    record = json.loads((root / "benchmarks" / "results" / "inspector_page.json").read_text())
+    text = (root / "docs" / "inspect.md").read_text()
+    assert f"at commit {record['commit']}" in text
+    assert record["tokens"] == 1200
+    cases = ("final set", "all layers", "without a move")
+    rows = [line.split(" | ")[1:] for line in text.splitlines() if " MB | " in line]
+    for row, page in zip(rows, record["pages"].values(), strict=True):
+        medians = [page[case]["to_the_next_frame_ms"]["median"] for case in cases]
+        assert row[0] == f"{page['bytes'] / 1e6:.2f} MB"
+        assert [cell.removesuffix(" |") for cell in row[1:]] == [f"{ms:g} ms" for ms in medians]
+        assert page["bytes"] < 5e6
+        assert max(medians) < 50
