@@ -35,6 +35,11 @@ def site(tmp_path_factory):
     return folder
 
 
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - listed == set()
+
+
 def test_commands_and_fields_come_from_the_program(site):
     commands = (site / "commands.html").read_text()
     assert [name for name in COMMANDS if f'id="ivc-jax-{name}"' not in commands] == []
