@@ -38,7 +38,7 @@ def test_one_image_on_a_tiny_model(tiny_hf, tmp_path, capsys):
     page = out.with_suffix(".html").read_text()
     assert "What is [this]?" in page
     assert "18 of 35" in page
-    assert "medians of 2 runs" in page
+    assert "medians of 2 warm runs" in page
     assert "What is [this]?" in printed
     assert "ivc:keep_ratio=0.5" in printed
     # 40 x 56 pixels are 5 x 7 tokens of 8 pixels; half of 35 rounds to 18

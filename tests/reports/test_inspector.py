@@ -53,7 +53,7 @@ def test_the_page_needs_nothing_else_and_text_is_text():
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "72 ms" not in page  # no times unless they are medians
     page = inspector.render(make_inspection(repeats=3))
-    assert "medians of 3 runs" in page
+    assert "medians of 3 warm runs" in page
     assert "72.0 ms" in page
 
 

@@ -175,3 +175,20 @@ def test_methods_that_ask_the_tower_are_not_observed_by_layer(tiny_hf):
     with pytest.raises(ivc_jax.methods.MethodError, match="is of no block"):
         list_observed((method,))
     assert choose_by_layer(model, None, [], []) == []
+
+
+def test_a_set_that_is_not_the_prefills_has_no_sliders(tiny_hf):
+    path = tiny_hf(num_hidden_layers=BLOCKS)
+    model, processor = ivc_jax.load(path, dtype="float32", max_pixels=1 << 16)
+    inputs = Inspector(model, processor, "tiny").place(
+        Prompt("Why?", (draw_picture(120, 80),))  # 150 tokens
+    )
+    methods, kept = [parse("random:layer=1")], list_kept(model, inputs, "random:layer=1")
+    dropped = sorted({*range(150)} - {*kept})
+    for count, sliders in ((0, True), (1, True), (5, False)):
+        mine = sorted(kept[count:] + dropped[:count])
+        (found,) = sweep(model, inputs, methods, [mine])
+        assert found.list_kept() == mine  # in any case what the prefill kept
+        assert bool(found.layers) == sliders
+        told = {0: "", 1: "2 tokens with nearly equal scores", 5: "What it keeps at other values"}
+        assert found.note.startswith(told[count])

@@ -1,5 +1,6 @@
 """The kept sets of methods over their grids of layers and keep ratios, for one prompt."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,11 @@ from ivc_jax.studies.inspection.choices import Choices, choose, choose_by_layer,
 from ivc_jax.studies.inspection.grid import Grid, make_grid
 from ivc_jax.types import Inputs, Layout
 
+_NEAR_TIES = 0.02  # share of the tokens that may differ between two programs
+_APART = (
+    "tokens with nearly equal scores were kept otherwise by the prefill of the values asked for,"
+    " which is shown there; so it may be at other values."
+)
 _SEVERAL = "cuts several times: one set as asked, no sliders."
 _WHOLE = "keeps every token."
 _OTHERWISE = "What it keeps at other values is not known beside its prefill: one set as asked."
@@ -28,8 +34,9 @@ def sweep(
         model: that is asked.
         inputs: one collated sample with visuals.
         methods: not resolved.
-        kept: what each of them kept in a prefill of its own, in visual tokens; a method whose grid
-            says another thing at the values that were asked for is left without one.
+        kept: what each of them kept in a prefill of its own, in visual tokens. A method whose grid
+            says another thing at the values that were asked for is left without one; a few tokens
+            may differ, as half precision has it from program to program, and are told.
     """
     valid = np.asarray(inputs.layout.visual_valid)[0]  # [V]
     grids = [make_grid(method, model.config, int(valid.sum())) for method in methods]
@@ -43,7 +50,8 @@ def sweep(
                 grid = grid.here
                 choices = _choose_alone(model, inputs, grid)
             made = choices and _describe(model, inputs.layout, grid, choices)
-        if made is None or made.list_kept() != list(mine):
+            made = made and _agree(made, mine)
+        if made is None:
             made = _stay(method, mine, valid, _excuse(method, model, grid))
         found.append(made)
     return found
@@ -118,6 +126,20 @@ def _count_flops(model: Model, text: int, visual: int, kept: int, layer: int) ->
     config = model.config.decoder
     tokens = [text + (visual if block < layer else kept) for block in range(config.num_layers)]
     return float(sum(count_block_flops(config, n, block) for block, n in enumerate(tokens)))
+
+
+def _agree(found: Sweep, mine: Sequence[int]) -> Sweep | None:
+    """Compare with a prefill's set, which is what is shown at its place; None if they are apart."""
+    apart = {*mine} ^ {*found.list_kept()}
+    if len(apart) > _NEAR_TIES * found.kept.shape[-1]:
+        return None
+    if not apart:
+        return found
+    kept = found.kept.copy()
+    kept[found.at] = False
+    kept[(*found.at, list(mine))] = True
+    note = f"{found.note} {len(apart)} {_APART}".strip()
+    return dataclasses.replace(found, kept=kept, note=note)
 
 
 def _excuse(method: Method, model: Model, grid: Grid | None) -> str:
