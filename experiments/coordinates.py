@@ -55,8 +55,9 @@ _LINES = (
     ),
 )
 _MAPS = {
-    "by_place": "which places in the picture locating a digit needs, by block and head",
-    "from_target": "the same, as seen from the digit in the middle",
+    "by_place": "Which places in the picture locating a digit needs, by block and head: what is"
+    " lost where a background cell is hidden. Grey is less than two standard errors.",
+    "from_target": "The same, as seen from the digit in the middle.",
 }
 
 
@@ -125,7 +126,12 @@ def draw(models: Models, folder: pathlib.Path) -> Iterator[Figure]:
         record = json.loads(path.read_text())
         for view, caption in _MAPS.items():
             name = f"{path.parent.name}_{view}"
-            yield save(name, f"{path.parent.name}: {caption}", caption, draw_maps(record, view))
+            yield save(
+                name,
+                f"{path.parent.name}, {view.replace('_', ' ')}",
+                caption,
+                draw_maps(record, view),
+            )
 
 
 def render(models: Models, figures: Sequence[Figure]) -> str:

@@ -49,26 +49,38 @@ def draw_lines(
 def draw_maps(record: dict[str, Any], kind: str) -> Figure:
     """Draw the worth of places, a panel a block (all heads hidden) and one for each head below.
 
+    Places whose worth is less than two standard errors from 0 are grey; the scale ends where 5 %
+    of the larger half of the others lie beyond.
+
     Args:
         record: what `digit_cells.study.maps` wrote.
         kind: "by_place" in the picture, or "from_target", where the middle is the digit asked for.
     """
-    found = {name: np.array(maps[kind][0], float) for name, maps in record["maps"].items()}
+    found = {name: find_sure(*maps[kind]) for name, maps in record["maps"].items()}
     blocks = record["meta"]["blocks"]
     heads = len(found) // blocks - 1
-    bound = max(np.nanpercentile(np.abs(values), 99) for values in found.values())
+    known = np.concatenate([np.abs(values[~np.isnan(values)]) for values in found.values()])
+    bound = np.percentile(known[known > np.median(known)], 95) if len(known) else 1.0
     figure, grid = pyplot.subplots(
         heads + 1, blocks, squeeze=False, layout="constrained",
         figsize=(1.4 * blocks + 1.2, 1.5 * (heads + 1)),
     )  # fmt: skip
     for block in range(blocks):
-        for row in range(heads + 1):
-            name = f"block {block}" + (f" head {row - 1}" if row else "")
-            values = found[name]
-            side = round(len(values) ** 0.5)
-            axes = grid[row][block]
-            image = axes.imshow(values.reshape(side, side), cmap="PuOr_r", vmin=-bound, vmax=bound)
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(name if row else f"{name}, all heads", fontsize=7)
-    figure.colorbar(image, ax=grid, shrink=0.6, label="nats lost where the cell is hidden")
+        names = [f"block {block}", *(f"block {block} head {head}" for head in range(heads))]
+        for name, axes in zip(names, grid[:, block], strict=True):
+            side = round(len(found[name]) ** 0.5)
+            axes.set(xticks=[], yticks=[], facecolor="0.85")
+            image = axes.imshow(
+                found[name].reshape(side, side), cmap="PuOr_r", vmin=-bound, vmax=bound
+            )
+            axes.set_title(name if "head" in name else f"{name}, all heads", fontsize=7)
+    label = "nats lost where the cell is hidden"
+    figure.colorbar(image, ax=grid, shrink=0.6, label=label, extend="both")
     return figure
+
+
+def find_sure(values: Sequence[float | None], errors: Sequence[float | None]) -> np.ndarray:
+    """Return values of at least two standard errors; NaN for the others."""
+    value, error = np.array(values, float), np.array(errors, float)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(value) >= 2 * error, value, np.nan)

@@ -11,7 +11,7 @@ from helpers.cells import write_checkpoint
 import ivc_jax
 from digit_cells import optimiser, scenes, tower
 from digit_cells.questions import TASKS, write_box
-from digit_cells.study import claims, exam, maps, measure, sets
+from digit_cells.study import claims, exam, figures, maps, measure, sets
 from digit_cells.study.conditions import list_conditions
 from digit_cells.study.record import Record
 from digit_scenes import digits
@@ -246,3 +246,20 @@ def test_differences_are_between_the_same_questions():
     assert found.by_model == (0.25, 0.25)
     assert (found.low, found.high) == (0.25, 0.25)
     assert 0.2 < found.p < 1  # six scenes allow no less than 2 in 64, times the differences
+
+
+def test_maps_show_places_that_are_sure():
+    found = figures.find_sure([0.5, -0.5, 0.1, None], [0.2, 0.25, 0.2, None])
+    np.testing.assert_array_equal(found, [0.5, -0.5, np.nan, np.nan])
+    maps = {
+        name: {"by_place": [[scale] * 8 + [None], [0.1] * 8 + [None]]}
+        for name, scale in (("block 0", 1.0), ("block 0 head 0", 0.3), ("block 0 head 1", 0.1))
+    }
+    drawn = figures.draw_maps({"meta": {"blocks": 1}, "maps": maps}, "by_place")
+    panels = [axes for axes in drawn.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == [
+        "block 0, all heads", "block 0 head 0", "block 0 head 1"
+    ]  # fmt: skip
+    shown = [axes.images[0].get_array() for axes in panels]
+    assert [int((~np.ma.masked_invalid(each).mask).sum()) for each in shown] == [8, 8, 0]
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
