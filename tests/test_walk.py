@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "walk.md").read_text()
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "walk.json").read_text())
@@ -27,3 +29,30 @@ def test_the_page_names_commit_device_and_sizes():
     assert f"environment {RECORD['environment_mb']}" in PAGE
     for name in ("jaxlib", "scipy", "tensorstore"):
         assert f"{name} {RECORD['packages_mb'][name]}" in PAGE
+
+
+def test_steps_are_started_as_the_page_writes_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import walk
+
+    assert [step["command"] for step in RECORD["steps"]] == list(walk._STEPS)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "a.whl").write_bytes(b"1" * 2_000_000)
+    words = [walk.list_words(step, "python3.12", tmp_path) for step in walk._STEPS]
+    assert words[0][:4] == ["python3.12", "-m", "pip", "wheel"]
+    assert words[1] == ["python3.12", "-m", "venv", "env"]
+    assert words[2] == ["env/bin/pip", "install", "dist/a.whl"]
+    assert words[4] == words[5] == ["env/bin/ivc-jax", "run"]
+    assert words[7][-1] == f"file://{tmp_path}/runs/default/report.html"
+    assert walk.count_megabytes(tmp_path) == 2
+
+
+def test_a_step_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import walk
+
+    with pytest.raises(SystemExit, match="ls nowhere failed"):
+        walk.measure("ls nowhere", "python3", tmp_path, {"PATH": "/usr/bin:/bin"})
+    row = walk.measure("true", "python3", tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert row["command"] == "true"
+    assert row["peak_mb"] >= 1
