@@ -16,6 +16,7 @@ from typing import Any
 
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.reports.rendering import make_environment
+from ivc_jax.studies.figure import CAPTIONS
 from ivc_jax.studies.table import Cell, Row, read_row
 
 _SURE = 0.05  # adjusted p below which a difference counts
@@ -132,7 +133,7 @@ def render(evidence: Evidence) -> str:
     """Write the page."""
     templates = make_environment(__file__)
     helpers = (score, change, is_sure, tally, retention, ranked)
-    content = {helper.__name__: helper for helper in helpers}
+    content = {helper.__name__: helper for helper in helpers} | {"captions": CAPTIONS}
     return templates.get_template("findings.md.jinja").render(evidence=evidence, **content)
 
 

@@ -50,8 +50,8 @@ def test_every_image_is_there_and_has_an_alt_text(path):
         assert (path.parent / target).is_file(), target
 
 
-def read_captions():
-    paragraphs = (ROOT / "README.md").read_text().split("\n\n")
+def read_captions(page):
+    paragraphs = page.read_text().split("\n\n")
     return {
         found[2]: " ".join(after.split())
         for before, after in itertools.pairwise(paragraphs)
@@ -59,16 +59,17 @@ def read_captions():
     }
 
 
-def test_every_image_of_the_readme_has_a_caption():
-    captions = read_captions()
-    assert len(captions) == len(IMAGE.findall((ROOT / "README.md").read_text())) > 2
+@pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
+def test_every_image_of_the_main_pages_has_a_caption(name):
+    captions = read_captions(ROOT / name)
+    assert len(captions) == len(IMAGE.findall((ROOT / name).read_text())) > 2
     for target, caption in captions.items():
         assert re.fullmatch(r"\*[^*]+\*", caption), target
-        assert len(caption) > 80, target
+        assert len(caption) > 50, target
 
 
 def test_captions_explain_what_is_drawn():
-    captions = read_captions()
+    captions = read_captions(ROOT / "README.md")
     wanted = {
         "sets/figures/maps.png": ("orange", "blue", "purple", "dots", "V", "U"),
         "kept_grounding.png": ("tick", "cross", "dashed", "orange", "blue"),
