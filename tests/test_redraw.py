@@ -1,4 +1,4 @@
-"""Figures of the docs are drawn again from their records by one command, and nothing else changes."""
+"""One command draws the figures of the docs from their records, and changes nothing else."""
 
 import importlib.util
 import shutil

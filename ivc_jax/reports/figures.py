@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import matplotlib.figure
 import matplotlib.lines
@@ -35,12 +35,12 @@ _REST_CAPTION = (
 _SCORES_CAPTION = (
     "Every point is one keep ratio or budget; bars are 95 % bootstrap intervals. x: mean over"
     " layers of the share of visual tokens in the cache; points are set apart a little. Runs that"
-    " differ in their seed alone are averaged, and have no bars." + _REST_CAPTION
+    " differ in their seed alone are averaged, and have no bars."
 )
 _BUDGETS_CAPTION = (
     "x: mean over layers of the share of visual tokens in the cache, as measured. Every point is"
     " one budget; bars are 95 % bootstrap intervals of IVC-Prune, those of the others are in the"
-    " table." + _REST_CAPTION
+    " table."
 )
 
 
@@ -57,14 +57,21 @@ class Point:
 def draw(results: Results) -> Iterator[Figure]:
     """Draw all figures of a run."""
     title = "Score against visual tokens in the cache"
-    yield save("accuracy", title, _SCORES_CAPTION, draw_scores(results))
-    pictures = [("budgets", "Equal budgets", _BUDGETS_CAPTION, draw_budgets(results.comparison))]
+    caption = _SCORES_CAPTION + _note_rest(pool_rows(results))
+    yield save("accuracy", title, caption, draw_scores(results))
+    cells = results.comparison
+    caption = _BUDGETS_CAPTION + _note_rest({cell.label for cell in cells})
+    pictures = [("budgets", "Equal budgets", caption, draw_budgets(cells))]
     for task in kept.choose_tasks(results.meta.tasks):
         drawn, name = kept.draw_example(results, task), shorten_task(task)
         pictures.append((f"kept_{name}", f"Kept tokens: {name}", kept.CAPTION, drawn))
     title = "Implicit visual coordinates of this model"
     pictures.append(("ivc_map", title, ivc_map.CAPTION, ivc_map.draw(results)))
     yield from (save(*picture) for picture in pictures if picture[-1] is not None)
+
+
+def _note_rest(names: Collection[str]) -> str:
+    return _REST_CAPTION if len({*names} - {_DENSE}) > HIGHLIGHTED else ""
 
 
 def list_drawn_records(results: Results) -> list[Record]:

@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 
 from ivc_jax.reports import canvas
 from ivc_jax.reports.colours import (
-    HIGHLIGHTED,
     MEASURED,
     REST,
     Style,
@@ -29,8 +28,7 @@ CAPTIONS = {
     ),
     "lines": (
         "Score by group of tasks; shaded: 95 % bootstrap interval over pictures; dashed: the"
-        f" unpruned model. Of more than {HIGHLIGHTED} lines the best have a colour, with `ivc` and"
-        " `random`."
+        " unpruned model."
     ),
     "heat": "Score in percent by group of tasks, all on one scale of colours.",
 }
