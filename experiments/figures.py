@@ -5,7 +5,8 @@
 
 Nothing is measured: results.json, comparison.json and drawn.jsonl of a run, study_*.json of an
 ablation, sets.json, lens.json and choice.json hold what their figures show. Pictures of the bundled
-benchmark are drawn again where they are missing; they are the same from the same seed.
+benchmark are drawn again where they are missing; they are the same from the same seed. The figures
+of docs/evidence/cells come with their page, from `experiments/coordinates.py`.
 """
 
 import importlib.util

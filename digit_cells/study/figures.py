@@ -8,9 +8,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from ivc_jax.reports import canvas
-from ivc_jax.reports.colours import PALETTE
-
-_STYLES = tuple(zip(PALETTE, "os^DvPX*", strict=True))
+from ivc_jax.reports.colours import choose_styles
 
 
 def draw_lines(
@@ -35,13 +33,13 @@ def draw_lines(
     )  # fmt: skip
     for axes, panel in zip(grid[0], panels, strict=True):
         axes.axhline(100 * whole(panel), color="black", lw=0.8, ls="--", label="all cells")
-        for name, (colour, marker) in zip(series, _STYLES, strict=False):
+        for name, style in choose_styles(series).items():
             points = [(block, score(panel, name, block)) for block in blocks]
             known = [(block, 100 * share) for block, share in points if share is not None]
             if known:
-                axes.plot(*zip(*known, strict=True), color=colour, marker=marker, ms=5, label=name)
+                axes.plot(*zip(*known, strict=True), ms=5, label=name, **style)
         axes.set(title=panel, xlabel="hidden from block", ylim=(0, 100), xticks=list(blocks))
-    grid[0][0].set_ylabel("grounding, % right")
+    grid[0][0].set_ylabel("grounding, right (%)")
     canvas.add_legend(figure, *canvas.collect_handles(grid[0]))
     return figure
 
