@@ -61,7 +61,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         elif path.startswith("docs/"):
             target = path.removeprefix("docs/")
         elif (ROOT / path).is_file():
-            target = f"files/{path}"
+            # mkdocs takes what ends in .md for a page, and it is too late for one
+            target = f"files/{path}.txt" if path.endswith(".md") else f"files/{path}"
             if files.get_file_from_path(target) is None:
                 files.append(File.generated(config, target, abs_src_path=str(ROOT / path)))
         else:
