@@ -126,6 +126,8 @@ def test_size_and_speed_are_those_of_the_record():
     for row, page in zip(rows, record["pages"].values(), strict=True):
         medians = [page[case]["to_the_next_frame_ms"]["median"] for case in cases]
         assert row[0] == f"{page['bytes'] / 1e6:.2f} MB"
-        assert [cell.removesuffix(" |") for cell in row[1:]] == [f"{ms:g} ms" for ms in medians]
+        worst = max(page[case]["to_the_next_frame_ms"]["worst"] for case in cases)
+        told = [cell.removesuffix(" |") for cell in row[1:]]
+        assert told == [f"{ms:g} ms" for ms in (*medians, worst)]
         assert page["bytes"] < 5e6
-        assert max(medians) < 50
+        assert worst < 50
