@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.patches
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ivc_jax.evals.benchmarks.scorers.base import Reader
-from ivc_jax.evals.benchmarks.scorers.grounding import BOX_PARSERS, GROUNDING
+from ivc_jax.evals.benchmarks.scorers.grounding import GROUNDING_OF_SCENES
 from ivc_jax.evals.benchmarks.tasks import TASKS
 from ivc_jax.evals.running.recording import Answer
 from ivc_jax.evals.running.tsv import RowError, TsvError, TsvFile
@@ -224,9 +223,8 @@ def _draw_prompt_panel(
     text = shorten(answer.text, _LETTERS)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
     height, width = pixels.shape[:2]
-    if reader.family in BOX_PARSERS:
-        cells: dict[str, Any] = {"width": str(width), "height": str(height)}
-        _draw_box(axes, GROUNDING.parse(answer.text, cells, reader), RIGHT_BOX, "-")
+    cells = {"width": str(width), "height": str(height)}
+    _draw_box(axes, GROUNDING_OF_SCENES.parse(answer.text, cells, reader), RIGHT_BOX, "-")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may stick out
 
 

@@ -181,6 +181,26 @@ def test_qwen2_boxes_stay_in_the_original_frame():
     assert GROUNDING.score(parsed, CELLS, read_as("qwen2_vl")) == 1
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl"])
+def test_boxes_of_the_bundled_benchmark_are_thousandths_in_any_format(family):
+    scoring = tasks.TASKS["DigitScenes_grounding"].scoring
+    reader = read_as(family)
+    cells = {"width": "192", "height": "192", "answer": "18 19 30 31", "index": "1"}
+    parsed = scoring.parse("(83,83),(167,167)", cells, reader)
+    assert parsed == [15.936, 15.936, 32.064, 32.064]
+    assert scoring.score(parsed, cells, reader) == 1
+    other = scoring.parse("(167,83),(250,167)", cells, reader)
+    assert scoring.score(other, cells, reader) == 0
+
+
+def test_other_models_answer_the_bundled_benchmark_as_their_family_writes():
+    scoring = tasks.TASKS["DigitScenes_grounding"].scoring
+    cells = {"width": "280", "height": "280", "answer": "28 28 84 84", "index": "1"}
+    text = '{"bbox_2d": [28, 28, 84, 84]}'
+    assert scoring.parse(text, cells, read_as("qwen2_5_vl")) == [28, 28, 84, 84]
+    assert scoring.parse("nothing", cells, read_as("llava")) == [0, 0, 0, 0]
+
+
 def test_an_impossible_size_is_a_row_error():
     task = tasks.TASKS["RefCOCO_val"]
     with pytest.raises(ValueError, match="positive width and height"):

@@ -12,7 +12,11 @@ from ivc_jax.evals.benchmarks import prompts
 from ivc_jax.evals.benchmarks.prompts import ByFamily
 from ivc_jax.evals.benchmarks.scorers.base import Cells, Scoring, Sizes
 from ivc_jax.evals.benchmarks.scorers.choice import CHOICE, CIRCULAR_CHOICE
-from ivc_jax.evals.benchmarks.scorers.grounding import GROUNDING, GROUNDING_RESIZED
+from ivc_jax.evals.benchmarks.scorers.grounding import (
+    GROUNDING,
+    GROUNDING_OF_SCENES,
+    GROUNDING_RESIZED,
+)
 from ivc_jax.evals.benchmarks.scorers.open_ended import (
     ANLS,
     EXACT_MATCH,
@@ -208,7 +212,7 @@ _FURTHER_VQA = (
     _define_more("OCRVQA_TESTCORE", SAME_AS_ANY, prompts.OPEN_ENDED),
 )
 _TABLE = (
-    _define_bundled("grounding", GROUNDING, "grounding"),
+    _define_bundled("grounding", GROUNDING_OF_SCENES, "grounding"),
     _define_bundled("reading", EXACT_MATCH, "spatial"),
     _define_bundled("relations", YES_NO, "spatial"),
     _define_bundled("existence", YES_NO, "semantic"),

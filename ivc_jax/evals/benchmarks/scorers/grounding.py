@@ -41,6 +41,18 @@ def _read(text: str, cells: Cells, reader: Reader) -> list[float]:
     return [round(value, 3) for value in parsers.rescale_box(box, frame, size)]
 
 
+def _read_of_scenes(text: str, cells: Cells, reader: Reader) -> list[float]:
+    """Read a box of the bundled benchmark in pixels of the picture.
+
+    Its own models write thousandths in round brackets whatever their format; others are read as
+    their family writes.
+    """
+    box = parsers.read_qwen2_box(text)
+    if box == parsers.NO_BOX and reader.family in BOX_PARSERS:
+        return _read(text, cells, reader)
+    return [round(value, 3) for value in parsers.scale_to_pixels(box, *_read_size(cells))]
+
+
 def _read_size(cells: Cells) -> _Size:
     return float(cells["width"]), float(cells["height"])
 
@@ -137,6 +149,7 @@ GROUNDING = Scoring(
     check=_check,
     find_target=_find_target,
 )
+GROUNDING_OF_SCENES = dataclasses.replace(GROUNDING, read=_read_of_scenes)
 GROUNDING_RESIZED = dataclasses.replace(
     GROUNDING,
     score=_score_resized,
