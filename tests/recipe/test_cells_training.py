@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -26,16 +27,29 @@ class Killed(Exception):
     """What ends a run in the middle."""
 
 
-@pytest.fixture(autouse=True)
-def few_cells(monkeypatch):
-    monkeypatch.setattr(train, "_CELLS", {"train": (60, 20), "test": (30, 10)})
-    monkeypatch.setattr(answering, "_TESTS", 1)
+@pytest.fixture(scope="module", autouse=True)
+def few_cells():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_CELLS", {"train": (60, 20), "test": (30, 10)})
+        patch.setattr(answering, "_TESTS", 1)
+        yield
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
-    whole = train.train(SETTING, tmp_path / "whole", seed=5)
-    stages = ("tower", "decoder-2", "decoder")
-    assert all((tmp_path / "whole" / stage / "3").exists() for stage in stages[1:])
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run."""
+    return tmp_path_factory.mktemp("runs") / "small"
+
+
+@pytest.fixture(scope="module")
+def small(run):
+    """What the run came to."""
+    return train.train(SETTING, run, seed=5)
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(small, run, tmp_path, monkeypatch):
+    whole = small
+    assert all((run / stage / "3").exists() for stage in ("decoder-2", "decoder"))
     make = answering.make_stage
 
     def die_before_the_last(setting, *given):
@@ -62,8 +76,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     assert ivc_jax.prefill(model, batch).logits.shape[0] == 1
 
 
-def test_a_grown_model_answers_about_its_first_corner_as_before(tmp_path):
-    small = train.train(SETTING, tmp_path / "small", seed=5)
+def test_a_grown_model_answers_about_its_first_corner_as_before(small, tmp_path):
     larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, start=SETTING)
     words = tokenizer.build(larger.grid)
     drawn = answering.init_decoder(train.make_config(larger), jax.random.key(1))
@@ -87,17 +100,15 @@ def test_a_grown_model_answers_about_its_first_corner_as_before(tmp_path):
     assert np.ptp(logits["larger"]) > 0.01
 
 
-def test_a_larger_setting_goes_on_from_the_run_of_a_smaller_one(tmp_path):
+def test_a_larger_setting_goes_on_from_the_run_of_a_smaller_one(small, run, tmp_path):
     larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, steps=2, start=SETTING)
     assert [lesson.side for lesson in larger.course] == [4]
-    small = train.train(SETTING, tmp_path / "small", seed=5)
-    grown = train.train(larger, tmp_path / "larger", seed=5, start=tmp_path / "small")
+    shutil.copytree(run, tmp_path / "larger" / "start")  # where it is looked for
+    grown = train.train(larger, tmp_path / "larger", seed=5)
     jax.tree.map(np.testing.assert_array_equal, grown["vision"], small["vision"])
     assert not (tmp_path / "larger" / "tower").exists()
-    alone = train.train(larger, tmp_path / "alone", seed=5)  # what it grows from is trained first
-    jax.tree.map(np.testing.assert_array_equal, alone, grown)
     with pytest.raises(ValueError, match="holds another run"):
-        train.train(larger, tmp_path / "other", seed=6, start=tmp_path / "small")
+        train.train(larger, tmp_path / "other", seed=6, start=run)
 
 
 def test_words_of_grids_are_paired_by_border():
