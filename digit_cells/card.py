@@ -138,7 +138,7 @@ def _collect_facts(setting: Setting, config: ModelConfig, seed: int) -> dict[str
         "tokens": setting.grid**2,
         "canvas": setting.canvas,
         "seed": seed,
-        "command": run + (" --grow-from SMALLER" if setting.start else ""),
+        "command": run,
         "machine": f"on {os.cpu_count()} CPU cores" if on_cpu else f"on one {device.device_kind}",
         "packed": sum(QUESTIONS),
     }

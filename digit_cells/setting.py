@@ -53,8 +53,6 @@ class Setting:
         lessons: what the decoder learns before it meets whole pictures.
         steps: steps of the decoder with whole pictures.
         rows: scenes in a step of the decoder.
-        start: setting of the model that this one grows from (`growing`): one of fewer blocks or
-            cells and else of the same sizes; None for one that is drawn anew.
     """
 
     name: str
@@ -69,9 +67,8 @@ class Setting:
     theta: float = 1e4
     steps_tower: int = 2000
     lessons: tuple[Lesson, ...] = _LESSONS
-    steps: int = 1200
+    steps: int = 2400
     rows: int = 16
-    start: "Setting | None" = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit each other; a ValueError names the field and the remedy."""
@@ -90,23 +87,16 @@ class Setting:
                 else self.sections is not None and sum(self.sections) == planes,
                 "none for a line" if self.kind == "line" else f"planes that sum to {planes}",
             ),
-            "start": (self.start is None or self._extends(self.start), "smaller, else the same"),
         }
         for field, (holds, remedy) in good.items():
             if not holds:
                 value = getattr(self, field)
                 raise ValueError(f"setting {self.name!r}: {field}={value} must be {remedy}")
 
-    def _extends(self, other: "Setting") -> bool:
-        same = ("kind", "width", "intermediate", "heads", "sections", "theta")
-        alike = all(getattr(self, name) == getattr(other, name) for name in same)
-        return alike and other.grid <= self.grid and other.layers <= self.layers
-
     @property
     def course(self) -> tuple[Lesson, ...]:
         """The lessons that the grid has room for, and the last one: whole pictures."""
-        least = 0 if self.start is None else self.start.grid
-        smaller = (lesson for lesson in self.lessons if least < lesson.side < self.grid)
+        smaller = (lesson for lesson in self.lessons if lesson.side < self.grid)
         return (*smaller, Lesson(self.grid, self.digits, self.steps))
 
     @property
@@ -123,16 +113,14 @@ class Setting:
 KINDS = ("sections", "interleaved", "line")
 
 # With theta 10 the slowest plane of 24 turns by 0.11 radians a cell: both axes turn.
-_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0, steps=1200)
+_SECTIONS = Setting("sections", "sections", sections=(6, 9, 9), theta=10.0)
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        dataclasses.replace(
-            _SECTIONS, name="bundled", grid=16, layers=8, steps=1000, start=_SECTIONS
-        ),
+        dataclasses.replace(_SECTIONS, name="bundled", grid=16, layers=8, steps=3000),
         _SECTIONS,
-        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0, steps=1000),
-        Setting("line", "line", theta=1e4, steps=1400),
+        Setting("interleaved", "interleaved", sections=(8, 8, 8), theta=100.0),
+        Setting("line", "line", theta=1e4, steps=3600),
     )
 }

@@ -14,7 +14,7 @@ import pathlib
 import jax
 import numpy as np
 
-from digit_cells import answering, card, export, growing, tokenizer, tower
+from digit_cells import answering, card, export, tokenizer, tower
 from digit_cells.files import read_config
 from digit_cells.scenes import Cells, draw_cells
 from digit_cells.setting import SETTINGS, Setting
@@ -35,7 +35,6 @@ def read_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--export-to", type=pathlib.Path, help="checkpoint folder; default OUT/hf")
     parser.add_argument("--setting", choices=tuple(SETTINGS), default="bundled")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--grow-from", type=pathlib.Path, help="run that a setting begins with")
     numbers = parser.add_argument_group("numbers", "without a flag, the setting's")
     for name in ("grid", "layers", "steps-tower", "steps", "rows"):
         numbers.add_argument(f"--{name}", type=int)
@@ -74,31 +73,18 @@ def draw_bank(split: str, seed: int) -> Cells:
     return draw_cells(random, digits.load(split), *_CELLS[split])
 
 
-def train(
-    setting: Setting, out: pathlib.Path, seed: int, start: pathlib.Path | None = None
-) -> Params:
-    """Run both stages; return {"vision", "heads", "decoder"}.
-
-    Args:
-        start: run of the model that this one grows from, which goes on where it was; without one,
-            it is trained in OUT/start. A tower is not trained again.
-    """
+def train(setting: Setting, out: pathlib.Path, seed: int) -> Params:
+    """Run both stages; return {"vision", "heads", "decoder"}."""
     claim(out, setting, seed)
     words = tokenizer.build(setting.grid)
     config = make_config(setting)
     cells, unseen = draw_bank("train", seed), draw_bank("test", 0)
     tower_key, decoder_key = jax.random.split(jax.random.key(seed))
-    decoder = answering.init_decoder(config, decoder_key)
-    if setting.start is None:
-        params = tower.init_params(config.vision, tower_key)
-        stage = tower.make_stage(config.vision, setting.steps_tower, cells, unseen, seed)
-        params = loop.run(stage, params, out, evaluate_every=100)
-        params["vision"] = tower.centre(config.vision, params["vision"], unseen)
-        params["decoder"] = decoder
-    else:
-        begun = train(setting.start, start or out / "start", seed)
-        grown = growing.grow(setting, begun["decoder"], decoder, words)
-        params = {**begun, "decoder": grown}
+    params = tower.init_params(config.vision, tower_key)
+    stage = tower.make_stage(config.vision, setting.steps_tower, cells, unseen, seed)
+    params = loop.run(stage, params, out, evaluate_every=100)
+    params["vision"] = tower.centre(config.vision, params["vision"], unseen)
+    params["decoder"] = answering.init_decoder(config, decoder_key)
     banks = [(bank, tower.encode_bank(config.vision, params["vision"], bank))
              for bank in (cells, unseen)]  # fmt: skip
     for lesson in setting.course:
@@ -111,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     options = read_arguments().parse_args(argv)
     setting = choose_setting(options)
-    params = train(setting, options.out, options.seed, options.grow_from)
+    params = train(setting, options.out, options.seed)
     log = options.out / "training_log.jsonl"
     config = make_config(setting)
     export.write(

@@ -7,6 +7,7 @@ Answers to grounding are also looked at by axis ("columns": both words of x, "ro
 answer is right if each of its tokens is, predicted behind the true ones before it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -77,7 +78,9 @@ def stop_axis(pupil: Pupil, axis: str) -> Pupil:
 
 def measure(pupil: Pupil, sheets: list[Sheet], record: Record) -> None:
     """Ask what the record lacks yet."""
-    rope, layout = pupil.config.decoder.rope, lay_out(pupil)
+    rope = pupil.config.decoder.rope
+    with _on_host():
+        layout = lay_out(pupil)
     stopped = functools.cache(lambda axis: stop_axis(pupil, axis))
     left = [c for c in list_conditions(pupil.shape[0], rope) if c.key not in record.right]
     for condition in track(left, "conditions"):
@@ -88,6 +91,11 @@ def measure(pupil: Pupil, sheets: list[Sheet], record: Record) -> None:
         record.add(condition.key, counts, time.monotonic() - begin)
 
 
+def _on_host() -> contextlib.AbstractContextManager:
+    """Choose sets on the CPU: of so many small operations an accelerator would compile each."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
 def _ask(
     pupil: Pupil,
     condition: Condition,
@@ -96,7 +104,8 @@ def _ask(
     sheet: Sheet,
     number: int,
 ) -> dict[str, np.ndarray]:
-    hidden = find_hidden(condition, layout, rope, sheet, number)  # [B, W]
+    with _on_host():
+        hidden = find_hidden(condition, layout, rope, sheet, number)  # [B, W]
     logits = pupil.answer(sheet, see_until(hidden, condition.block, pupil.shape[0]))
     hits = np.asarray(logits.argmax(-1)) == sheet.answers
     return count_right(pupil.plan, hits, sheet.answers)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 
 import jax
 import numpy as np
 import pytest
 
 import ivc_jax
-from digit_cells import answering, export, growing, questions, tokenizer, train
+from digit_cells import answering, export, queue, train
 from digit_cells.setting import SETTINGS, Lesson
 
 SETTING = dataclasses.replace(
@@ -76,56 +75,16 @@ def test_a_killed_run_ends_as_an_undisturbed_one(small, run, tmp_path, monkeypat
     assert ivc_jax.prefill(model, batch).logits.shape[0] == 1
 
 
-def test_a_grown_model_answers_about_its_first_corner_as_before(small, tmp_path):
-    larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, start=SETTING)
-    words = tokenizer.build(larger.grid)
-    drawn = answering.init_decoder(train.make_config(larger), jax.random.key(1))
-    grown = {**small, "decoder": growing.grow(larger, small["decoder"], drawn, words)}
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for setting, params in ((SETTING, small), (larger, grown)):
-        export.write(setting, params, tmp_path / setting.name)
-    logits = {}
-    for setting in (SETTING, larger):
-        model, processor = ivc_jax.load(tmp_path / setting.name, dtype="float32", min_pixels=256)
-        shown = pixels[: 16 * SETTING.grid, : 16 * SETTING.grid]
-        box = questions.write_box((1, 2), setting.grid)
-        batch = processor(prompts=[f"Digit in {box}?"], images=[[shown]])
-        found = np.asarray(ivc_jax.prefill(model, batch).logits)[0]
-        words = tokenizer.build(setting.grid).get_vocab()
-        corners = [f"({questions.to_word(border, setting.grid)}" for border in range(3)]
-        logits[setting.name] = found[
-            [words[w] for w in ("7", "red", "Yes", *corners) if w in words]
-        ]
-    np.testing.assert_allclose(logits["larger"], logits["sections"], atol=1e-5)
-    assert np.ptp(logits["larger"]) > 0.01
-
-
-def test_a_larger_setting_goes_on_from_the_run_of_a_smaller_one(small, run, tmp_path):
-    larger = dataclasses.replace(SETTING, name="larger", grid=4, layers=2, steps=2, start=SETTING)
-    assert [lesson.side for lesson in larger.course] == [4]
-    shutil.copytree(run, tmp_path / "larger" / "start")  # where it is looked for
-    grown = train.train(larger, tmp_path / "larger", seed=5)
-    jax.tree.map(np.testing.assert_array_equal, grown["vision"], small["vision"])
-    assert not (tmp_path / "larger" / "tower").exists()
-    with pytest.raises(ValueError, match="holds another run"):
-        train.train(larger, tmp_path / "other", seed=6, start=run)
-
-
-def test_words_of_grids_are_paired_by_border():
-    small, large = tokenizer.build(12), tokenizer.build(16)
-    pairs = dict(np.array(growing.pair_words(small, 12, large, 16)).T.tolist())
-    same = lambda new, old: pairs[large.token_to_id(new)] == small.token_to_id(old)  # noqa: E731
-    assert same(",(125", ",(167")  # border 2
-    assert same(",750)", ",1000)")  # border 12
-    assert same("(0", "(0")
-    assert same("7", "7")
-    for stranger in (",(938", ",1000)"):  # borders 15 and 16
-        assert large.token_to_id(stranger) not in pairs
-
-
-def test_a_model_grows_from_one_of_its_own_kind():
-    with pytest.raises(ValueError, match="must be smaller, else the same"):
-        dataclasses.replace(SETTING, grid=4, theta=50.0, start=SETTING)
+def test_the_queue_goes_on_with_what_a_model_lacks(tmp_path):
+    runs, records = tmp_path / "runs", tmp_path / "records"
+    train_it, measure, maps = queue.list_commands(runs, records, "bundled", 1)
+    assert train_it[:2] == ["-m", "digit_cells.train"]
+    assert {f"--out={runs / 'bundled-1'}", "--setting=bundled", "--seed=1"} == set(train_it[2:])
+    (runs / "bundled-1" / "hf").mkdir(parents=True)
+    assert [*queue.list_commands(runs, records, "bundled", 1)] == [measure, maps]
+    assert measure[-1] == maps[-1] == "--grid=16"
+    assert measure[3] == str(records / "bundled-1" / "answers.json")
+    assert not [*queue.list_commands(runs, None, "bundled", 1)]
 
 
 def test_the_command_writes_a_checkpoint_and_its_card(tmp_path, monkeypatch):
