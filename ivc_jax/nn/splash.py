@@ -12,6 +12,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 _BLOCKS = (512, 384, 256)  # slots; multiples of the 128 lanes of a TPU register
+# Of the kernel, and of its gradients for keys and values and for queries: attention is
+# differentiated where it is not run, as every platform's branch is.
+_SIZES = (
+    *("block_q", "block_kv", "block_kv_compute"),
+    *("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"),
+    *("block_q_dq", "block_kv_dq"),
+)
 
 
 def splash_attend(
@@ -49,9 +56,7 @@ def splash_attend(
     mask = masks.CausalMask if causal else masks.FullMask
     kernel = kernel_library.make_splash_mqa_single_device(
         masks.MultiHeadMask([mask((slots, slots))] * (H // G)),
-        block_sizes=kernel_library.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=block
-        ),
+        block_sizes=kernel_library.BlockSizes(**dict.fromkeys(_SIZES, block)),
         interpret=interpret,
     )
     grouped = by_head(queries * C**-0.5).reshape(B, G, H // G, slots, C)  # [B, G, H / G, slots, C]

@@ -83,6 +83,30 @@ def test_the_attention_kernel_of_tpus_computes_attention(heads, groups, slots, c
     assert bool(jnp.isfinite(found).all())
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_attention_can_be_differentiated(causal):
+    """By the kernel of TPUs, interpreted, and by what runs here: a branch of each is traced."""
+    make = np.random.default_rng(0).standard_normal
+    vectors = tuple(jnp.asarray(make((2, 300, n, 24)), jnp.float32) for n in (4, 2, 2))
+    lengths = None if causal else jnp.array([300, 230])
+
+    def differentiate(attention, **options):
+        loss = lambda *each: jnp.sin(attention(*each, **options)).sum()  # noqa: E731
+        return jax.grad(loss, argnums=(0, 1, 2))(*vectors)
+
+    options = {"lengths": lengths, "causal": causal}
+    wanted = differentiate(
+        jax.nn.dot_product_attention, key_value_seq_lengths=lengths, is_causal=causal
+    )
+    with jax.default_matmul_precision("highest"):
+        for found in (
+            differentiate(attend, **options),
+            differentiate(splash_attend, **options, interpret=True),
+        ):
+            for mine, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(mine, other, rtol=0, atol=5e-5)
+
+
 def test_long_sequences_take_the_kernel_on_tpu_alone():
     x = jax.ShapeDtypeStruct((1, 256, 2, 16), jnp.bfloat16)
     function = jax.jit(lambda x: attend(x, x, x, causal=True))
