@@ -96,6 +96,19 @@ class Models:
         return self.score(kind, "grounding", *conditions)
 
 
+def list_rivals(differences: Sequence[Difference]) -> str:
+    """Name the controls of (i) that the IVC cells do not surely outdo, and from which blocks on."""
+    asked = [each for each in differences if each.claim == "i"]
+    blocks: dict[str, list[int]] = {}
+    for each in asked:
+        if each.sure <= 0:
+            blocks.setdefault(each.label.removesuffix(" - IVC"), []).append(each.block)
+    if sum(map(len, blocks.values())) == len(asked):
+        return "all of them, everywhere"
+    named = (f"{label} ({', '.join(map(str, found))})" for label, found in blocks.items())
+    return "; ".join(named) or "none"
+
+
 def write_change(difference: Difference) -> str:
     """Write a difference in points, its interval and the adjusted p; bold if sure."""
     value = f"{100 * difference.value:+.1f}"
@@ -122,7 +135,10 @@ def draw(models: Models, folder: pathlib.Path) -> Iterator[Figure]:
             lambda kind: models.score(kind, "grounding", Condition("all")),
         )
         yield save(kind_of_set, title, caption, drawn)
-    for path in sorted(folder.glob("*/maps.json")):
+    # the first model of each kind; `maps.json` of the others lies beside their answers
+    for first in (folder / records[0].meta["model"] for records in models.records.values()):
+        if not (path := first / "maps.json").exists():
+            continue
         record = json.loads(path.read_text())
         for view, caption in _MAPS.items():
             name = f"{path.parent.name}_{view}"
@@ -138,7 +154,10 @@ def render(models: Models, figures: Sequence[Figure]) -> str:
     """Write the page."""
     template = make_environment(__file__).get_template("coordinates.md.jinja")
     names = {"claims": CLAIMS, "tasks": TASKS, "rules": RULES, "whole": Condition("all")}
-    helpers = {"change": write_change, "decide": decide, "count": Count.of}
+    helpers = {
+        **{"change": write_change, "rivals": list_rivals},
+        **{"decide": decide, "count": Count.of},
+    }
     return template.render(models=models, figures=figures, **names, **helpers)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from digit_cells.study.claims import Difference
 from digit_cells.study.conditions import list_conditions
 from digit_cells.study.record import Record
 from experiments import coordinates
@@ -81,3 +82,17 @@ def test_a_model_of_no_known_kind_is_named(folder, tmp_path, capsys):
         path.write_text(path.read_text().replace('"model": "', '"model": "my-'))
     assert coordinates.main([str(folder), str(tmp_path / "page.md")]) == 2
     assert "models must be named KIND-SEED, of sections, interleaved" in capsys.readouterr().err
+
+
+def test_controls_that_cost_as_much_are_named():
+    def make(label, block, value):
+        low, high = value - 0.01, value + 0.01
+        return Difference("i", f"{label} - IVC", "grounding", block, value, 0.0,
+                          low, high, 0.01, (value,))  # fmt: skip
+
+    last = [make("last", 0, 0.3), make("last", 1, 0.3)]
+    assert coordinates.list_rivals(last) == "none"
+    first = [make("first", 0, 0.3), make("first", 1, -0.3)]
+    nearest = [make("nearest", 0, 0.001), make("nearest", 1, -0.2)]
+    assert coordinates.list_rivals(last + first + nearest) == "first (1); nearest (0, 1)"
+    assert coordinates.list_rivals(nearest) == "all of them, everywhere"
