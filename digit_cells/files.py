@@ -10,12 +10,14 @@ from typing import Any
 from digit_cells.scenes import CELL
 from digit_cells.setting import Setting
 from digit_scenes.export import make_generation_config
-from digit_scenes.model import IMAGE_MEAN, IMAGE_STD
 from ivc_jax.config import ModelConfig
 from ivc_jax.families import find_family
 
 _PATCH = CELL // 2  # of the Qwen families, which merge 2 x 2 patches
-_CLIP = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
+_CLIP = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 

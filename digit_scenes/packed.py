@@ -1,57 +1,15 @@
-"""The decoder over packed questions.
+"""Attention over packed questions.
 
-The blocks are the library's own. Only the attention between them is written out here, because most
-of the N x N mask of a packed sequence is empty: the picture is attended once, and every question
-looks at the picture and at its own slots.
+Most of the N x N mask of a packed sequence is empty: the picture is attended once, and every
+question looks at the picture and at its own slots.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digit_scenes.loop import Params
 from digit_scenes.packing import Plan
-from ivc_jax.config import DecoderConfig
-from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
-
-
-def compute_answer_logits(
-    config: DecoderConfig,
-    params: Params,
-    plan: Plan,
-    tokens: jax.Array,
-    visual: jax.Array,
-    *,
-    look_layer: int,
-    compare_layer: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Run packed sequences [B, N] behind visual tokens [B, W, D].
-
-    Returns:
-        Logits [B, A, vocab]; the attention [B, H, K, 1 + W] that the slots which have to look at
-        the picture pay to its start mark and to it in block `look_layer`; and the hidden states
-        [B, Q, D] at the end of every prompt after block `compare_layer`.
-    """
-    hidden = decoder.embed(params, tokens)  # [B, N, D]
-    # the picture lies between its two marks: slots 1 to picture - 2
-    hidden = hidden.at[:, 1 : plan.picture - 1].set(visual)
-    positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
-    angles = rope.angles(config.rope, positions)
-    block, attend = decoder.DecoderBlock(config), partial(attend_packed, plan)
-    looks = ends = None
-    for layer, weights in enumerate(params["layers"]):
-        hidden, far = block.apply(
-            {"params": weights}, hidden, angles, attend
-        )  # far: [B, H, T, picture]
-        if layer == look_layer:
-            # without the mark behind the picture
-            looks = far[:, :, plan.look_index - plan.picture, : plan.picture - 1]
-        if layer == compare_layer:
-            ends = hidden[:, plan.prompt_end]
-    return decoder.logits(config, params, hidden[:, plan.answer_index]), looks, ends
 
 
 def attend_packed(

@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from digit_scenes.model import STEP
-from digit_scenes.questions import TASKS, Box, Question, Tasks, ask
+from digit_scenes.questions import TASKS, Question, Tasks, ask
 from digit_scenes.scenes import Scene
 
 # Tokens of the question and of the answer; every question of a task has the same length.
@@ -127,29 +126,6 @@ class Plan:
         return np.concatenate(parts).astype(np.int32)
 
     @functools.cached_property
-    def prompt_end(self) -> np.ndarray:
-        """Slot from which the first answer token of each question is predicted, [Q] int32."""
-        pairs = zip(self.starts, self.tasks, strict=True)
-        ends = [start + self.lengths[task][0] + self.marks - 1 for start, task in pairs]
-        return np.array(ends, np.int32)
-
-    @functools.cached_property
-    def look_index(self) -> np.ndarray:
-        """Slots that have to find the digits of their question in the picture, [K] int32.
-
-        The last slot of every prompt, and those that precede a coordinate.
-        """
-        parts = []
-        for last, task in zip(self.prompt_end.tolist(), self.tasks, strict=True):
-            parts += [last] + [last + i for i in (1, 3, 5, 7) if task == "grounding"]
-        return np.array(parts, np.int32)
-
-    @functools.cached_property
-    def look_question(self) -> np.ndarray:
-        """Question that each entry of `look_index` belongs to, [K] int32."""
-        return self.segment[self.look_index]
-
-    @functools.cached_property
     def answer_task(self) -> np.ndarray:
         """Question that each entry of `answer_index` belongs to, [A] int32."""
         return self.segment[self.answer_index]
@@ -197,70 +173,3 @@ def draw(
 ) -> list[Question | None]:
     """Draw the questions of one packed sequence; None where a scene allows none."""
     return [ask(random, scene, task, tasks) for task in plan.tasks]
-
-
-def encode(
-    tokenizer: Tokenizer,
-    plan: Plan,
-    questions: Sequence[Sequence[Question | None]],
-    canvas: int,
-) -> dict[str, np.ndarray]:
-    """Tokenise packed questions of B scenes on a canvas of that many pixels along a side.
-
-    Returns:
-        "tokens" [B, N] int32, "answers" [B, A] int32 (-1: nothing to learn here) and "box"
-        [B, Q, 4] float32, the true box in coordinate words (-1 without one), "look" [B, Q, 2, W]
-        bool, the visual tokens of the question's subject and of its other digit, "apart"
-        [B, Q, 2] float32, how far right of and below the subject the other digit is (in canvases),
-        and "share" [B, Q, W] float32, the part of a digit that each visual token holds, for
-        counting: its sum is the answer.
-    """
-    box = np.full((len(questions), len(plan.tasks), 4), -1, np.float32)
-    look = np.zeros((len(questions), len(plan.tasks), 2, plan.grid**2), bool)
-    apart = np.zeros((len(questions), len(plan.tasks), 2), np.float32)
-    share = np.zeros((len(questions), len(plan.tasks), plan.grid**2), np.float32)
-    for row, asked in enumerate(questions):
-        for number, question in enumerate(asked):
-            if question is None:
-                continue
-            for kind, boxes in enumerate((question.subject, question.other)):
-                for found in boxes:
-                    look[row, number, kind] |= find_covered(found, canvas, plan.grid)
-            if question.task == "counting":
-                share[row, number] = sum(
-                    measure_shares(b, canvas, plan.grid) for b in question.subject
-                )
-            if question.other:
-                a, b = np.array(question.subject[0]), np.array(question.other[0])
-                apart[row, number] = ((b - a)[:2] + (b - a)[2:]) / (2 * canvas)
-            if question.box is not None:
-                box[row, number] = np.array(question.box) * (1000 / STEP / canvas)
-    taught = {"box": box, "look": look, "apart": apart, "share": share}
-    return {**Encoder(tokenizer, plan)(questions), **taught}
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def find_covered(box: Box, canvas: int, grid: int) -> np.ndarray:
-    """Return which visual tokens lie by at least 0.4 of their area under a box, [W] bool.
-
-    `canvas` is the side of the picture in pixels, `grid` in visual tokens.
-    """
-    cell = canvas / grid
-    return _measure_areas(box, canvas, grid) >= 0.4 * cell * cell
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def measure_shares(box: Box, canvas: int, grid: int) -> np.ndarray:
-    """Return which part of a box lies under each visual token, [W] float32; they sum to 1."""
-    x1, y1, x2, y2 = box
-    return (_measure_areas(box, canvas, grid) / ((x2 - x1) * (y2 - y1))).astype(np.float32)
-
-
-def _measure_areas(box: Box, canvas: int, grid: int) -> np.ndarray:
-    """Return the area of each visual token under a box in pixels, [W]."""
-    cell = canvas / grid
-    edges = np.arange(grid) * cell
-    x1, y1, x2, y2 = box
-    wide = np.clip(np.minimum(edges + cell, x2) - np.maximum(edges, x1), 0, None)
-    tall = np.clip(np.minimum(edges + cell, y2) - np.maximum(edges, y1), 0, None)
-    return np.outer(tall, wide).reshape(-1)

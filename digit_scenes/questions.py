@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from digit_scenes.model import STEP
 from digit_scenes.scenes import COLOUR_NAMES, Digit, Scene
 
+STEP = 10  # distance between neighbouring coordinate words, in thousandths of the canvas
 DIRECTIONS = ("left of", "right of", "above", "below")
 NEGATIVES = ("random", "popular", "adversarial")
 _CLEAR = 20  # two digits count as beside each other when their middles are this far apart

@@ -1,6 +1,6 @@
 """Write the test sets as TSV files, one a task, in the format of real benchmarks.
 
-    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test] [--size small]
+    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test]
 
 The same seeds give the same bytes. Several questions share a picture: later rows hold the index of
 the row that carries it. The column `split` names digits and seed, such as "test-0".
@@ -20,8 +20,7 @@ from PIL import Image
 
 from digit_scenes import digits
 from digit_scenes.questions import NEGATIVES, TASKS, Box, Question, Tasks, ask, ask_existence
-from digit_scenes.scenes import Scene
-from digit_scenes.setting import SETTINGS, SMALL, Setting
+from digit_scenes.scenes import Scene, render
 
 _PLAIN = ("index", "image", "question", "answer", "split")
 COLUMNS = {
@@ -60,7 +59,6 @@ def write(
     num_scenes: int = 80,
     seeds: Sequence[int] = (0,),
     split: str = "test",
-    setting: Setting = SMALL,
 ) -> list[pathlib.Path]:
     """Write DigitScenes_TASK.tsv for every task; return the files.
 
@@ -69,7 +67,6 @@ def write(
             scenes of all of them.
         split: "test" digits, or "calibration": digits that the model was trained on, in scenes
             that it was not, for choosing settings.
-        setting: the recipe's, for its canvas; the benchmark is that of the small one.
 
     Raises:
         ValueError: unknown split.
@@ -78,7 +75,7 @@ def write(
     def draw(
         random: np.random.Generator, source: digits.DigitSet, count: int
     ) -> tuple[Scene, np.ndarray]:
-        scene = setting.render(random, source, count)
+        scene = render(random, source, count)
         return scene, scene.pixels
 
     return write_rows(folder, draw, TASKS, COLUMNS, num_scenes, seeds, split)
@@ -171,11 +168,8 @@ def read_arguments(about: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the files named on the command line."""
-    parser = read_arguments(__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=tuple(SETTINGS), default=SMALL.name)
-    options = parser.parse_args(argv)
-    setting = SETTINGS[options.size]
-    for path in write(options.folder, options.scenes, options.seeds, options.split, setting):
+    options = read_arguments(__doc__.splitlines()[0]).parse_args(argv)
+    for path in write(options.folder, options.scenes, options.seeds, options.split):
         print(path)
 
 

@@ -1,24 +1,18 @@
-"""Digit scenes: reproducible data, answers right by construction, packing that changes nothing."""
+"""Digit scenes: reproducible data, answers right by construction."""
 
 import base64
 import collections
 import csv
-import dataclasses
 import hashlib
 import io
 
-import jax
 import numpy as np
 import pytest
-from helpers.asked import check_contents, check_packed
+from helpers.asked import check_contents
 from PIL import Image
 
-from digit_scenes import answering, dense, digits, model, packing, questions, scenes, tower, tsv
+from digit_scenes import digits, packing, questions, scenes, tsv
 from digit_scenes import tokenizer as words
-from digit_scenes.packed import compute_answer_logits
-from digit_scenes.setting import SMALL
-from ivc_jax.config import DecoderConfig, RopeConfig
-from ivc_jax.nn import decoder
 
 
 @pytest.fixture(scope="module")
@@ -128,58 +122,6 @@ def test_every_word_is_one_token_and_lengths_hold(tokenizer, drawn):
                 assert tokenizer.decode(tokenizer.encode(q.text).ids) == q.text
 
 
-def test_dense_targets_name_the_digit_under_a_token():
-    digit = scenes.Digit(4, 2, (32, 48, 64, 80))  # tokens are 16 pixels: columns 2, 3, rows 3, 4
-    scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (digit,))
-    wanted = dense.make_targets([scene], cell=16)
-    label = wanted["label"].reshape(12, 12)
-    assert (label[3:5, 2:4] == 4).all()
-    assert (label != 10).sum() == 4
-    assert wanted["colour"].reshape(12, 12)[3, 2] == 2
-    place = wanted["place"].reshape(12, 12, 6)[3, 2] * model.STEP / 1000 * 192
-    np.testing.assert_allclose(place, [32, 48, 64, 80, 40, 56], rtol=1e-6)
-    assert packing.find_covered(digit.box, 192, 12).reshape(12, 12).sum() == 4
-
-
-def test_quarters_keep_tokens_together():
-    grid = np.arange(144).reshape(1, 144)
-    quarters = tower.quarter(grid)
-    assert quarters.shape == (4, 36)
-    np.testing.assert_array_equal(quarters[1, :7], [6, 7, 8, 9, 10, 11, 18])
-    np.testing.assert_array_equal(quarters[2, 0], 72)
-
-
-def _tiny(vocab_size: int) -> DecoderConfig:
-    return DecoderConfig(
-        num_layers=3,
-        hidden_size=24,
-        intermediate_size=32,
-        num_heads=2,
-        num_kv_heads=2,
-        vocab_size=vocab_size,
-        rope=RopeConfig(head_dim=12, theta=1e4, sections=(2, 2, 2)),
-        tie_embeddings=True,
-    )
-
-
-def test_packed_questions_equal_single_ones(tokenizer, drawn):
-    config = _tiny(tokenizer.get_vocab_size())
-    scene = next(s for s in drawn if len(s.digits) == 9)
-    layout = packing.Plan(("grounding", "existence", "reading", "grounding", "counting"), grid=12)
-    batch = answering.pack(np.random.default_rng(2), tokenizer, layout, [scene])
-    bundled = model.make_model_config(SMALL, words.find_special_ids(tokenizer), config.vocab_size)
-    small = dataclasses.replace(bundled.vision, depth=1, embed_dim=8, num_heads=1, mlp_dim=8)
-    sizes = dataclasses.replace(bundled, decoder=config, vision=small)
-    params = jax.jit(lambda key: decoder.init_params(sizes, key)["decoder"])(jax.random.key(0))
-    visual = jax.random.normal(jax.random.key(1), (1, 144, 24))
-    packed, *_ = jax.jit(
-        lambda p: compute_answer_logits(
-            config, p, layout, batch["tokens"], visual, look_layer=2, compare_layer=2
-        )
-    )(params)
-    check_packed(packed, config, params, layout, batch, visual)
-
-
 def test_tsv_rows(tmp_path):
     first = tsv.write(tmp_path / "a", num_scenes=7, seeds=(4,))
     again = tsv.write(tmp_path / "b", num_scenes=7, seeds=(4,))
@@ -226,13 +168,3 @@ def test_calibration_scenes_are_others(tmp_path):
     assert "calibration-0" in calibration
     with pytest.raises(ValueError, match="unknown split 'train'; known: test, calibration"):
         tsv.write(tmp_path, split="train")
-
-
-def test_shares_of_a_digit_add_up():
-    share = packing.measure_shares((17, 30, 51, 64), 192, 12)
-    assert share.dtype == np.float32
-    np.testing.assert_allclose(share.sum(), 1, rtol=1e-6)
-    grid = share.reshape(12, 12)  # cells of 16 pixels
-    np.testing.assert_allclose(grid[2, 1], 15 * 16 / 34**2, rtol=1e-6)
-    assert not grid[0].any()
-    assert not grid[:, 0].any()
