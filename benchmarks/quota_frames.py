@@ -30,7 +30,7 @@ import ivc_jax
 from digit_scenes import digits
 from digit_scenes.film_questions import TASKS, draw_questions
 from digit_scenes.films import MOST_DIGITS, Film, Timing, draw_film
-from digit_scenes.scenes import COLOUR_NAMES
+from digit_scenes.glyphs import COLOUR_NAMES
 from ivc_jax.commands.origin import find_commit, name_model
 from ivc_jax.engine.prefill import encode
 from ivc_jax.inputs.bucket import Buckets, collate
@@ -151,7 +151,7 @@ def rate(texts: list[str], film: Film, index: np.ndarray, scorer) -> dict[str, l
             any(
                 actor.locate(int(frame), film.timing.rate) is not None
                 for actor in film.actors
-                if {actor.name, str(actor.label)} & set(own)
+                if {actor.name, str(actor.glyph.label)} & set(own)
             )
             for frame in index
         ]

@@ -1,4 +1,4 @@
-"""Digit scenes: a small grounded benchmark of real handwriting, and the model trained on it."""
+"""Digit scenes: a grounded benchmark of real handwriting, and models that know places from RoPE."""
 
 import pathlib
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from digit_scenes.films import Actor, Film
 
-_CLEAR = 8  # a half of the canvas begins an eighth of its side behind the middle
+_CLEAR = 8  # a half of the frame begins an eighth of its side behind the middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def list_where(film: Film) -> Iterator[FilmQuestion]:
             if corner := _find_corner(actor, second, film):
                 text = f"Where is the {actor.name} after {second} seconds?"
                 yield FilmQuestion(text, corner, "place")
-        (x1, y1), (x2, y2) = actor.start, actor.end
+        (y1, x1), (y2, x2) = actor.start, actor.end
         if actor.start != actor.end:
             way = ("right" if x2 > x1 else "left") if x1 != x2 else ("down" if y2 > y1 else "up")
             yield FilmQuestion(f"Which way does the {actor.name} move?", way, "way")
@@ -61,7 +61,7 @@ def list_colour(film: Film) -> Iterator[FilmQuestion]:
     """Ask for the colour of a digit, which is there for a part of the film; worded as of scenes."""
     for actor in film.actors:
         colour = actor.name.split()[0]
-        yield FilmQuestion(f"What colour is the {actor.label}?", colour, "colour")
+        yield FilmQuestion(f"What colour is the {actor.glyph.label}?", colour, "colour")
 
 
 TASKS: Mapping[str, Callable[[Film], Iterator[FilmQuestion]]] = {
@@ -81,17 +81,15 @@ def draw_questions(
 
 
 def _find_corner(actor: Actor, second: int, film: Film) -> str | None:
-    """Name the quarter of the canvas that a digit is in; None near the middle lines."""
-    size = film.timing.size
+    """Name the quarter of the frame that a digit's cell is in; None near the middle lines."""
+    grid = film.timing.grid
     place = actor.locate(second * film.timing.rate, film.timing.rate)
     if place is None:
         return None
     names = []
-    for value, (low, high) in zip(
-        (place[1], place[0]), (("upper", "lower"), ("left", "right")), strict=True
-    ):
-        off = value + actor.side / 2 - size / 2  # from the middle line
-        if abs(off) < size / _CLEAR:
+    for value, (low, high) in zip(place, (("upper", "lower"), ("left", "right")), strict=True):
+        off = value + 0.5 - grid / 2  # from the middle line
+        if abs(off) < grid / _CLEAR:
             return None
         names.append(high if off > 0 else low)
     return " ".join(names)

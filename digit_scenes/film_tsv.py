@@ -1,7 +1,7 @@
 """Write video benchmarks as TSV files, one a task, with an MP4 file for each film.
 
     python -m digit_scenes.film_tsv FOLDER [--scenes 40] [--seeds 0] [--split test]
-        [--seconds 8] [--rate 4] [--size 192] [--inline]
+        [--seconds 8] [--rate 4] [--grid 16] [--inline]
 
 The files are DigitVideos_when.tsv, _where, _order and _colour; a column `video` holds the path of a
 film, seen from the file, or with --inline the film itself. Several questions share a film: later
@@ -49,13 +49,11 @@ def write(
         inline: write films into the cells, as base64.
 
     Raises:
-        ValueError: unknown split, or an odd size, which H.264 does not have.
+        ValueError: unknown split.
     """
     timing = timing or Timing()
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    if timing.size % 2:
-        raise ValueError(f"the size of a film must be even, got {timing.size}")
     kind, first = SPLITS[split]
     folder = pathlib.Path(folder)
     (folder if inline else folder / "films").mkdir(parents=True, exist_ok=True)
@@ -110,10 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(scenes=40)
     parser.add_argument("--seconds", type=int, default=Timing.seconds)
     parser.add_argument("--rate", type=int, default=Timing.rate)
-    parser.add_argument("--size", type=int, default=Timing.size)
     parser.add_argument("--inline", action="store_true")
     options = parser.parse_args(argv)
-    timing = Timing(options.seconds, options.rate, options.size)
+    timing = Timing(options.seconds, options.rate, options.grid)
     for path in write(
         *(options.folder, options.scenes, options.seeds, options.split, timing, options.inline)
     ):

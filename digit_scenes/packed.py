@@ -1,15 +1,47 @@
-"""Attention over packed questions.
+"""The decoder over packed questions.
 
-Most of the N x N mask of a packed sequence is empty: the picture is attended once, and every
-question looks at the picture and at its own slots.
+The blocks are the library's own. Only the attention between them is written out here, because most
+of the N x N mask of a packed sequence is empty: the picture is attended once, and every question
+looks at the picture and at its own slots.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digit_scenes.loop import Params
 from digit_scenes.packing import Plan
+from ivc_jax.config import DecoderConfig
+from ivc_jax.nn import decoder, rope
 from ivc_jax.nn.attention import attend
+
+
+def compute_answer_logits(
+    config: DecoderConfig,
+    params: Params,
+    plan: Plan,
+    tokens: jax.Array,
+    visual: jax.Array,
+    seen: jax.Array | None = None,
+) -> jax.Array:
+    """Run packed sequences [B, N] behind visual tokens [B, W, D]; return logits [B, A, vocab].
+
+    Args:
+        seen: bool [L, B, H, W], the visual tokens that a head of a block may look at; None is all.
+    """
+    hidden = decoder.embed(params, tokens)  # [B, N, D]
+    # the picture lies between its two marks: slots 1 to picture - 2
+    hidden = hidden.at[:, 1 : plan.picture - 1].set(visual)
+    positions = jnp.broadcast_to(plan.positions[:, None], (3, *tokens.shape))
+    angles = rope.angles(config.rope, positions)
+    if seen is not None:  # the marks around the picture are seen by all
+        seen = jnp.pad(seen, 3 * [(0, 0)] + [(1, 1)], constant_values=True)
+    for layer, block in enumerate(params["layers"]):
+        look = functools.partial(attend_packed, plan, seen=None if seen is None else seen[layer])
+        hidden, _ = decoder.run_layer(config, block, hidden, angles, look)
+    return decoder.logits(config, params, hidden[:, plan.answer_index])
 
 
 def attend_packed(
@@ -18,15 +50,14 @@ def attend_packed(
     keys: jax.Array,
     values: jax.Array,
     seen: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, None]:
     """Attend as `plan.mask` says, without forming the N x N scores.
 
     Args:
         seen: bool [B, H, picture], slots of the picture that a head may look at; None is all.
 
     Returns:
-        The mixed values [B, N, H, C], and the probabilities [B, H, T, picture] with which the T
-        question slots look at the picture.
+        The mixed values [B, N, H, C], and nothing else for the block to hand on.
     """
     # The N x N scores of a picture and two runs of questions; what is formed:
     #
@@ -67,4 +98,4 @@ def attend_packed(
         own = values[:, begin : begin + size].reshape(B, count, length, H, C)
         parts.append(jnp.einsum("bhnqk,bnkhc->bnqhc", block, own).reshape(B, size, H, C))
         at += size
-    return jnp.concatenate([picture, mixed + jnp.concatenate(parts, axis=1)], axis=1), far
+    return jnp.concatenate([picture, mixed + jnp.concatenate(parts, axis=1)], axis=1), None

@@ -12,23 +12,13 @@ Positions restart after the picture, so every question meets exactly what it wou
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from digit_scenes.questions import TASKS, Question, Tasks, ask
+from digit_scenes.questions import LENGTHS, Question, ask
 from digit_scenes.scenes import Scene
-
-# Tokens of the question and of the answer; every question of a task has the same length.
-LENGTHS = {
-    "grounding": (5, 9),
-    "reading": (7, 1),
-    "relations": (8, 1),
-    "existence": (6, 1),
-    "colour": (6, 1),
-    "counting": (4, 1),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +28,15 @@ class Plan:
     Attributes:
         tasks: one entry a question.
         grid: visual tokens along a side of what is shown of the picture.
-        lengths: tokens of the question and of the answer, by task.
         line: all slots are numbered on one line, instead of visual tokens by row and column.
-        direct: an answer follows the last word of its question; its full stop or question mark and
-            the marks of the turns are left out.
         whole: visual tokens along a side of the whole picture, if only its top left corner is
             shown: all slots are numbered as they are behind the whole.
     """
 
     tasks: tuple[str, ...]
     grid: int
-    lengths: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LENGTHS)
     line: bool = False
-    direct: bool = False
     whole: int | None = None
-
-    @property
-    def marks(self) -> int:
-        """Slots of <|im_end|><|im_start|> between a question and its answer."""
-        return 0 if self.direct else 2
 
     @property
     def picture(self) -> int:
@@ -84,8 +64,8 @@ class Plan:
         return tuple(runs)
 
     def count_slots(self, task: str) -> int:
-        """Count the slots of a question, the marks behind it, and its answer."""
-        return sum(self.lengths[task]) + self.marks
+        """Count the slots of a question and its answer, which follows its last word."""
+        return sum(LENGTHS[task])
 
     @functools.cached_property
     def segment(self) -> np.ndarray:
@@ -121,8 +101,8 @@ class Plan:
         """Slots whose prediction is an answer token or the end that follows it, [A] int32."""
         parts = []
         for start, task in zip(self.starts, self.tasks, strict=True):
-            question, answer = self.lengths[task]
-            parts.append(start + question + self.marks - 1 + np.arange(answer + 1))
+            question, answer = LENGTHS[task]
+            parts.append(start + question - 1 + np.arange(answer + 1))
         return np.concatenate(parts).astype(np.int32)
 
     @functools.cached_property
@@ -138,7 +118,6 @@ class Encoder:
         self.plan = plan
         find = tokenizer.token_to_id
         self._end = find("<|im_end|>")
-        self._marks = [] if plan.direct else [self._end, find("<|im_start|>")]
         picture = ["<|vision_start|>", *["<|image_pad|>"] * plan.grid**2, "<|vision_end|>"]
         self._blank = np.full(plan.length, find("<|endoftext|>"), np.int32)
         self._blank[: plan.picture] = [find(name) for name in picture]
@@ -157,19 +136,17 @@ class Encoder:
             at = 0
             for start, task, question in zip(plan.starts, plan.tasks, mine, strict=True):
                 if question is not None:
-                    asked = question.text.rstrip(".?") if plan.direct else question.text
-                    text, answer = self._read(asked), self._read(question.answer)
-                    if (len(text), len(answer)) != plan.lengths[task]:
+                    text = self._read(question.text.rstrip(".?"))
+                    answer = self._read(question.answer)
+                    if (len(text), len(answer)) != LENGTHS[task]:
                         raise ValueError(f"{question} has {len(text)} + {len(answer)} tokens")
-                    slots = [*text, *self._marks, *answer]
+                    slots = [*text, *answer]
                     tokens[row, start : start + len(slots)] = slots
                     answers[row, at : at + len(answer) + 1] = [*answer, self._end]
-                at += plan.lengths[task][1] + 1
+                at += LENGTHS[task][1] + 1
         return {"tokens": tokens, "answers": answers}
 
 
-def draw(
-    random: np.random.Generator, scene: Scene, plan: Plan, tasks: Tasks = TASKS
-) -> list[Question | None]:
+def draw(random: np.random.Generator, scene: Scene, plan: Plan) -> list[Question | None]:
     """Draw the questions of one packed sequence; None where a scene allows none."""
-    return [ask(random, scene, task, tasks) for task in plan.tasks]
+    return [ask(random, scene, task) for task in plan.tasks]

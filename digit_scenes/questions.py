@@ -1,6 +1,7 @@
 """Questions about a scene, with answers that are right by construction.
 
-Coordinates in words are thousandths of the canvas, as Qwen2-VL prints boxes, in multiples of ten.
+Coordinates in words are thousandths of the picture, as Qwen2-VL prints boxes, and those of borders
+between cells: a box in words is that of a cell.
 """
 
 import dataclasses
@@ -9,14 +10,23 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from digit_scenes.scenes import COLOUR_NAMES, Digit, Scene
+from digit_scenes.glyphs import CELL, COLOUR_NAMES, Box
+from digit_scenes.scenes import Digit, Scene
 
-STEP = 10  # distance between neighbouring coordinate words, in thousandths of the canvas
 DIRECTIONS = ("left of", "right of", "above", "below")
 NEGATIVES = ("random", "popular", "adversarial")
-_CLEAR = 20  # two digits count as beside each other when their middles are this far apart
-
-Box = tuple[int, int, int, int]
+# Middles of digits in one column are at most 4 pixels apart, in two at least 12.
+_CLEAR = CELL / 2
+# Tokens of the question (without the mark that ends it) and of the answer; every question of a task
+# has the same length.
+LENGTHS = {
+    "grounding": (4, 4),
+    "reading": (6, 1),
+    "relations": (7, 1),
+    "existence": (5, 1),
+    "colour": (5, 1),
+    "counting": (3, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +34,6 @@ class Question:
     """A question, the answer the model is taught, and what scoring needs.
 
     `box` is the true box in pixels (grounding), `category` the kind of question (existence).
-    `subject` and `other` hold the boxes of the digits that the answer depends on, `other` those of
-    the second digit of a relation; training points attention at them.
     """
 
     task: str
@@ -33,13 +41,17 @@ class Question:
     answer: str
     box: Box | None = None
     category: str = ""
-    subject: tuple[Box, ...] = ()
-    other: tuple[Box, ...] = ()
 
 
-def to_word(pixel: float, size: int) -> int:
-    """Round a pixel coordinate to a coordinate word, 0 to 1000 in steps of ten."""
-    return int(pixel * 1000 / size / STEP + 0.5) * STEP
+def to_word(border: int, grid: int) -> int:
+    """Name a border between cells, 0 to grid, in thousandths of the picture, rounded half up."""
+    return (2000 * border + grid) // (2 * grid)
+
+
+def write_box(cell: tuple[int, int], grid: int) -> str:
+    """Write the box of a cell (row, column) as (x1,y1),(x2,y2)."""
+    (y1, x1), (y2, x2) = ([to_word(place + far, grid) for place in cell] for far in (0, 1))
+    return f"({x1},{y1}),({x2},{y2})"
 
 
 def list_unique(scene: Scene) -> list[Digit]:
@@ -58,47 +70,34 @@ def ask_grounding(random: np.random.Generator, scene: Scene) -> Question | None:
     if not (options := list_unique(scene)):
         return None
     digit = choose(random, options)
-    x1, y1, x2, y2 = (to_word(value, scene.size) for value in digit.box)
-    answer = f"({x1},{y1}),({x2},{y2})"
-    text = f"Locate the {digit.name}."
-    return Question("grounding", text, answer, box=digit.box, subject=(digit.box,))
+    text, answer = f"Locate the {digit.name}.", write_box(digit.cell, scene.grid)
+    return Question("grounding", text, answer, box=digit.box)
 
 
 def ask_reading(random: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask which digit lies at a point, somewhere in the middle half of its box."""
+    """Ask which digit lies in a box."""
     digit = choose(random, list(scene.digits))
-    side = digit.box[2] - digit.box[0]
-    shift = (random.random(2) - 0.5) * side / 2
-    x, y = (to_word(c + d, scene.size) for c, d in zip(digit.centre, shift, strict=True))
-    text = f"Digit at ({x},{y})?"
-    return Question("reading", text, str(digit.label), subject=(digit.box,))
+    return Question("reading", f"Digit in {write_box(digit.cell, scene.grid)}?", str(digit.label))
 
 
-def ask_relations(
-    random: np.random.Generator, scene: Scene, clear: float = _CLEAR
-) -> Question | None:
-    """Ask whether one digit is left of, right of, above or below another.
-
-    Args:
-        clear: least distance of their middles along that axis in pixels.
-    """
+def ask_relations(random: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask whether one digit is left of, right of, above or below another."""
     options = list_unique(scene)
     if len(options) < 2:
         return None
     a, b = (options[i] for i in random.permutation(len(options))[:2])
     axis = int(random.integers(2))
     apart = b.centre[axis] - a.centre[axis]
-    if abs(apart) < clear:
+    if abs(apart) < _CLEAR:
         return None
     want = bool(random.integers(2))
     direction = DIRECTIONS[2 * axis + int((apart > 0) != want)]
     text = write_relation(a.name, direction, b.name)
-    answer = "Yes" if want else "No"
-    return Question("relations", text, answer, subject=(a.box,), other=(b.box,))
+    return Question("relations", text, "Yes" if want else "No")
 
 
 def write_relation(first: str, direction: str, second: str) -> str:
-    """Write the question; all four directions take eight tokens, which packing relies on."""
+    """Write the question; all four directions take as many tokens, which packing relies on."""
     article = "" if direction.endswith("of") else "the "
     return f"Is {article}{first} {direction} {second}?"
 
@@ -127,9 +126,8 @@ def ask_existence(
         if not options:
             return None
         pair = choose(random, options)
-    boxes = tuple(d.box for d in scene.digits if (d.colour, d.label) == pair)
     text, answer = _write_existence(f"{COLOUR_NAMES[pair[0]]} {pair[1]}"), "Yes" if want else "No"
-    return Question("existence", text, answer, category=category, subject=boxes)
+    return Question("existence", text, answer, category=category)
 
 
 def _write_existence(name: str) -> str:
@@ -143,8 +141,7 @@ def ask_colour(random: np.random.Generator, scene: Scene) -> Question | None:
     if not options:
         return None
     digit = choose(random, options)
-    text = f"What colour is the {digit.label}?"
-    return Question("colour", text, COLOUR_NAMES[digit.colour], subject=(digit.box,))
+    return Question("colour", f"What colour is the {digit.label}?", COLOUR_NAMES[digit.colour])
 
 
 def ask_counting(random: np.random.Generator, scene: Scene) -> Question | None:
@@ -152,17 +149,13 @@ def ask_counting(random: np.random.Generator, scene: Scene) -> Question | None:
     if len(scene.digits) > 9:
         return None
     if random.random() < 0.4:
-        boxes = tuple(digit.box for digit in scene.digits)
-        return Question("counting", "How many digits?", str(len(boxes)), subject=boxes)
+        return Question("counting", "How many digits?", str(len(scene.digits)))
     there = [digit.colour for digit in scene.digits]
     pick = choose(random, there) if random.random() < 0.8 else int(random.integers(8))
-    text = f"How many {COLOUR_NAMES[pick]}?"
-    boxes = tuple(digit.box for digit in scene.digits if digit.colour == pick)
-    return Question("counting", text, str(len(boxes)), subject=boxes)
+    return Question("counting", f"How many {COLOUR_NAMES[pick]}?", str(there.count(pick)))
 
 
-Tasks = Mapping[str, Callable[[np.random.Generator, Scene], Question | None]]
-TASKS: Tasks = {
+TASKS: Mapping[str, Callable[[np.random.Generator, Scene], Question | None]] = {
     "grounding": ask_grounding,
     "reading": ask_reading,
     "relations": ask_relations,
@@ -172,27 +165,17 @@ TASKS: Tasks = {
 }
 
 
-def ask(
-    random: np.random.Generator, scene: Scene, task: str, tasks: Tasks = TASKS, attempts: int = 6
-) -> Question | None:
-    """Draw a question of a task of `tasks`; None where the scene allows none."""
+def ask(random: np.random.Generator, scene: Scene, task: str, attempts: int = 6) -> Question | None:
+    """Draw a question of a task; None where the scene allows none."""
     for _ in range(attempts):
-        question = tasks[task](random, scene)
+        question = TASKS[task](random, scene)
         if question is not None:
             return question
     return None
 
 
-def list_texts() -> list[str]:
-    """Return texts that hold every word of every question and answer."""
-    texts = list_plain_texts()
-    for value in range(0, 1001, STEP):
-        texts += [f"Digit at ({value},{value})?", f"({value},{value}),({value},{value})"]
-    return texts
-
-
-def list_plain_texts() -> list[str]:
-    """Return texts that hold every word but coordinates, and the texts around these."""
+def list_texts(grid: int) -> list[str]:
+    """Return texts that hold every word of every question and answer on such a grid."""
     names = [f"{c} {d}" for c in COLOUR_NAMES for d in range(10)]
     texts = [f"Locate the {name}." for name in names]
     texts += [write_relation(name, way, name) for name in names for way in DIRECTIONS]
@@ -200,4 +183,7 @@ def list_plain_texts() -> list[str]:
     texts += [f"What colour is the {d}?" for d in range(10)]
     texts += ["How many digits?", "Yes", "No", *COLOUR_NAMES, *map(str, range(10))]
     texts += [f"How many {name}?" for name in COLOUR_NAMES]
+    for place in range(grid):
+        box = write_box((place, place), grid)
+        texts += [f"Digit in {box}?", box]
     return texts

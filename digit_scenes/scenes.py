@@ -1,7 +1,6 @@
-"""Scenes: handwritten digits scattered, scaled and coloured over a textured canvas.
+"""Scenes: handwritten digits, each inside one cell of a square grid.
 
-All arithmetic on pixels is on whole numbers (where a matrix product holds them as floats, they are
-exact), so a seed gives the same picture on every machine.
+A cell is what becomes one visual token; the ground says nothing about place.
 """
 
 import dataclasses
@@ -10,24 +9,10 @@ import functools
 import numpy as np
 
 from digit_scenes.digits import DigitSet
+from digit_scenes.glyphs import CELL, COLOUR_NAMES, COLOURS, Box, draw_glyph, draw_ground
 
-SIZE = 192
-SIDES = (24, 44)  # least and greatest side of a digit in pixels
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (228, 48, 44),
-    "orange": (244, 148, 28),
-    "yellow": (240, 232, 60),
-    "green": (52, 196, 76),
-    "cyan": (64, 222, 226),
-    "blue": (60, 100, 250),
-    "purple": (176, 72, 216),
-    "white": (246, 246, 246),
-}
-COLOUR_NAMES = tuple(COLOURS)
-FRAME = 3
-_CROWDED = 10  # from this number of digits on (of that canvas), they are smaller and on a grid
-_BLOTCHES = 7  # along a side
-_TINT = 48  # how far red and blue drift from green across the canvas
+GRID = 16  # cells along a side of the pictures of the benchmark
+GROUND = 10  # the label of a cell without a digit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +21,7 @@ class Digit:
 
     label: int
     colour: int
-    box: tuple[int, int, int, int]
+    box: Box
 
     @property
     def name(self) -> str:
@@ -49,138 +34,114 @@ class Digit:
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
 
+    @property
+    def cell(self) -> tuple[int, int]:
+        """The row and the column of the cell that it lies in."""
+        x1, y1, _, _ = self.box
+        return y1 // CELL, x1 // CELL
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture [size, size, 3] uint8 and the digits in it."""
+    """Digits on a grid of `grid` x `grid` cells."""
 
-    pixels: np.ndarray
+    grid: int
     digits: tuple[Digit, ...]
 
     @property
     def size(self) -> int:
-        """Side of the square canvas in pixels."""
-        return self.pixels.shape[0]
+        """Side of the picture in pixels."""
+        return self.grid * CELL
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Pictures of single cells.
+
+    Attributes:
+        pixels: uint8 [n, CELL, CELL, 3].
+        label: int32 [n], the digit, or GROUND.
+        colour: int32 [n], an index of COLOUR_NAMES, or their number where there is no digit.
+        box: int32 [n, 4], of the digit inside its cell; zeros where there is none.
+    """
+
+    pixels: np.ndarray
+    label: np.ndarray
+    colour: np.ndarray
+    box: np.ndarray
+
+    @functools.cached_property
+    def with_digit(self) -> np.ndarray:
+        """Indices of the cells that hold a digit."""
+        return np.flatnonzero(self.label != GROUND)
+
+    @functools.cached_property
+    def ground(self) -> np.ndarray:
+        """Indices of those that hold none."""
+        return np.flatnonzero(self.label == GROUND)
+
+
+def draw_cells(random: np.random.Generator, source: DigitSet, digits: int, ground: int) -> Cells:
+    """Draw so many cells with a digit of `source`, and so many without."""
+    pixels = np.empty((digits + ground, CELL, CELL, 3), np.uint8)
+    label = np.full(len(pixels), GROUND, np.int32)
+    colour = np.full(len(pixels), len(COLOURS), np.int32)
+    box = np.zeros((len(pixels), 4), np.int32)
+    for i in range(len(pixels)):
+        canvas = draw_ground(random)
+        if i < digits:
+            glyph = draw_glyph(random, source)
+            glyph.stamp(canvas, source)
+            label[i], colour[i], box[i] = glyph.label, glyph.colour, glyph.box
+        pixels[i] = np.clip(canvas, 0, 255)
+    return Cells(pixels, label, colour, box)
+
+
+def arrange(
+    random: np.random.Generator, cells: Cells, num_digits: int, grid: int, side: int | None = None
+) -> tuple[Scene, np.ndarray]:
+    """Arrange drawn cells into a scene; every cell shown is as likely to hold a digit.
+
+    Args:
+        side: cells along a side of the top left corner that is shown; None shows the whole grid.
+
+    Returns:
+        The scene, and which of `cells` lies where: int64 [side * side].
+    """
+    side = side or grid
+    where = random.permutation(side * side)[:num_digits]
+    picks = random.choice(cells.ground, side * side)
+    picks[where] = random.choice(cells.with_digit, num_digits)
+    return Scene(grid, tuple(_place(cells, picks[at], at, side) for at in where.tolist())), picks
 
 
 def render(
-    random: np.random.Generator,
-    source: DigitSet,
-    num_digits: int,
-    size: int = SIZE,
-    cues: bool = True,
-    sides: tuple[int, int] = SIDES,
-) -> Scene:
-    """Draw a scene.
+    random: np.random.Generator, source: DigitSet, num_digits: int, grid: int = GRID
+) -> tuple[Scene, np.ndarray]:
+    """Draw a scene of fresh cells; return it and its pixels, uint8 [size, size, 3].
 
-    Args:
-        num_digits: digits wanted; a crowded canvas may end up with fewer.
-        size: side of the canvas in pixels.
-        cues: give the canvas the marks that tell where on it one is, a frame and a slight drift of
-            its tint from left to right and from top to bottom. Without, its blotches are not tied
-            to the canvas either; digits keep off the border all the same.
-        sides: least and greatest side of a digit in pixels; a crowd's are smaller.
+    Raises:
+        ValueError: more digits than cells.
     """
-    canvas = _draw_background(random, size, cues)
-    digits = []
-    for x, y, side in _choose_places(random, num_digits, size, sides):
-        pick = int(random.integers(len(source.labels)))
-        colour = int(random.integers(len(COLOURS)))
-        ink = np.array(COLOURS[COLOUR_NAMES[colour]]) + random.integers(-10, 11, 3)
-        ink = np.clip(ink, 0, 255).astype(np.int32)
-        stamp(canvas, source.tiles[pick], ink, (x, y, side))
-        digits.append(Digit(int(source.labels[pick]), colour, (x, y, x + side, y + side)))
-    if cues:
-        for edge in (np.s_[:FRAME], np.s_[-FRAME:], np.s_[:, :FRAME], np.s_[:, -FRAME:]):
-            canvas[edge] = 16
-    return Scene(np.clip(canvas, 0, 255).astype(np.uint8), tuple(digits))
+    if num_digits > grid * grid:
+        raise ValueError(f"{num_digits} digits need a larger grid than {grid} x {grid} cells")
+    cells = draw_cells(random, source, num_digits, grid * grid - num_digits)
+    # every cell once: those with a digit where chance puts them
+    where = random.permutation(grid * grid)
+    picks = np.empty(grid * grid, np.int64)
+    picks[where] = np.arange(grid * grid)
+    digits = tuple(_place(cells, i, at, grid) for i, at in enumerate(where[:num_digits].tolist()))
+    return Scene(grid, digits), join(cells.pixels[picks], grid)
 
 
-def stamp(
-    canvas: np.ndarray, tile: np.ndarray, ink: np.ndarray, place: tuple[int, int, int]
-) -> None:
-    """Draw a digit onto a canvas int32 [size, size, 3], in place.
-
-    Args:
-        canvas: to draw on.
-        tile: [8, 8], ink from 0 to 16.
-        ink: its colour, int32 [3].
-        place: (x, y, side) of its square.
-    """
-    x, y, side = place
-    weights = make_enlargement(8, side)
-    # [side, side, 1], 256 is opaque
-    alpha = (weights @ tile @ weights.T).astype(np.int32)  # ink 16 is 1 << 20
-    alpha = np.minimum((alpha >> 12) * 5 >> 2, 256)[..., None]  # a quarter bolder than scanned
-    patch = canvas[y : y + side, x : x + side]
-    patch += (ink - patch) * alpha >> 8
+def join(cells: np.ndarray, grid: int) -> np.ndarray:
+    """Join the pictures of cells [grid * grid, CELL, CELL, 3] into one [size, size, 3]."""
+    rows = cells.reshape(grid, grid, CELL, CELL, 3).swapaxes(1, 2)  # [row, y, column, x, 3]
+    return rows.reshape(grid * CELL, grid * CELL, 3)
 
 
-def _draw_background(random: np.random.Generator, size: int, cues: bool) -> np.ndarray:
-    knots, wide, shift = _BLOTCHES, size, (0, 0)
-    if not cues:
-        # Cut from a larger mesh at random: fixed knots and flat borders would mark places.
-        knots, wide = _BLOTCHES + 2, size * (_BLOTCHES + 2) // _BLOTCHES
-        half = size // (2 * _BLOTCHES)
-        shift = random.integers(half + 1, wide - size - half, 2)
-    # [size, knots]: coarse knots become smooth blotches, whole numbers all the way
-    down, right = (make_enlargement(knots, wide)[start : start + size] for start in shift)
-    blotches = (down @ random.integers(-24, 25, (knots, knots)) @ right.T).astype(np.int32) >> 16
-    noise = random.integers(-8, 9, (size, size), dtype=np.int8)
-    grey = (blotches + noise + random.integers(70, 111)).astype(np.int32)
-    canvas = np.repeat(grey[..., None], 3, axis=2)
-    if cues:
-        drift = np.arange(size) * _TINT // size - _TINT // 2
-        canvas[..., 0] += drift[None, :]
-        canvas[..., 2] += drift[:, None]
-    return canvas
-
-
-def _choose_places(
-    random: np.random.Generator, num_digits: int, size: int, sides: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    """Choose (x, y, side) of squares that do not touch each other or the frame."""
-    low, high = FRAME + 1, size - FRAME - 1
-    if num_digits >= _CROWDED * (size * sum(SIDES)) ** 2 // (SIZE * sum(sides)) ** 2:
-        return _choose_cells(random, num_digits, low, high, sides)
-    places: list[tuple[int, int, int]] = []
-    for _ in range(num_digits):
-        for _ in range(60):
-            side = int(random.integers(sides[0], sides[1] + 1))
-            x, y = (int(v) for v in random.integers(low, high - side + 1, 2))
-            if all(
-                x + side + 1 < a or a + s + 1 < x or y + side + 1 < b or b + s + 1 < y
-                for a, b, s in places
-            ):
-                places.append((x, y, side))
-                break
-    return places
-
-
-def _choose_cells(
-    random: np.random.Generator, num_digits: int, low: int, high: int, sides: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    cells = (high - low) // (sum(sides) // 2 + 2)
-    step = (high - low) // cells
-    places = []
-    for cell in random.permutation(cells * cells)[:num_digits]:
-        side = int(random.integers(sides[0] - 2, step))
-        row, column = divmod(int(cell), cells)
-        x, y = (int(v) for v in random.integers(0, step - side + 1, 2))
-        places.append((low + column * step + x, low + row * step + y, side))
-    return places
-
-
-@functools.cache
-def make_enlargement(source: int, target: int) -> np.ndarray:
-    """Bilinear resize as a matrix [target, source] of whole numbers; rows sum to 256."""
-    # middle of each target cell among the sources, in 256ths
-    where = np.clip((2 * np.arange(target) + 1) * source * 128 // target - 128, 0, None)
-    low = np.minimum(where // 256, source - 1)
-    high = np.minimum(low + 1, source - 1)
-    weights = np.zeros((target, source))
-    fraction = where - low * 256
-    fraction = np.where(low == high, 0, fraction)
-    np.add.at(weights, (np.arange(target), low), 256 - fraction)
-    np.add.at(weights, (np.arange(target), high), fraction)
-    return weights
+def _place(cells: Cells, pick: int, at: int, grid: int) -> Digit:
+    row, column = divmod(at, grid)
+    x1, y1, x2, y2 = cells.box[pick].tolist()
+    box = (column * CELL + x1, row * CELL + y1, column * CELL + x2, row * CELL + y2)
+    return Digit(int(cells.label[pick]), int(cells.colour[pick]), box)

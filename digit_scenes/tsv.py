@@ -1,9 +1,10 @@
 """Write the test sets as TSV files, one a task, in the format of real benchmarks.
 
-    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test]
+    python -m digit_scenes.tsv FOLDER [--scenes 80] [--seeds 0] [--split test] [--grid 16]
 
 The same seeds give the same bytes. Several questions share a picture: later rows hold the index of
-the row that carries it. The column `split` names digits and seed, such as "test-0".
+the row that carries it. The column `split` names digits and seed, such as "test-0", the column
+`objects` holds the boxes of all digits in pixels.
 """
 
 import argparse
@@ -13,29 +14,28 @@ import csv
 import io
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from digit_scenes import digits
-from digit_scenes.questions import NEGATIVES, TASKS, Box, Question, Tasks, ask, ask_existence
-from digit_scenes.scenes import Scene, render
+from digit_scenes.glyphs import Box
+from digit_scenes.questions import NEGATIVES, TASKS, Question, ask, ask_existence
+from digit_scenes.scenes import GRID, Scene, render
 
-_PLAIN = ("index", "image", "question", "answer", "split")
+_FIRST, _LAST = ("index", "image", "question"), ("split", "objects")
 COLUMNS = {
-    **dict.fromkeys(TASKS, _PLAIN),
-    "grounding": ("index", "image", "question", "height", "width", "answer", "split"),
-    "existence": ("index", "image", "question", "answer", "category", "split"),
+    **dict.fromkeys(TASKS, (*_FIRST, "answer", *_LAST)),
+    "grounding": (*_FIRST, "height", "width", "answer", *_LAST),
+    "existence": (*_FIRST, "answer", "category", *_LAST),
 }
 # Digits and first number of the generators; none of the training starts with these numbers.
 SPLITS = {"test": ("test", 0x7E57), "calibration": ("train", 0xCA11)}
 _PER_SCENE = {"grounding": 3, "reading": 3, "relations": 3, "colour": 2, "counting": 2}
 
 
-def draw_questions(
-    random: np.random.Generator, scene: Scene, task: str, tasks: Tasks = TASKS
-) -> list[Question]:
+def draw_questions(random: np.random.Generator, scene: Scene, task: str) -> list[Question]:
     """Draw the test questions of a scene, none twice.
 
     Existence comes in pairs, one yes and one no a category, so that every category is balanced.
@@ -48,7 +48,7 @@ def draw_questions(
                 drawn += pair
         return drawn
     for _ in range(_PER_SCENE[task]):
-        question = ask(random, scene, task, tasks)
+        question = ask(random, scene, task)
         if question is not None and question.text not in {other.text for other in drawn}:
             drawn.append(question)
     return drawn
@@ -59,6 +59,7 @@ def write(
     num_scenes: int = 80,
     seeds: Sequence[int] = (0,),
     split: str = "test",
+    grid: int = GRID,
 ) -> list[pathlib.Path]:
     """Write DigitScenes_TASK.tsv for every task; return the files.
 
@@ -67,34 +68,10 @@ def write(
             scenes of all of them.
         split: "test" digits, or "calibration": digits that the model was trained on, in scenes
             that it was not, for choosing settings.
+        grid: cells along a side of the pictures.
 
     Raises:
-        ValueError: unknown split.
-    """
-
-    def draw(
-        random: np.random.Generator, source: digits.DigitSet, count: int
-    ) -> tuple[Scene, np.ndarray]:
-        scene = render(random, source, count)
-        return scene, scene.pixels
-
-    return write_rows(folder, draw, TASKS, COLUMNS, num_scenes, seeds, split)
-
-
-def write_rows(
-    folder: pathlib.Path | str,
-    draw: Callable[[np.random.Generator, digits.DigitSet, int], tuple[Scene, np.ndarray]],
-    tasks: Tasks,
-    columns: Mapping[str, Sequence[str]],
-    num_scenes: int,
-    seeds: Sequence[int],
-    split: str,
-) -> list[pathlib.Path]:
-    """Write DigitScenes_TASK.tsv for every task of `tasks`; see `write`.
-
-    Args:
-        draw: a scene of digits of a set, so many of them, and its pixels [size, size, 3].
-        columns: of the file of each task.
+        ValueError: unknown split, or a grid with fewer cells than digits.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -106,11 +83,11 @@ def write_rows(
     for number, seed in itertools.product(range(num_scenes), seeds):
         # A generator a scene: more scenes leave the first ones as they are.
         random = np.random.default_rng((first, seed, number))
-        scene, pixels = draw(random, source, 3 + number % 7)
+        scene, pixels = render(random, source, 3 + number % 7, grid)
         picture = _encode_png(pixels)
-        for task in tasks:
+        for task in TASKS:
             carrier = None
-            for question in draw_questions(random, scene, task, tasks):
+            for question in draw_questions(random, scene, task):
                 index = len(rows[task])
                 row = _make_row(
                     index, picture if carrier is None else str(carrier), question, scene
@@ -118,7 +95,7 @@ def write_rows(
                 rows[task].append(row | {"split": f"{split}-{seed}"})
                 carrier = index if carrier is None else carrier
     return [
-        save_rows(folder / f"DigitScenes_{task}.tsv", columns[task], rows[task]) for task in tasks
+        save_rows(folder / f"DigitScenes_{task}.tsv", COLUMNS[task], rows[task]) for task in TASKS
     ]
 
 
@@ -163,13 +140,14 @@ def read_arguments(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--split", choices=tuple(SPLITS), default="test")
+    parser.add_argument("--grid", type=int, default=GRID, help="cells along a side")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the files named on the command line."""
     options = read_arguments(__doc__.splitlines()[0]).parse_args(argv)
-    for path in write(options.folder, options.scenes, options.seeds, options.split):
+    for path in write(options.folder, options.scenes, options.seeds, options.split, options.grid):
         print(path)
 
 

@@ -2,7 +2,7 @@
 
     python experiments/coordinates.py docs/evidence/cells docs/coordinates.md
 
-Every number comes from a record that `digit_cells.study.measure` wrote.
+Every number comes from a record that `digit_scenes.study.measure` wrote.
 """
 
 import functools
@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from digit_cells.study.claims import Difference, compare, draw_all
-from digit_cells.study.conditions import RULES
-from digit_cells.study.figures import draw_lines, draw_maps
-from digit_cells.study.record import Record
-from digit_cells.study.sets import Condition
-from digit_cells.study.verdicts import CLAIMS, Count, decide
+from digit_scenes.study.claims import Difference, compare, draw_all
+from digit_scenes.study.conditions import RULES
+from digit_scenes.study.figures import draw_lines, draw_maps
+from digit_scenes.study.record import Record
+from digit_scenes.study.sets import Condition
+from digit_scenes.study.verdicts import CLAIMS, Count, decide
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.reports.figures import save
 from ivc_jax.reports.rendering import make_environment

@@ -35,7 +35,8 @@ from ivc_jax.studies.study import Study
 from ivc_jax.studies.table import read_row
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-_DRAWN_FOLDER = re.compile(r"digit_scenes-(\w+)-(\d+)-([\d-]+)")  # split, scenes, seeds
+# Cells, split, scenes, seeds.
+_DRAWN_FOLDER = re.compile(r"digit_scenes(?:-\d+x\d+)?-(\w+)-(\d+)-([\d-]+)")
 
 
 def redraw_run(folder: pathlib.Path) -> None:

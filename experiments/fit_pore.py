@@ -63,11 +63,11 @@ def draw_batches(processor: Callable, pairs: int) -> Iterator[ivc_jax.Batch]:
         random = np.random.default_rng((_TRAINING, start))
         prompts, images = [], []
         while len(prompts) < _BATCH:
-            scene = render(random, source, int(random.integers(3, 10)))
+            scene, pixels = render(random, source, int(random.integers(3, 10)))
             question = ask(random, scene, str(random.choice(list(TASKS))))
             if question is not None:
                 prompts.append(question.text)
-                images.append([Image.fromarray(scene.pixels)])
+                images.append([Image.fromarray(pixels)])
         yield processor(prompts=prompts, images=images)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from digit_cells.study.claims import Difference
-from digit_cells.study.conditions import list_conditions
-from digit_cells.study.record import Record
+from digit_scenes.study.claims import Difference
+from digit_scenes.study.conditions import list_conditions
+from digit_scenes.study.record import Record
 from experiments import coordinates
 from ivc_jax.config import RopeConfig
 

@@ -93,7 +93,8 @@ def _draw_bundled(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
     import digit_scenes.tsv
 
     # part of the name: other scenes are another folder
-    drawn = (settings.data_split, settings.num_scenes, *settings.data_seeds)
+    size = f"{digit_scenes.tsv.GRID}x{digit_scenes.tsv.GRID}"
+    drawn = (size, settings.data_split, settings.num_scenes, *settings.data_seeds)
     folder = out / "data" / "-".join(map(str, ("digit_scenes", *drawn)))
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")

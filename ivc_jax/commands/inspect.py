@@ -186,9 +186,9 @@ def _find_subject(arguments: Arguments) -> tuple[Any, str]:
     from digit_scenes import digits, questions, scenes
 
     draw = np.random.default_rng(_SCENE_SEED)
-    scene = scenes.render(draw, digits.load("test"), _SCENE_DIGITS)
+    scene, pixels = scenes.render(draw, digits.load("test"), _SCENE_DIGITS)
     question = arguments.run.prompt or f"Locate the {questions.list_unique(scene)[0].name}."
-    return Image.fromarray(scene.pixels), question
+    return Image.fromarray(pixels), question
 
 
 def _make_table(question: str, answers: dict[str, Any], repeats: int) -> Table:

@@ -52,10 +52,10 @@ def _draw_scenes(split: str, count: int) -> list[Asked]:
     source, found = digits.load(split), []
     random = np.random.default_rng(_SEEDS[split])
     while len(found) < count:
-        scene = scenes.render(random, source, int(random.integers(3, 10)))
+        scene, pixels = scenes.render(random, source, int(random.integers(3, 10)))
         question = questions.ask(random, scene, str(random.choice(list(questions.TASKS))))
         if question is not None:
-            found.append((Image.fromarray(scene.pixels), question.text))
+            found.append((Image.fromarray(pixels), question.text))
     return found
 
 

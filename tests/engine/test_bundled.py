@@ -19,7 +19,7 @@ def test_bundled_checkpoint_answers_as_in_transformers():
     ).eval()
     model, processor = ivc_jax.load(CHECKPOINT, dtype="float32")
     draw, source = np.random.default_rng(3), digits.load("test")
-    images = [[render(draw, source, count).pixels] for count in (3, 5, 7, 9)]
+    images = [[render(draw, source, count)[1]] for count in (3, 5, 7, 9)]
     batch = processor(QUESTIONS, images)
     with jax.default_matmul_precision("highest"):
         prompt = ivc_jax.prefill(model, batch)

@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digit_scenes.glyphs import COLOUR_NAMES
 from digit_scenes.packing import Plan
-from digit_scenes.questions import Tasks, ask
-from digit_scenes.scenes import COLOUR_NAMES
+from digit_scenes.questions import LENGTHS, ask
+from digit_scenes.scenes import Scene
 from ivc_jax.config import DecoderConfig
 from ivc_jax.nn import decoder, rope
 
 
-def check_contents(random: np.random.Generator, scene, tasks: Tasks) -> None:
+def check_contents(random: np.random.Generator, scene: Scene) -> None:
     """Ask for colours, counts and existence, and compare the answers."""
-    q = ask(random, scene, "colour", tasks)
+    q = ask(random, scene, "colour")
     labels = [d.label for d in scene.digits]
     assert (q is None) == all(labels.count(label) > 1 for label in labels)
     if q is not None:
@@ -21,12 +22,12 @@ def check_contents(random: np.random.Generator, scene, tasks: Tasks) -> None:
         assert same == {q.answer}
 
     for _ in range(4):
-        q = ask(random, scene, "counting", tasks)
+        q = ask(random, scene, "counting")
         matching = [d for d in scene.digits if d.name.split()[0] in q.text]
         expected = scene.digits if q.text == "How many digits?" else matching
         assert q.answer == str(len(expected))
 
-        q = ask(random, scene, "existence", tasks)
+        q = ask(random, scene, "existence")
         name = q.text.split(" ", 3)[3][:-1]
         assert q.answer == ("Yes" if name in {d.name for d in scene.digits} else "No")
         if q.answer == "No":
@@ -64,8 +65,8 @@ def check_packed(
 
     at = 0
     for start, task in zip(plan.starts, plan.tasks, strict=True):
-        asked, answered = plan.lengths[task]
-        own = batch["tokens"][:, start : start + asked + plan.marks + answered]
+        asked, answered = LENGTHS[task]
+        own = batch["tokens"][:, start : start + asked + answered]
         tokens = np.concatenate([batch["tokens"][:, : plan.picture], own], axis=1)
         single = run_alone(params, tokens)[:, -(answered + 1) :]
         np.testing.assert_allclose(packed[:, at : at + answered + 1], single, atol=1e-5)

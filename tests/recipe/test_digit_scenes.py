@@ -1,41 +1,46 @@
-"""Digit scenes: reproducible data, answers right by construction."""
+"""Digit scenes: reproducible, answers right by construction, packing that changes nothing."""
 
-import base64
 import collections
-import csv
+import dataclasses
 import hashlib
-import io
+import re
 
+import jax
 import numpy as np
 import pytest
-from helpers.asked import check_contents
-from PIL import Image
+from helpers.asked import check_contents, check_packed
 
-from digit_scenes import digits, packing, questions, scenes, tsv
+from digit_scenes import answering, digits, files, packing, questions, scenes
 from digit_scenes import tokenizer as words
+from digit_scenes.packed import compute_answer_logits
+from digit_scenes.questions import ask
+from digit_scenes.setting import SETTINGS, Setting
+from ivc_jax.nn import decoder
+
+GRID = 4
+TINY = {
+    kind: dataclasses.replace(SETTINGS[kind], grid=GRID, layers=2)
+    for kind in ("sections", "interleaved", "line")
+}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return words.build()
+    return words.build(GRID)
 
 
 @pytest.fixture(scope="module")
 def drawn():
     random = np.random.default_rng(3)
-    source = digits.load("test")
-    return [scenes.render(random, source, 3 + i % 7) for i in range(30)]
+    return [scenes.render(random, digits.load("test"), 3 + i % 7, GRID) for i in range(30)]
 
 
 def test_scene_bytes_follow_from_seed():
-    random = np.random.default_rng(0)
-    scene = scenes.render(random, digits.load("test"), 5)
-    crowd = scenes.render(random, digits.load("train"), 24)
-    digest = hashlib.sha256(scene.pixels.tobytes() + crowd.pixels.tobytes()).hexdigest()
-    assert scene.pixels.shape == (192, 192, 3)
-    assert scene.pixels.dtype == np.uint8
-    assert (len(scene.digits), len(crowd.digits)) == (5, 24)
-    assert digest[:16] == "5cacbc81c1342401"
+    scene, pixels = scenes.render(np.random.default_rng(0), digits.load("test"), 5, 16)
+    assert pixels.shape == (256, 256, 3)
+    assert pixels.dtype == np.uint8
+    assert len(scene.digits) == 5
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == "ea7737ca01533b5b"
 
 
 def test_digit_splits_are_disjoint_and_complete():
@@ -47,49 +52,82 @@ def test_digit_splits_are_disjoint_and_complete():
         digits.load("valid")
 
 
-def test_digits_do_not_overlap_and_stay_inside_the_frame(drawn):
-    for scene in drawn:
-        for number, a in enumerate(scene.digits):
-            assert min(a.box) > scenes.FRAME
-            assert max(a.box) < scene.size - scenes.FRAME
-            for b in scene.digits[:number]:
-                apart = [a.box[2] <= b.box[0], b.box[2] <= a.box[0]]
-                assert any([*apart, a.box[3] <= b.box[1], b.box[3] <= a.box[1]])
+def test_digits_lie_inside_cells_of_their_own(drawn):
+    for scene, _ in drawn:
+        held = [digit.cell for digit in scene.digits]
+        assert len(set(held)) == len(held)
+        for digit, (row, column) in zip(scene.digits, held, strict=True):
+            x1, y1, x2, y2 = digit.box
+            assert 12 <= min(x2 - x1, y2 - y1) <= max(x2 - x1, y2 - y1) <= 16
+            assert 16 * column <= x1 < x2 <= 16 * (column + 1)
+            assert 16 * row <= y1 < y2 <= 16 * (row + 1)
+
+
+def test_every_cell_is_as_likely():
+    random = np.random.default_rng(1)
+    cells = scenes.draw_cells(random, digits.load("train"), 40, 20)
+    held = collections.Counter()
+    for _ in range(4000):
+        scene, picks = scenes.arrange(random, cells, 4, GRID)
+        assert (cells.label[picks] != scenes.GROUND).sum() == 4
+        held.update(digit.cell for digit in scene.digits)
+    # 1000 times each, standard deviation 27
+    assert set(held) == {(row, column) for row in range(GRID) for column in range(GRID)}
+    assert max(abs(count - 1000) for count in held.values()) < 110
+
+
+def test_arranged_digits_are_what_their_cells_hold():
+    random = np.random.default_rng(2)
+    cells = scenes.draw_cells(random, digits.load("train"), 10, 10)
+    scene, picks = scenes.arrange(random, cells, 6, GRID)
+    for digit in scene.digits:
+        row, column = digit.cell
+        pick = picks[row * GRID + column]
+        assert (digit.label, digit.colour) == (cells.label[pick], cells.colour[pick])
+        x, y = 16 * column, 16 * row
+        assert digit.box == tuple(cells.box[pick] + [x, y, x, y])
+    joined = scenes.join(cells.pixels[picks], GRID)
+    np.testing.assert_array_equal(joined[16:32, 48:64], cells.pixels[picks[7]])
+
+
+def test_coordinates_are_borders_of_cells():
+    assert [questions.to_word(i, 16) for i in (0, 1, 3, 8, 16)] == [0, 63, 188, 500, 1000]
+    assert questions.write_box((1, 15), 16) == "(938,63),(1000,125)"  # row 1, column 15
 
 
 def test_answers_are_right(drawn):
     random = np.random.default_rng(5)
-    for scene in drawn:
-        name_count = collections.Counter(d.name for d in scene.digits)
-        by_name = {d.name: d for d in scene.digits}
+    for scene, _ in drawn:
+        by_name = {digit.name: digit for digit in scene.digits}
+        count = collections.Counter(digit.name for digit in scene.digits)
 
-        q = questions.ask(random, scene, "grounding")
-        assert by_name[q.text[11:-1]].box == q.box
-        assert name_count[q.text[11:-1]] == 1
-        corners = np.array(eval(f"({q.answer})")).reshape(4)
-        assert np.abs(corners * scene.size / 1000 - q.box).max() < 1
+        q = ask(random, scene, "grounding")
+        name = q.text.removeprefix("Locate the ")[:-1]
+        assert count[name] == 1
+        assert by_name[name].box == q.box
+        corners = np.array(eval(f"({q.answer})")).reshape(4) * scene.size / 1000
+        assert np.abs(corners - q.box).max() <= 4 + 0.5  # whole cells; the digit fills 12 of 16
+        x1, y1, x2, y2 = q.box
+        assert (x2 - x1) * (y2 - y1) / 256 > 0.5  # so that a right cell is a right box
 
-        q = questions.ask(random, scene, "reading")
-        x, y = (int(v) * scene.size / 1000 for v in q.text[10:-2].split(","))
-        holding = [d for d in scene.digits if d.box[0] <= x < d.box[2] and d.box[1] <= y < d.box[3]]
-        assert [str(d.label) for d in holding] == [q.answer]
+        q = ask(random, scene, "reading")
+        (held,) = [d for d in scene.digits if questions.write_box(d.cell, GRID) in q.text]
+        assert q.answer == str(held.label)
 
-        check_contents(random, scene, questions.TASKS)
+        check_contents(random, scene)
 
 
-def test_relations_compare_middles(drawn):
+def test_relations_compare_rows_and_columns(drawn):
     random = np.random.default_rng(6)
     answers = collections.Counter()
-    for scene in drawn * 3:
-        q = questions.ask(random, scene, "relations")
+    for scene, _ in drawn * 3:
+        q = ask(random, scene, "relations")
         if q is None:
             continue
-        (first,), (second,) = q.subject, q.other
-        dx, dy = (
-            second[0] + second[2] - first[0] - first[2],
-            second[1] + second[3] - first[1] - first[3],
-        )
-        truth = {"left": dx > 0, "right": dx < 0, "above": dy > 0, "below": dy < 0}
+        by_name = {digit.name: digit for digit in scene.digits}
+        first, second = (by_name[name] for name in re.findall(r"\w+ \d", q.text))
+        (y1, x1), (y2, x2) = first.cell, second.cell
+        truth = {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}
         (way,) = [w for w in truth if f" {w} " in q.text]
         assert q.answer == ("Yes" if truth[way] else "No")
         answers[q.answer] += 1
@@ -97,74 +135,112 @@ def test_relations_compare_middles(drawn):
 
 
 def test_ambiguous_digits_are_never_named():
-    twin = [scenes.Digit(7, 0, (10, 10, 40, 40)), scenes.Digit(7, 0, (100, 10, 140, 50))]
-    lone = scenes.Digit(3, 1, (50, 100, 90, 140))
-    scene = scenes.Scene(np.zeros((192, 192, 3), np.uint8), (*twin, lone))
-    random = np.random.default_rng(0)
+    twins = [scenes.Digit(7, 0, (at, at, at + 16, at + 16)) for at in (0, 16)]
+    lone = scenes.Digit(3, 1, (0, 32, 16, 48))
+    scene, random = scenes.Scene(GRID, (*twins, lone)), np.random.default_rng(0)
     for _ in range(20):
         assert questions.ask_grounding(random, scene).text == "Locate the orange 3."
-        assert questions.ask_colour(random, scene).text == "What colour is the 3?"
-        assert questions.ask_relations(random, scene) is None
+        assert ask(random, scene, "relations") is None
 
 
-def test_every_word_is_one_token_and_lengths_hold(tokenizer, drawn):
+def test_every_word_is_one_token_and_lengths_hold():
     random = np.random.default_rng(1)
-    singles = [str(v) for v in range(0, 1001, 10)] + ["),(", "Yes", "No", *scenes.COLOUR_NAMES]
-    singles += [f" {name}" for name in scenes.COLOUR_NAMES] + [f" {d}" for d in range(10)]
-    assert all(len(tokenizer.encode(word).ids) == 1 for word in singles)
-    assert tokenizer.get_vocab_size() < 600
-    for scene in drawn:
-        for task, (asked, answered) in packing.LENGTHS.items():
-            q = questions.ask(random, scene, task)
-            if q is not None:
-                assert len(tokenizer.encode(q.text).ids) == asked <= 8
-                assert len(tokenizer.encode(q.answer).ids) == answered
-                assert tokenizer.decode(tokenizer.encode(q.text).ids) == q.text
+    for grid in (4, 12, 16):
+        tokenizer = words.build(grid)
+        for count in (3, 6, 9):
+            scene, _ = scenes.render(random, digits.load("test"), count, grid)
+            for task, (asked, answered) in questions.LENGTHS.items():
+                q = ask(random, scene, task)
+                if q is not None:
+                    assert len(tokenizer.encode(q.text.rstrip(".?")).ids) == asked
+                    assert len(tokenizer.encode(q.answer).ids) == answered
+                    assert tokenizer.decode(tokenizer.encode(q.text).ids) == q.text
 
 
-def test_tsv_rows(tmp_path):
-    first = tsv.write(tmp_path / "a", num_scenes=7, seeds=(4,))
-    again = tsv.write(tmp_path / "b", num_scenes=7, seeds=(4,))
-    assert [p.name for p in first] == [f"DigitScenes_{task}.tsv" for task in questions.TASKS]
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
-    csv.field_size_limit(1 << 24)
-    for path in first:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        assert [int(row["index"]) for row in rows] == list(range(len(rows)))
-        for row in rows:
-            image = row["image"]
-            if len(image) <= 64:
-                image = rows[int(image)]["image"]
-            picture = Image.open(io.BytesIO(base64.b64decode(image)))
-            assert picture.size == (192, 192)
-            assert picture.mode == "RGB"
-        if "grounding" in path.name:
-            box = [int(v) for v in rows[0]["answer"].split()]
-            assert len(box) == 4
-            assert (rows[0]["height"], rows[0]["width"]) == ("192", "192")
-        if "existence" in path.name:
-            balance = collections.Counter((row["category"], row["answer"]) for row in rows)
-            assert set(balance) == {(c, a) for c in questions.NEGATIVES for a in ("Yes", "No")}
-            assert all(balance[c, "Yes"] == balance[c, "No"] for c in questions.NEGATIVES)
+@pytest.mark.parametrize("kind", TINY)
+def test_packed_questions_equal_single_ones(kind, tokenizer, drawn):
+    setting = TINY[kind]
+    ids = words.find_special_ids(tokenizer)
+    config = files.read_config(setting, ids, tokenizer.get_vocab_size())
+    asked = ("grounding", "existence", "reading", "counting", "counting")
+    plan = packing.Plan(asked, GRID, kind == "line")
+    random = np.random.default_rng(2)
+    scene = next(scene for scene, _ in drawn if len(scene.digits) == 9)
+    asked = [[ask(random, scene, task) for task in plan.tasks]]
+    batch = packing.Encoder(tokenizer, plan)(asked)
+    params = jax.jit(lambda key: decoder.init_params(config, key)["decoder"])(jax.random.key(0))
+    visual = jax.random.normal(jax.random.key(1), (1, GRID**2, setting.width))
+    packed = jax.jit(
+        lambda params: compute_answer_logits(config.decoder, params, plan, batch["tokens"], visual)
+    )(params)
+    check_packed(packed, config.decoder, params, plan, batch, visual)
 
 
-def test_seeds_take_turns(tmp_path):
-    both = tsv.write(tmp_path / "both", num_scenes=2, seeds=(0, 3))
-    alone = tsv.write(tmp_path / "alone", num_scenes=2, seeds=(3,))
-    read = lambda path: list(csv.DictReader(path.open(newline=""), delimiter="\t"))  # noqa: E731
-    rows = read(both[0])
-    splits = [row["split"] for row in rows]
-    assert list(dict.fromkeys(splits)) == ["test-0", "test-3"]
-    assert splits.index("test-3") < len(splits) - splits[::-1].index("test-0")  # interleaved
-    mine = [row["question"] for row in rows if row["split"] == "test-3"]
-    assert mine == [row["question"] for row in read(alone[0])]
+def test_plan_mask_shows_a_question_the_picture_and_itself():
+    plan = packing.Plan(("counting", "counting"), 2)  # a picture of 6 slots, 4 a question
+    mask = plan.mask[0, 0]
+    assert mask.shape == (14, 14)
+    np.testing.assert_array_equal(np.flatnonzero(mask[12]), [*range(6), 10, 11, 12])
+    np.testing.assert_array_equal(np.flatnonzero(mask[3]), range(4))
 
 
-def test_calibration_scenes_are_others(tmp_path):
-    test = tsv.write(tmp_path / "test", num_scenes=1)[0].read_text()
-    calibration = tsv.write(tmp_path / "other", num_scenes=1, split="calibration")[0].read_text()
-    assert test.split("\t")[-1] != calibration.split("\t")[-1]
-    assert "calibration-0" in calibration
-    with pytest.raises(ValueError, match="unknown split 'train'; known: test, calibration"):
-        tsv.write(tmp_path, split="train")
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_a_corner_is_numbered_as_in_the_whole_picture(kind):
+    whole = answering.lay_out(TINY[kind])
+    corner = answering.lay_out(TINY[kind], 2)
+    assert (whole.grid, corner.grid, corner.picture) == (GRID, 2, 6)
+    shown = [1 + row * GRID + column for row in range(2) for column in range(2)]
+    np.testing.assert_array_equal(corner.positions[:, 1:5], whole.positions[:, shown])
+    # the mark behind the picture, and all questions
+    behind = whole.positions[:, whole.picture - 1 :]
+    np.testing.assert_array_equal(corner.positions[:, corner.picture - 1 :], behind)
+
+
+def test_lessons_end_with_whole_pictures():
+    setting = dataclasses.replace(SETTINGS["sections"], grid=6, steps=9)
+    assert [(lesson.side, lesson.digits) for lesson in setting.course] == [
+        (2, (2, 3)),
+        (3, (2, 4)),
+        (4, (2, 6)),
+        (6, (3, 9)),
+    ]
+    assert setting.course[-1].steps == 9
+
+
+def test_digits_of_a_corner_lie_in_it():
+    random = np.random.default_rng(6)
+    cells = scenes.draw_cells(random, digits.load("train"), 30, 10)
+    scene, picks = scenes.arrange(random, cells, 4, GRID, side=2)
+    assert (scene.grid, len(picks)) == (GRID, 4)
+    assert sorted(digit.cell for digit in scene.digits) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_loss_is_over_answers_alone(tokenizer, drawn):
+    setting = TINY["sections"]
+    plan = answering.lay_out(setting)
+    random = np.random.default_rng(2)
+    asked = [packing.draw(random, drawn[6][0], plan)]
+    asked[0][0] = None  # a question that the scene does not allow
+    batch = packing.Encoder(tokenizer, plan)(asked)
+    learnt = batch["answers"][0] >= 0
+    assert not learnt[:5].any()
+    assert learnt[5:10].all()
+    answer = batch["answers"][0][5:10]
+    assert tokenizer.decode(answer[:-1].tolist()) == asked[0][1].answer
+    np.testing.assert_array_equal(batch["tokens"][0, plan.answer_index[5:10] + 1][:-1], answer[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "spiral"}, "kind=spiral must be one of sections, interleaved, line"),
+        ({"sections": (6, 9, 8)}, r"sections=\(6, 9, 8\) must be planes that sum to 24"),
+        ({"kind": "line"}, r"sections=\(6, 9, 9\) must be none for a line"),
+        ({"digits": (3, 10)}, r"digits=\(3, 10\) must be ascending, from 1 to 9"),
+        ({"grid": 2}, r"digits=\(3, 9\) must be ascending, from 1 to 9, and no more than cells"),
+        ({"heads": 5}, "width=192 must be heads=5 times even"),
+    ],
+)
+def test_settings_name_what_does_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**{**dataclasses.asdict(SETTINGS["sections"]), **change})

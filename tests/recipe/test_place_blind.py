@@ -10,10 +10,8 @@ from helpers.cells import write_checkpoint
 from PIL import Image
 
 import ivc_jax
-from digit_cells import files, scenes, tokenizer, tower
-from digit_cells.setting import SETTINGS
-from digit_scenes import digits
-from digit_scenes.tokenizer import find_special_ids
+from digit_scenes import digits, files, scenes, tokenizer, tower
+from digit_scenes.setting import SETTINGS
 from ivc_jax.methods.base import MethodError
 from ivc_jax.nn import tower as library
 
@@ -135,7 +133,9 @@ def test_checkpoints_answer_as_in_transformers(written, picture):
 def test_centred_tokens_have_unit_length_and_a_direction_in_common(kind):
     words = tokenizer.build(GRID)
     setting = dataclasses.replace(SETTINGS[kind], grid=GRID)
-    config = files.read_config(setting, find_special_ids(words), words.get_vocab_size()).vision
+    config = files.read_config(
+        setting, tokenizer.find_special_ids(words), words.get_vocab_size()
+    ).vision
     cells = scenes.draw_cells(np.random.default_rng(0), digits.load("test"), 40, 20)
     vision = tower.init_params(config, jax.random.key(0))["vision"]
     before = tower.encode_bank(config, vision, cells)

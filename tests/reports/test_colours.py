@@ -13,7 +13,7 @@ from ivc_jax.reports import colours
 from ivc_jax.reports.colours import choose_highlighted, choose_styles
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("ivc_jax", "experiments", "benchmarks", "digit_scenes", "digit_cells")
+FOLDERS = ("ivc_jax", "experiments", "benchmarks", "digit_scenes")
 # Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as seen without one receptor
 SEEN = {
     "usual": np.eye(3),
@@ -150,4 +150,4 @@ def test_no_drawing_code_names_colours_elsewhere(path):
 def test_the_scan_sees_the_files_that_draw():
     names = {name(path) for path in list_drawing_files()}
     assert {"ivc_jax/reports/figures.py", "ivc_jax/studies/figure.py"} < names
-    assert "digit_cells/study/figures.py" in names
+    assert "digit_scenes/study/figures.py" in names

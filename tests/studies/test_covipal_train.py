@@ -127,7 +127,7 @@ def test_scenes_are_of_training_digits(folder, tmp_path, capsys):
     assert main([*command, "--tasks", "reading", "--guide", "9"]) == 2
     assert "guide must be a block behind layer=0" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "data").iterdir()] == [
-        "digit_scenes-calibration-1-17"
+        "digit_scenes-16x16-calibration-1-17"
     ]
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--width", "30"])
