@@ -11,8 +11,8 @@ from ivc_jax.commands.settings import ablation
 from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.25)
-_LAYERS = (1, 2, 3, 4)
-_DRAWS = (0, 1, 2)
+_LAYERS = (1, 2, 3, 4, 5, 6)
+_DRAWS = (0, 1)
 
 
 def _sweep() -> Study:
@@ -43,11 +43,11 @@ def _cuts(budget: float) -> Study:
     series = f"budget {budget:g}"
     once = {f"one cut, layer {layer}": f"ivc:layer={layer},budget={budget}" for layer in _LAYERS}
     several = {
-        "cuts 1, 2, 3": "layers=1/2/3",
-        "cuts 1, 2, 3, 4": "layers=1/2/3/4",
-        "cuts 2, 3": "layers=2/3",
-        "cuts 2, 3, 4": "layers=2/3/4",
-        "cuts 3, 4": "layers=3/4",
+        "cuts 2, 4, 6": "layers=2/4/6",
+        "cuts 3, 4, 5": "layers=3/4/5",
+        "cuts 3, 5": "layers=3/5",
+        "cuts 4, 5": "layers=4/5",
+        "cuts 4, 6": "layers=4/6",
     }
     several = {name: f"ivc_progressive:{at},budget={budget}" for name, at in several.items()}
     return Study(
@@ -55,13 +55,13 @@ def _cuts(budget: float) -> Study:
         title=f"One cut or several, budget {budget:g}",
         question=(
             "The same selection rule in one cut and in several that end with the same share."
-            " Compared with one cut before layer 3, the default of this model."
+            " Compared with one cut before layer 5, the default of this model."
         ),
-        reference=f"ivc:layer=3,budget={budget}",
+        reference=f"ivc:layer=5,budget={budget}",
         variants=tuple(Variant(spec, series, name) for name, spec in {**once, **several}.items()),
     )
 
 
 STUDIES = (_sweep(), *map(_cuts, _BUDGETS))
 
-CONFIG = ablation("layer", STUDIES, limit=48, num_scenes=8)
+CONFIG = ablation("layer", STUDIES, limit=36, num_scenes=8)

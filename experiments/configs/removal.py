@@ -18,13 +18,13 @@ from ivc_jax.commands.settings import ablation
 from ivc_jax.studies.study import Study, Variant
 
 _SETS = {  # fractions other than the published 10 %, layers
-    "cos + sin, 10 % each": ("", (0, 1, 2, 3, 4)),
+    "cos + sin, 10 % each": ("", (0, 1, 2, 3, 4, 6)),
     "cos, 10 %": (",sin_fraction=0.0", (0, 2, 4)),
     "sin, 10 %": (",cos_fraction=0.0", (0, 2, 4)),
     "cos + sin, 30 % each": (",cos_fraction=0.3,sin_fraction=0.3", (0, 2, 4)),
 }
 _DRAWS = (0, 1, 2)
-_EARLY = (0.0, 0.17, 0.33)  # blocks 0, 1, 2 of 6; 0, 5, 9 of 28
+_EARLY = (0.0, 0.17, 0.33)  # blocks 0, 1, 3 of 8; 0, 5, 9 of 28
 _DEPTHS = (*_EARLY, 0.5)
 _DRAWN = {f",control={name}" for name in ("random", "rank", "block")}
 
@@ -134,4 +134,4 @@ STUDIES = (
     *_MATCHED,
 )
 
-CONFIG = ablation("removal", STUDIES, limit=180, num_scenes=21, skip_without_objects=True)
+CONFIG = ablation("removal", STUDIES, limit=36, num_scenes=8, skip_without_objects=True)
