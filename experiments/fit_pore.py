@@ -22,7 +22,7 @@ import digit_scenes
 import ivc_jax
 from digit_scenes import digits
 from digit_scenes.questions import TASKS, ask
-from digit_scenes.scenes import render
+from digit_scenes.scenes import GRID, render
 from ivc_jax.commands.origin import find_commit
 from ivc_jax.engine.observe import observe
 from ivc_jax.inputs.bucket import Buckets, collate
@@ -31,7 +31,7 @@ from ivc_jax.methods.with_pore import fit_trend
 
 _BATCH = 20
 _TRAINING = 0x90E  # no generator of the test sets starts with this number
-BUCKETS = Buckets(visual=(144,), patches=(576,))
+BUCKETS = Buckets(visual=(GRID**2,), patches=(4 * GRID**2,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_the_first_ten_lines_print_what_they_say(monkeypatch, capsys):
     exec(compile(first, "example", "exec"), {})
     answer, kept, size = capsys.readouterr().out.splitlines()
     assert f"# {answer}" in first
-    assert kept == "153 81"
+    assert kept == "262 134"
     dense, pruned = map(int, size.split())
     assert pruned < 0.6 * dense
 

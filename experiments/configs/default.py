@@ -3,9 +3,9 @@
     python experiments/run.py
 
 Text attention (fastv), the same with IVC tokens added, attention in the tower (visionzip), several
-cuts (pyramiddrop), IVC-Prune, and as controls random and evenly spaced tokens; at the smaller budget
-fewer of them, for time. The tower of this model sees one cell at a time: what visionzip ranks by is
-attention across cells that the tower itself never pays.
+cuts (pyramiddrop), IVC-Prune, and as controls random and evenly spaced tokens; fewer of them at the
+smaller budget, for time. The tower of this model sees one cell at a time: what visionzip ranks by
+is attention across cells that the tower itself never pays.
 Hardware: two CPU cores, under three minutes with an empty compile cache.
 The vision tower runs once for all methods, so that times of a prefill leave it out.
 Expected: docs/default_run, with 60 questions a task.

@@ -88,7 +88,7 @@ def test_the_default_job_runs_outside_the_repository(program, tmp_path):
     assert "loading digit_scenes/checkpoint" in shown
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     meta, (row,) = results["meta"], results["rows"]
-    assert (row["n"], row["visual_tokens"], row["kept_tokens"]) == (2, 144, 72)
+    assert (row["n"], row["visual_tokens"], row["kept_tokens"]) == (2, 256, 128)
     assert meta["model"] == "digit_scenes/checkpoint"
     assert meta["commit"] == f"v{ivc_jax.__version__}"
     assert meta["command"].startswith("ivc-jax run --limit 2 ")

@@ -14,7 +14,7 @@ QUESTIONS = ["Locate the red 7.", "How many digits?", "What colour is the 3?", "
 def test_bundled_checkpoint_answers_as_in_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    reference = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+    reference = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         CHECKPOINT, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     model, processor = ivc_jax.load(CHECKPOINT, dtype="float32")

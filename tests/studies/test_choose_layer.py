@@ -182,8 +182,8 @@ def test_the_second_round_adds_fractions_at_the_best_layers(monkeypatch, fractio
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layers", "0"], "layers must be in [1, 4] for a model of 5 blocks, got 0"),
-        (["--layers", "2", "5"], "layers must be in [1, 4] for a model of 5 blocks, got 5"),
+        (["--layers", "0"], "layers must be in [1, 7] for a model of 8 blocks, got 0"),
+        (["--layers", "2", "8"], "layers must be in [1, 7] for a model of 8 blocks, got 8"),
         (["--budget", "0"], "budget must be in (0, 1], got 0"),
         (["--fractions", "0.1", "1.5"], "fractions must be in [0, 0.25], got 1.5"),
         (["--fractions", "0.3"], "cosine and sine take one each, and the budget is 0.5"),

@@ -17,6 +17,8 @@ from ivc_jax.studies.sets import figures, measures
 QWEN, LLAVA, BUNDLED = (
     measures.PRESETS[name] for name in ("qwen2.5-vl-7b", "llava-1.5-7b", "bundled")
 )
+# At theta 10,000 few planes turn across twelve cells.
+SLOW = dataclasses.replace(BUNDLED, theta=1e4, grid=(1, 12, 12))
 
 
 @pytest.fixture
@@ -98,24 +100,25 @@ def test_a_grid_and_its_transpose_mirror_each_other():
 
 def test_turns_and_range_of_the_bundled_model():
     summary = measures.summarize(BUNDLED)
-    V, U = (wave[1:13] / 24 for wave in ivc.scores(48, 1e4, 13))
+    V, U = (wave[1:17] / 24 for wave in ivc.scores(48, 10.0, 17))
     for letter, wave in (("V", V), ("U", U)):
-        assert summary[letter]["positions"] == 12
+        assert summary[letter]["positions"] == 16
         assert summary[letter]["low"] == round(wave.min(), 4)
         assert summary[letter]["spread"] == round(np.ptp(wave), 4)
-        assert summary[letter]["distinct_float32"] == 12
-        # 12 x 12 sums of two terms, alike when transposed.
-        assert summary[letter]["distinct_cells_float32"] == 78
-        assert summary[letter]["distinct_cells_bfloat16"] < 78
-    # Sections 6, 9, 9: plane 6 turns by 1e4^(-1/4) = 0.1 a row, plane 15 by 1e4^(-5/8) a column.
-    assert summary["largest_own_turn"] == {"height": 1.1, "width": round(11 * 10**-2.5, 4)}
-    assert summary["largest_turn"] == {"height": 11, "width": 11}
-    assert summary["own_planes_past_1_rad"] == {"height": 1, "width": 0}
+        assert summary[letter]["distinct_float32"] == 16
+        # 16 x 16 sums of two terms, alike when transposed.
+        assert summary[letter]["distinct_cells_float32"] == 136
+        assert summary[letter]["distinct_cells_bfloat16"] < 136
+    # Sections 6, 9, 9: plane 6 turns by 10^(-1/4) = 0.56 a row, plane 15 by 10^(-5/8) a column.
+    turns = {"height": round(15 * 10**-0.25, 4), "width": round(15 * 10**-0.625, 4)}
+    assert summary["largest_own_turn"] == turns
+    assert summary["largest_turn"] == {"height": 15, "width": 15}
+    assert summary["own_planes_past_1_rad"] == {"height": 9, "width": 9}
     assert measures.count_axis_steps(LLAVA) == {"height": 23 * 24, "width": 23}
 
 
 def test_planes_that_hardly_turn_change_nothing_and_sections_much():
-    table = measures.tabulate_selection(BUNDLED)
+    table = measures.tabulate_selection(SLOW)
     bands = table["bands"]
     assert bands["without 8"] == {"cos": 1, "sin": 1, "union": 1}
     assert bands["section"]["union"] < bands["high"]["union"]

@@ -90,7 +90,7 @@ PRESETS = {
         Preset("llava-1.5-7b", "LLaVA-1.5-7B", 128, 1e4, None, (1, 24, 24), 35, (0.05, 0.05)),
         Preset("internvl2.5-8b", "InternVL2.5-8B", 128, 1e6, None, (1, 16, 16), 50),
         Preset("deepseek-vl2", "DeepSeek-VL2", 64, 1e4, None, (1, 14, 15), 4),
-        Preset("bundled", "bundled model", 48, 1e4, (6, 9, 9), (1, 12, 12), 1),
+        Preset("bundled", "bundled model", 48, 10.0, (6, 9, 9), (1, 16, 16), 1),
         Preset(
             *("qwen3-vl-8b", "Qwen3-VL-8B", 128, 5e6, (24, 20, 20), (1, 15, 20), 4),
             interleaved=True,
