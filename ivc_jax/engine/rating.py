@@ -144,15 +144,9 @@ def rate_frames(
     scorer = FrameScorer(*scorer) if isinstance(scorer, tuple) else scorer
     if (conversations := find_conversations(prompts)) is not None:
         prompts, (images, videos) = conversations, split_visuals(conversations)
-    pictures = list_per_sample(images, len(prompts), "image")
-    clips = list_per_sample(videos, len(prompts), "video")
     if entities is not None and len(entities) != len(prompts):
         raise InputError(f"{len(entities)} lists of entities for {len(prompts)} prompts")
-    rates = list_rates(fps, clips)
-    visuals = [
-        _list_frames(processor, prompt, pictures[i], clips[i], rates[i], i)
-        for i, prompt in enumerate(prompts)
-    ]
+    visuals = _list_visuals(processor, prompts, images, videos, fps)
     # of the samples that have several
     shown = {i: [frame for _, own in each for frame in own] for i, each in enumerate(visuals)}
     shown = {i: frames for i, frames in shown.items() if len(frames) > 1}
@@ -211,6 +205,23 @@ def read_query(prompt: str | Messages, sample: int = 0) -> str:
     for mark in MARKS.values():
         prompt = prompt.replace(mark, " ")
     return prompt.strip()
+
+
+def _list_visuals(
+    processor: Processor,
+    prompts: Sequence[str | Messages],
+    images: Sequence[Sequence[Picture] | None] | None,
+    videos: Sequence[Sequence[Video] | None] | None,
+    fps: float | Sequence[Sequence[float] | None] | None,
+) -> list[list[tuple[str, Sequence[Any]]]]:
+    """List the visuals of every prompt, as `_list_frames` does."""
+    pictures = list_per_sample(images, len(prompts), "image")
+    clips = list_per_sample(videos, len(prompts), "video")
+    rates = list_rates(fps, clips)
+    return [
+        _list_frames(processor, prompt, pictures[i], clips[i], rates[i], i)
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _list_frames(
