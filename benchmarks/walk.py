@@ -33,6 +33,22 @@ _STEPS = (
     "env/bin/ivc-jax inspect",
     "chromium --headless=new --dump-dom runs/default/report.html",
 )
+# Starts a step and measures it, by the standard library alone: Linux counts the memory of the
+# process that starts a program as the program's own, and this one has imported JAX.
+_START = """
+import json, os, subprocess, sys, time
+begin = time.perf_counter()
+with open(sys.argv[1], "a") as log:
+    process = subprocess.Popen(sys.argv[2:], stdout=log, stderr=log)
+_, status, used = os.wait4(process.pid, 0)  # the step and what it started
+row = {
+    "seconds": round(time.perf_counter() - begin, 1),
+    "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+    "peak_mb": round(used.ru_maxrss / 1024),
+}
+print(json.dumps(row))
+sys.exit(status != 0)
+"""
 _PACKAGES = ("jaxlib", "scipy", "tensorstore", "numpy", "matplotlib", "jax")
 
 
@@ -49,19 +65,15 @@ def list_words(step: str, python: str, folder: Path) -> list[str]:
 
 def measure(step: str, python: str, folder: Path, environment: dict[str, str]) -> dict:
     """Run a step; return its command, seconds, seconds of the processor and peak memory."""
-    begin = time.perf_counter()
-    with (folder / "log.txt").open("a") as log:
-        words = list_words(step, python, folder)
-        process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
-        _, status, used = os.wait4(process.pid, 0)  # the step and what it started
-    if status:
-        raise SystemExit(f"{step} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
-    row = {
-        "command": step,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_mb": round(used.ru_maxrss / 1024),
-    }
+    log = folder / "log.txt"
+    words = [sys.executable, "-I", "-S", "-c", _START, str(log), *list_words(step, python, folder)]
+    with log.open("a") as file:
+        started = subprocess.run(
+            words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=file
+        )
+    if started.returncode:
+        raise SystemExit(f"{step} failed:\n{log.read_text()[-2000:]}")
+    row = {"command": step, **json.loads(started.stdout)}
     print(json.dumps(row), flush=True)
     return row
 

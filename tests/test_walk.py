@@ -1,6 +1,8 @@
 """The page of the walk on a fresh machine says what its record holds."""
 
 import json
+import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,22 @@ def test_a_step_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch):
 
     with pytest.raises(SystemExit, match="ls nowhere failed"):
         walk.measure("ls nowhere", "python3", tmp_path, {"PATH": "/usr/bin:/bin"})
+    with pytest.raises(SystemExit, match=r"(?s)no-such-program failed.*FileNotFoundError"):
+        walk.measure("no-such-program", "python3", tmp_path, {"PATH": "/usr/bin:/bin"})
+
+
+def test_a_step_is_measured_by_itself(tmp_path, monkeypatch, capsys):
+    """Its peak is not that of the process that asks, which has imported JAX."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import walk
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 100 * 1024
     row = walk.measure("true", "python3", tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert list(row) == ["command", "seconds", "processor_seconds", "peak_mb"]
     assert row["command"] == "true"
-    assert row["peak_mb"] >= 1
+    assert 1 <= row["peak_mb"] < 50
+    assert json.loads(capsys.readouterr().out) == row
+    (tmp_path / "large.py").write_text("import time; text = b'1' * 90_000_000; time.sleep(1)")
+    row = walk.measure("python3 large.py", sys.executable, tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert row["peak_mb"] >= 90
+    assert row["seconds"] >= 1
