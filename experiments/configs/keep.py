@@ -11,7 +11,7 @@ from ivc_jax.commands.settings import ablation
 from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-_SHALLOWEST = 0.25  # FastV keeps the first block whole: a fifth of the caches at least
+_SHALLOWEST = 0.2  # FastV keeps the first block whole: an eighth of the caches at least
 _DRAWS = (0, 1, 2)
 
 

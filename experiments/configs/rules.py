@@ -5,17 +5,18 @@
 
 IVC-Prune with its references chosen by the released scores, by the scores of each axis' own planes,
 as an even lattice, as points far from each other in rotary space, as an even cover of the phase, at
-random (two draws), and without any; cut before block 2, where a small model still reads places, and
+random (two draws), and without any; cut before block 3 of 8, after about a third of the depth, and
 where it cuts by default. The same references are added to uniform tokens and to PyramidDrop. Models
 whose tokens are numbered along one line have no axes: give them --methods without the rows that
-need them. Hardware: two CPU cores, half an hour. Expected: docs/evidence/rules.
+need them. Hardware: two CPU cores; the same command goes on after a kill. Expected:
+docs/evidence/rules.
 """
 
 from ivc_jax.commands.settings import ablation
 from ivc_jax.studies.study import Study, Variant
 
 _BUDGETS = (0.5, 0.33, 0.22, 0.11, 0.05)
-_EARLY = ",layer=2"
+_EARLY = ",layer=3"
 _DRAWS = (0, 1)
 _RULES = {
     "released": ("",),
@@ -28,9 +29,9 @@ _RULES = {
 _NONE = ",cos_fraction=0.0,sin_fraction=0.0"
 # Labels of rows: the method, fields, and the budgets at which it is asked.
 _ROWS = {
-    "ivc, before block 2": ("ivc", _EARLY, _BUDGETS),
+    "ivc, before block 3": ("ivc", _EARLY, _BUDGETS),
     "ivc, default cut": ("ivc", "", (0.5, 0.11)),
-    "uniform + ivc, before block 2": ("uniform+ivc", _EARLY, (0.5, 0.22)),
+    "uniform + ivc, before block 3": ("uniform+ivc", _EARLY, (0.5, 0.22)),
     "pyramiddrop + ivc": ("pyramiddrop+ivc", "", (0.5, 0.22)),
 }
 
