@@ -1,20 +1,10 @@
 """The page about models of cells: verdicts follow from records."""
 
-import numpy as np
 import pytest
+from helpers.studies import write_models
 
 from digit_scenes.study.claims import Difference
-from digit_scenes.study.conditions import list_conditions
-from digit_scenes.study.record import Record
 from experiments import coordinates
-from ivc_jax.config import RopeConfig
-
-BLOCKS, SCENES = 4, 60
-ROPES = {"sections": RopeConfig(48, 10.0, (6, 9, 9)), "line": RopeConfig(48, 1e4)}
-ASKED = {
-    **dict.fromkeys(("grounding", "rows", "columns"), 6),
-    **dict.fromkeys(("reading", "relations", "existence", "colour", "counting"), 4),
-}
 
 
 def _lose(key: str) -> float:
@@ -28,27 +18,7 @@ def _lose(key: str) -> float:
 
 @pytest.fixture
 def folder(tmp_path):
-    for kind, rope in ROPES.items():
-        for seed in (0, 1):
-            random = np.random.default_rng(seed)
-            path = tmp_path / f"{kind}-{seed}" / "answers.json"
-            meta = {
-                "model": f"{kind}-{seed}",
-                "rope": {
-                    "theta": rope.theta,
-                    "sections": rope.sections and list(rope.sections),
-                    "interleaved": False,
-                },
-                **{"blocks": BLOCKS, "grid": 12, "scenes": SCENES, "commit": "abc"},
-            }
-            record = Record(path, meta)
-            for condition in list_conditions(BLOCKS, rope):
-                counts = {}
-                for task, asked in ASKED.items():
-                    spatial = task in ("grounding", "rows", "columns")
-                    right = random.binomial(asked, 0.9 - spatial * _lose(condition.key), SCENES)
-                    counts[task] = np.stack([right, np.full(SCENES, asked)], axis=1)
-                record.add(condition.key, counts, 0.0)
+    write_models(tmp_path, _lose)
     return tmp_path
 
 

@@ -8,12 +8,12 @@ from digit_scenes.study.claims import Difference
 CLAIMS = {
     "g": "hiding background IVC cells lowers grounding more than hiding as many random background"
     " cells, from every early block on",
-    "h": "it leaves colour, existence and counting within 1 point",
-    "i": "it lowers grounding more than hiding as many background cells of the same causal order"
-    " or shape, or the IVC cells of shifted positions",
+    "h": "hiding background IVC cells leaves colour, existence and counting within 1 point",
+    "i": "hiding background IVC cells lowers grounding more than hiding as many of the same causal"
+    " order or shape, or the IVC cells of shifted positions",
     "j": "with all digits kept, IVC references beat as many random ones",
-    "k": "they beat an even cover of as many",
-    "l": "scores by the planes of each axis beat those by all planes",
+    "k": "with all digits kept, IVC references beat an even cover of as many",
+    "l": "with all digits kept, references by the planes of each axis beat those by all planes",
     "m": "the references of an axis lose their worth once its planes stop in attention",
 }
 HOLDS, PART, OPEN, FAILS, TURNED = (
