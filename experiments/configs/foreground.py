@@ -48,4 +48,4 @@ def _study(keep_ratio: float) -> Study:
 
 STUDIES = tuple(map(_study, _KEPT))
 
-CONFIG = ablation("foreground", STUDIES, limit=36, num_scenes=8)
+CONFIG = ablation("foreground", STUDIES, limit=32, num_scenes=8)

@@ -68,4 +68,4 @@ def _positions(keep_ratio: float) -> Study:
 
 STUDIES = (*map(_grid, _KEPT), *map(_positions, _KEPT))
 
-CONFIG = ablation("fractions", STUDIES, limit=36, num_scenes=8)
+CONFIG = ablation("fractions", STUDIES, limit=32, num_scenes=8)

@@ -46,4 +46,4 @@ STUDIES = (
     ),
 )
 
-CONFIG = ablation("keep", STUDIES, limit=36, num_scenes=8, skip_unreachable=True)
+CONFIG = ablation("keep", STUDIES, limit=32, num_scenes=8, skip_unreachable=True)

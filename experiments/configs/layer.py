@@ -64,4 +64,4 @@ def _cuts(budget: float) -> Study:
 
 STUDIES = (_sweep(), *map(_cuts, _BUDGETS))
 
-CONFIG = ablation("layer", STUDIES, limit=36, num_scenes=8)
+CONFIG = ablation("layer", STUDIES, limit=32, num_scenes=8)

@@ -44,4 +44,4 @@ def _study(budget: float) -> Study:
 
 STUDIES = tuple(map(_study, _BUDGETS))
 
-CONFIG = ablation("plus_ivc", STUDIES, limit=36, num_scenes=8, skip_unreachable=True)
+CONFIG = ablation("plus_ivc", STUDIES, limit=32, num_scenes=8, skip_unreachable=True)

@@ -134,4 +134,4 @@ STUDIES = (
     *_MATCHED,
 )
 
-CONFIG = ablation("removal", STUDIES, limit=36, num_scenes=8, skip_without_objects=True)
+CONFIG = ablation("removal", STUDIES, limit=32, num_scenes=8, skip_without_objects=True)

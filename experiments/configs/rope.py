@@ -77,4 +77,4 @@ def _attention() -> Study:
 
 STUDIES = (_score(0.25, single=True), _score(0.5, single=False), _attention())
 
-CONFIG = ablation("rope", STUDIES, limit=24, num_scenes=8)
+CONFIG = ablation("rope", STUDIES, limit=32, num_scenes=8)

@@ -69,4 +69,4 @@ def _study(budget: float) -> Study:
 
 STUDIES = tuple(map(_study, _BUDGETS))
 
-CONFIG = ablation("rules", STUDIES, limit=36, num_scenes=8, skip_unreachable=True)
+CONFIG = ablation("rules", STUDIES, limit=32, num_scenes=8, skip_unreachable=True)
