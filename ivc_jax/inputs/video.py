@@ -214,8 +214,11 @@ class _Reader:
         import av
 
         source = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
+        # Titles may be of any encoding; PyAV 19 reads those without being asked.
+        old = int(av.__version__.partition(".")[0]) < 19
+        options = {"metadata_errors": "ignore"} if old else {}
         try:
-            self._container = av.open(source, metadata_errors="ignore")  # titles of any encoding
+            self._container = av.open(source, **options)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise self._explain(error) from None
         cover = av.stream.Disposition.attached_pic  # of a piece of music

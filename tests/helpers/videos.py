@@ -20,12 +20,15 @@ def write_video(
     rate: float = 10,
     codec: str = "libx264",
     turn: int = 0,
+    title: str = "",
     **options: str,
 ) -> Path:
     """Write frames as a video file; `turn` is by how many degrees players turn it."""
     import av
 
     with av.open(str(path), mode="w", options=options) as container:
+        if title:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(rate))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

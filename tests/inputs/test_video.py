@@ -45,6 +45,14 @@ def test_a_file_without_a_count_of_frames_is_counted(tmp_path):
     assert (video.total, video.rate) == (7, 5.0)
 
 
+def test_a_title_may_be_of_any_encoding(tmp_path):
+    path = write_video(tmp_path / "film.mp4", draw_frames(3, 16, 16), title="A title")
+    content = path.read_bytes()
+    assert content.count(b"A title") == 1
+    video = open_video(content.replace(b"A title", "Ça été".encode("latin-1") + b"!"))
+    assert (video.total, len(video.read((0, 2)))) == (3, 2)
+
+
 @pytest.mark.parametrize("turn", [90, 180, 270])
 def test_frames_are_turned_upright(tmp_path, turn):
     frames = np.zeros((3, 32, 64, 3), np.uint8)
