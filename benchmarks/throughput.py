@@ -49,7 +49,10 @@ _RANDOM = {  # Qwen2-VL-2B's width; pictures, prompts and vocabulary are the bun
     **{"num_attention_heads": 12, "num_key_value_heads": 2},
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
 }
-_RANDOM_TOWER = {"embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536}
+_RANDOM_TOWER = {
+    **{"depth": 4, "hidden_size": 1280, "num_heads": 16},
+    **{"intermediate_size": 3420, "out_hidden_size": 1536},
+}
 
 
 class Ours:
@@ -111,12 +114,12 @@ class Theirs:
 
     def __init__(self, folder: Path, dtype: str, bound: int) -> None:
         from transformers import AutoTokenizer
-        from transformers.models.qwen2_vl import processing_qwen2_vl
+        from transformers.models.qwen2_5_vl import processing_qwen2_5_vl
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
             Qwen2VLImageProcessorPil,
         )
 
-        class WithoutVideo(processing_qwen2_vl.Qwen2VLProcessor):  # which wants torchvision
+        class WithoutVideo(processing_qwen2_5_vl.Qwen2_5_VLProcessor):  # which wants torchvision
             def check_argument_for_proper_class(self, name: str, argument: Any) -> None:
                 return None
 
