@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from coordinates import Models
 from evidence import Evidence, change, is_sure, ranked, retention, score, tally
 
-from digit_scenes.study.verdicts import CLAIMS, FAILS, HOLDS, PART, TURNED, Count, decide
+from digit_scenes.study.verdicts import CLAIMS, FAILS, HOLDS, OPEN, PART, TURNED, Count, decide
 
 SETS = ("cos + sin, 10 % each", "cos, 10 %", "sin, 10 %", "cos + sin, 30 % each")
 _SEMANTIC = ("colour", "counting", "existence")
@@ -97,8 +97,11 @@ def group_claims(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
     return groups
 
 
-def _judge(good: int, total: int) -> str:
-    return HOLDS if good == total else PART if good else FAILS
+def _judge(good: int, bad: int, total: int) -> str:
+    """Count what is sure: for a claim, against it, and how much was asked."""
+    if not good:
+        return FAILS if bad else OPEN
+    return HOLDS if good == total else PART
 
 
 def _decide_removal(evidence: Evidence) -> Claim:
@@ -108,7 +111,7 @@ def _decide_removal(evidence: Evidence) -> Claim:
     return Claim(
         "a",
         "removing IVC tokens hurts grounding more than removing as many random ones",
-        {"": _judge(count["worse"], _count(rows, "removal"))},
+        {"": _judge(count["worse"], count["better"], _count(rows, "removal"))},
         f"{count['worse']} of {len(rows)} settings surely worse than random,"
         f" {count['better']} surely better, {count['unclear']} neither",
     )
@@ -138,7 +141,7 @@ def _decide_hosts(evidence: Evidence) -> Claim:
     return Claim(
         "c",
         "+ IVC lifts FastV and PyramidDrop on grounding",
-        {"": _judge(count["better"], _count(found, "plus_ivc"))},
+        {"": _judge(count["better"], count["worse"], _count(found, "plus_ivc"))},
         "; ".join(f"{name}: {change(cell)}" for name, cell in found.items()),
     )
 
@@ -152,7 +155,7 @@ def _decide_retention(evidence: Evidence) -> Claim:
     return Claim(
         "d",
         f"IVC-Prune at 50 % retains at least {_KEPT} % on average",
-        {"": HOLDS if kept >= _KEPT else FAILS},
+        {"": HOLDS if kept >= _KEPT else FAILS if high < _KEPT else OPEN},
         f"{kept:.1f} % [{low:.1f}, {high:.1f}] of the unpruned {score(dense)}",
     )
 
@@ -181,7 +184,7 @@ def _decide_cuts(evidence: Evidence) -> Claim:
     return Claim(
         "f",
         "one cut at the right layer beats several",
-        {"": _judge(count["worse"], _count(steps, "progressive"))},
+        {"": _judge(count["worse"], count["better"], _count(steps, "progressive"))},
         f"of {len(steps)} progressive runs at equal cache {count['worse']} are surely worse than"
         f" {single}, {count['better']} surely better, {count['unclear']} neither (average over"
         " tasks)",
