@@ -124,12 +124,17 @@ model = ivc_jax.Model(config, sharded, mesh)
 encoded = [ivc_jax.encode(model, inputs) for inputs in (whole, assembled)]
 assert all(each.visual.sharding.spec == P("data") for each in encoded)
 valid = whole.layout.visual_valid
-assert np.array_equal(*[np.asarray(each.visual)[valid] for each in encoded])
+
+def check_same(*arrays):
+    # To rounding: other rows beside a token's own, which some processors add up in another order.
+    np.testing.assert_allclose(*arrays, rtol=0, atol=1e-5)
+
+check_same(*[np.asarray(each.visual)[valid] for each in encoded])
 if config.vision.deepstack:
     assert all(each.deepstack.sharding.spec == P(None, "data") for each in encoded)
-    assert np.array_equal(*[np.asarray(each.deepstack)[:, valid] for each in encoded])
+    check_same(*[np.asarray(each.deepstack)[:, valid] for each in encoded])
     prompts = [ivc_jax.prefill(model, each, method) for each in encoded]
-    assert np.array_equal(*[np.asarray(prompt.logits) for prompt in prompts])
+    check_same(*[np.asarray(prompt.logits) for prompt in prompts])
 print("done")
 """
 
