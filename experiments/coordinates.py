@@ -90,11 +90,6 @@ class Models:
                   for record in self.records[kind] for each in conditions]  # fmt: skip
         return float(np.mean(shares))
 
-    def score_kept(self, kind: str, rule: str, block: int, frequencies: str = "all") -> float:
-        """Return grounding with digits and the references of a rule alone."""
-        conditions = draw_all("keep", rule, block, frequencies=frequencies)
-        return self.score(kind, "grounding", *conditions)
-
 
 def list_rivals(differences: Sequence[Difference]) -> str:
     """Name the controls of (i) that the IVC cells do not surely outdo, and from which blocks on."""

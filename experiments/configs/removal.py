@@ -9,7 +9,7 @@ before each of the first blocks. The others ask what it is about these tokens, a
 background alone: tokens that come as early, lie as close together or have the phase of other
 positions are removed in their place, after the same shares of the depth in any model. They run on
 tasks whose files say where objects are (a column `objects`, or boxes as answers).
-Hardware: two CPU cores. Expected: docs/evidence/removal (the first two studies).
+Hardware: two CPU cores. Expected: docs/evidence/removal.
 """
 
 import dataclasses

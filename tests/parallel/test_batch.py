@@ -124,6 +124,14 @@ model = ivc_jax.Model(config, sharded, mesh)
 encoded = [ivc_jax.encode(model, inputs) for inputs in (whole, assembled)]
 assert all(each.visual.sharding.spec == P("data") for each in encoded)
 valid = whole.layout.visual_valid
+area = config.vision.merge_area
+own = [  # patches of each visual token [V, area, values]: the very same bits, wherever they lie
+    np.asarray(each.patches).reshape(-1, area, each.patches.shape[-1])[
+        np.asarray(each.visual_source)[valid]
+    ]
+    for each in (whole, assembled)
+]
+assert np.array_equal(*own)
 
 def check_same(*arrays):
     # To rounding: other rows beside a token's own, which some processors add up in another order.
