@@ -61,8 +61,8 @@ def _at(spec: str, budget: float) -> str:
 CONFIG = RunConfig(
     methods=("dense", *(_at(spec, budget) for budget in _BUDGETS for spec in _METHODS)),
     tasks=("grounding", "reading", "relations", "existence", "colour", "counting"),
-    batch_size=16,
-    limit=60,
+    batch_size=32,
+    limit=64,
     share_tower=True,
     out="runs/methods",
     skip_unreachable=True,

@@ -4,6 +4,7 @@ See test_report_page.py for what it needs.
 """
 
 import base64
+import json
 import re
 import threading
 
@@ -18,6 +19,7 @@ from ivc_jax.commands.main import main
 from ivc_jax.reports import inspector
 
 WIDE, HIGH, CELL = 40, 30, 8  # a photograph of 1,200 tokens, 8 pixels a token
+_READY = "return document.getElementById('inspector')?.dataset.ready === 'yes'"
 _STATUS = "return document.querySelector('#inspector [role=status]').textContent"
 _MOVE = """
 const slider = document.querySelector(`#inspector [data-part="${arguments[0]}"]`);
@@ -57,8 +59,7 @@ def open_page(chromium, address):
     chromium.get_log("browser")
     read_requests(chromium)
     chromium.get(address)
-    ready = "return document.getElementById('inspector')?.dataset.ready === 'yes'"
-    WebDriverWait(chromium, 60).until(lambda page: page.execute_script(ready))
+    WebDriverWait(chromium, 60).until(lambda page: page.execute_script(_READY))
     return chromium
 
 
@@ -213,6 +214,7 @@ def test_a_photograph_of_1200_tokens(chromium, tiny_hf, tmp_path, capsys):
 def test_the_served_page_answers_a_form(chromium, tmp_path):
     serving = pytest.importorskip("werkzeug.serving", reason="the extra serve is not installed")
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     from ivc_jax.commands.inspect_server import make_app
 
@@ -233,7 +235,10 @@ def test_the_served_page_answers_a_form(chromium, tmp_path):
             field.clear()
             field.send_keys(method)
             chromium.find_element(By.CSS_SELECTOR, "form button").click()
-            assert found in chromium.find_element(By.TAG_NAME, "main").text
+            # A click may return before the answer is parsed: until then there is no page to read.
+            shown = f"return document.body?.innerText.includes({json.dumps(found)})"
+            WebDriverWait(chromium, 60).until(lambda page, js=shown: page.execute_script(js))
+        WebDriverWait(chromium, 60).until(lambda page: page.execute_script(_READY))
         assert chromium.execute_script(_STATUS).startswith("12 of 24 tokens kept")
     finally:
         server.shutdown()
