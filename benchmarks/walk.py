@@ -118,7 +118,8 @@ def main() -> None:
         found = walk(Path(folder), options.python)
     record = {
         "question": "from a wheel to an open report on a fresh machine",
-        "command": " ".join(["python", "benchmarks/walk.py", *sys.argv[1:]]),
+        # Where the interpreter lies is the machine's own affair.
+        "command": f"python benchmarks/walk.py --python {Path(options.python).name}",
         "commit": find_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{os.cpu_count()} CPU cores",
