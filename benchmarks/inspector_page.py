@@ -5,7 +5,7 @@
 Writes benchmarks/results/inspector_page.json. The bundled model looks at a made picture of
 640 x 480 pixels, 40 x 30 tokens, with grain and edges as a photograph has them. Two pages are
 measured in a headless Chromium (chromium, chromium-driver, selenium): that of the model, and one
-whose sets and scores are those of its 5 blocks over and over, as many as 28 blocks have. A slider
+whose sets and scores are those of its blocks over and over, as many as 28 blocks have. A slider
 is moved one step at a time through all its values, with the final set alone and with all layers of
 the choice switched on; a move ends when the frame after it has been drawn. Frames without a move
 are measured beside them: on a busy machine they are late too, so processor time of all processes of

@@ -24,7 +24,6 @@ from ivc_jax.commands.settings import RunConfig, SettingsError
 
 _PROBE = 0.1  # fraction of the first round: what the paper uses
 _BEST_LAYERS = 2  # that the second round looks at
-_SCENES = 80  # drawn at a time: a slightly larger limit finds the same file
 
 Grid = dict[str, tuple[int, float]]  # specification -> (layer, fraction)
 
@@ -171,8 +170,6 @@ def _make_settings(arguments: Arguments) -> RunConfig:
         dtype=arguments.model.dtype,
         min_pixels=arguments.model.min_pixels,
         max_pixels=arguments.model.max_pixels,
-        # every scene has a question of every task, or nearly
-        num_scenes=_SCENES * max(1, -(-arguments.data.limit // _SCENES)),
         data_seeds=(0,),
         data_split="calibration",
         share_tower=True,  # all settings see the same tower

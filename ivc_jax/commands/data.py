@@ -94,13 +94,17 @@ def _draw_bundled(settings: RunConfig, out: pathlib.Path) -> pathlib.Path:
 
     # part of the name: other scenes are another folder
     size = f"{digit_scenes.tsv.GRID}x{digit_scenes.tsv.GRID}"
-    drawn = (size, settings.data_split, settings.num_scenes, *settings.data_seeds)
+    # Nearly every scene has a question of every task: a larger limit is met by more of them, and
+    # these leave the first ones as they are.
+    asked = -(-(settings.limit or 0) // len(settings.data_seeds))
+    num_scenes = max(settings.num_scenes, asked)
+    drawn = (size, settings.data_split, num_scenes, *settings.data_seeds)
     folder = out / "data" / "-".join(map(str, ("digit_scenes", *drawn)))
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        digit_scenes.tsv.write(draft, settings.num_scenes, settings.data_seeds, settings.data_split)
+        digit_scenes.tsv.write(draft, num_scenes, settings.data_seeds, settings.data_split)
         # renamed when complete: an interrupted run must not leave half a benchmark behind
         try:
             draft.rename(folder)

@@ -144,7 +144,7 @@ def ablation(
     Args:
         name: of the result folder.
         limit: rows of each task.
-        num_scenes: scenes of each seed, enough for the limit.
+        num_scenes: scenes of each seed, enough for the limit; a larger `--limit` draws more.
         fields: others of `RunConfig`.
     """
     return RunConfig(
