@@ -18,6 +18,7 @@ from digit_scenes.study.claims import Difference, compare, draw_all
 from digit_scenes.study.conditions import RULES
 from digit_scenes.study.figures import draw_lines, draw_maps
 from digit_scenes.study.record import Record
+from digit_scenes.study.rules import Trial, try_rules
 from digit_scenes.study.sets import Condition
 from digit_scenes.study.verdicts import CLAIMS, Count, decide
 from ivc_jax.evals.running.records import write_atomically
@@ -79,6 +80,11 @@ class Models:
     def differences(self) -> dict[str, list[Difference]]:
         """All differences, by kind of model."""
         return {kind: compare(records) for kind, records in self.records.items()}
+
+    @functools.cached_property
+    def trials(self) -> list[Trial]:
+        """Rules, each chosen on some models and reported on others."""
+        return list(try_rules(self.records))
 
     def find(self, kind: str, claim: str) -> list[Difference]:
         """Return the differences of a claim."""

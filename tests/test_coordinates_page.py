@@ -42,6 +42,34 @@ def test_verdicts_follow_from_the_records(folder, tmp_path):
     assert "| sections-1 | sections 6 / 9 / 9, theta 10 | 4 | 12 x 12 |" in text
 
 
+def test_a_rule_is_reported_where_it_was_not_chosen(tmp_path):
+    """Farthest points are worth most to every model here."""
+    write_models(tmp_path, lambda key: 0.1 if key.startswith("keep farthest") else 0.2)
+    models = coordinates.Models(tmp_path)
+    assert [(t.chosen_on, t.reported_on, t.rule) for t in models.trials] == [
+        (("sections-0",), ("sections-1",), "farthest"),
+        (("line-0", "line-1"), ("sections-0", "sections-1"), "farthest"),
+        (("line-0",), ("line-1",), "farthest"),
+        (("sections-0", "sections-1"), ("line-0", "line-1"), "farthest"),
+    ]
+    for trial in models.trials:
+        assert set(trial.scores) >= {"ivc", "random", "lattice", "farthest"}
+        # one line has neither phase nor planes of an axis, so that nothing else can tell of these
+        assert ("phase" in trial.scores) == (trial.reported_on == ("sections-1",))
+        assert [each.label for each in trial.differences] == [
+            "farthest - ivc", "farthest - lattice", "farthest - random"
+        ]  # fmt: skip
+        assert [each.sure for each in trial.differences] == [1, 1, 1]
+        assert [each.value for each in trial.differences] == pytest.approx([0.1] * 3, abs=0.05)
+
+
+def test_where_no_rule_is_better_the_released_one_stays(tmp_path):
+    write_models(tmp_path, lambda key: 0.3 * key.startswith("keep") * ("keep ivc" not in key))
+    for trial in coordinates.Models(tmp_path).trials:
+        assert trial.rule in ("ivc", "section-true")
+        assert [each.sure for each in trial.differences][-2:] == [1, 1]
+
+
 def test_folders_without_records_are_named(tmp_path, capsys):
     assert coordinates.main([str(tmp_path), str(tmp_path / "page.md")]) == 2
     assert "has no */answers.json" in capsys.readouterr().err

@@ -70,10 +70,18 @@ class Comparison:
     second: tuple[Condition, ...]
 
 
-def compare(records: Sequence[Record]) -> list[Difference]:
-    """Measure every difference that the claims name in the records of one kind of model."""
-    blocks = records[0].meta["blocks"]
-    asked = [each for each in list_comparisons(blocks, records[0].meta["rope"]["sections"])]
+def compare(
+    records: Sequence[Record], asked: Sequence[Comparison] | None = None
+) -> list[Difference]:
+    """Measure differences in the records of models: by default all that the claims name.
+
+    Args:
+        records: of one kind of model.
+        asked: what is compared; p is adjusted for all of it.
+    """
+    if asked is None:
+        meta = records[0].meta
+        asked = list(list_comparisons(meta["blocks"], meta["rope"]["sections"]))
     random = np.random.default_rng(0)
     found, p_values = [], []
     for each in asked:
