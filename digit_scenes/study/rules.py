@@ -62,16 +62,23 @@ def measure_worth(record: Record, rule: str) -> float:
 
 
 def _try(kind: str, chosen_on: Sequence[Record], reported_on: Sequence[Record]) -> Trial:
-    known = [rule for rule in list_rules(reported_on[0]) if rule in list_rules(chosen_on[0])]
+    known = [
+        rule
+        for rule in list_rules(reported_on[0])
+        if all(rule in list_rules(record) for record in chosen_on)
+    ]
     scores = {
         rule: float(np.mean([measure_worth(record, rule) for record in chosen_on]))
         for rule in known
-        if all(rule in list_rules(record) for record in chosen_on)
     }
     best = max(scores, key=scores.__getitem__)  # of equals the first, and so the released one
     first = _keep(reported_on[0], best)
+    from_block = 0  # and from all behind it
     asked = [
-        Comparison("rule", f"{best} - {rival}", "grounding", 0, first, _keep(reported_on[0], rival))
+        Comparison(
+            *("rule", f"{best} - {rival}", "grounding", from_block),
+            *(first, _keep(reported_on[0], rival)),
+        )
         for rival in RIVALS
         if rival != best
     ]
