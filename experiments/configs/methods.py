@@ -13,10 +13,13 @@ Expected: docs/methods_run.
 
 from ivc_jax.commands.settings import RunConfig
 
-_BUDGETS = (0.5, 0.33, 0.22, 0.11)
+_BUDGETS = (0.5, 0.33, 0.22, 0.11, 0.05)
 _SEEDS = (0, 1, 2)
 _METHODS = (
     "ivc",
+    # References that models of other kinds chose (docs/coordinates.md).
+    "ivc:coordinates=farthest",
+    "ivc:coordinates=phase",
     *(f"random:seed={seed}" for seed in _SEEDS),
     # As early as the methods that cut before the decoder, and so as cheap.
     *(f"random:layer=0,seed={seed}" for seed in _SEEDS),
