@@ -11,8 +11,8 @@ first and the last, with IVC-Prune behind QuoTA. The bundled model was taught no
 All questions of a film are one batch of one shape, and the tower sees its frames once: on two cores
 half a minute for the programs of the first film, then 12 seconds of CPU a film (timed by hand).
 Differences are paired, their 95 % intervals resample films. Answers of a film are one line of
-films.jsonl, written when it is done; a run goes on where one was stopped. The summary is
-quota_frames.json.
+films.jsonl, written when it is done; a run goes on where one was stopped, in a folder of its own
+for each model. The summary is quota_frames.json; docs/evidence/quota has both.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from ivc_jax.commands.origin import find_commit, name_model
 from ivc_jax.engine.prefill import encode
 from ivc_jax.inputs.bucket import Buckets, collate
 
-ROOT = Path(__file__).parent.parent
 _QUESTIONS = {  # of a film, at most
     "when": 1,
     "where": 1,
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=24)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evidence" / "quota")
+    parser.add_argument("--out", type=Path, default=Path("runs/quota"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "films.jsonl"
