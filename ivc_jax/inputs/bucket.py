@@ -46,8 +46,8 @@ class Buckets:
     """Sizes that arrays are padded to, ascending; each count takes the smallest that fits.
 
     A picture is most of its prompt, and its tower takes the square of it: steps of visual tokens
-    and patches are finer than those of text. Sixteen pictures of 576 patches went through the
-    bundled model's tower in 0.74 s as 768, in 0.47 as they are. Pictures of any sizes are still at
+    and patches are finer than those of text. Sixteen pictures of 576 patches went through a
+    small tower in 0.74 s as 768, in 0.47 as they are. Pictures of any sizes are still at
     most eight programs an octave.
 
     Attributes:
