@@ -34,7 +34,6 @@ from ivc_jax.weights.source import DTYPES
 
 METHODS = ("dense", "ivc:keep_ratio=0.5")
 WEIGHTS = ("float32", "int8")
-_SCENES = 40  # enough for 60 questions of every task
 _BUCKETS = Buckets(text=(64, 512))  # few sizes, so that tasks share compiled programs
 
 
@@ -47,7 +46,7 @@ def compare(path: Path, questions: int, size: int, specs: list[str]) -> dict[str
     methods = {spec: ivc_jax.methods.parse(spec) for spec in specs}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        digit_scenes.tsv.write(folder, _SCENES)
+        digit_scenes.tsv.write(folder, questions)  # a scene has one of every task, or nearly
         for task in tasks.find(tasks.BUNDLED):
             found: dict[str, list[dict[str, Any]]] = {spec: [] for spec in methods}
             for part, inputs in _make_batches(task, Path(folder), questions, size, processor):
