@@ -174,9 +174,10 @@ def main() -> None:
     options = parser.parse_args()
     shown = look()
     deep = dataclasses.replace(shown, sweeps=[deepen(each) for each in shown.sweeps])
+    blocks = 1 + max(max(each.layers, default=0) for each in shown.sweeps)
     browser, pages = open_browser(), {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, each in (("5 blocks", shown), (f"{_BLOCKS} blocks", deep)):
+        for name, each in ((f"{blocks} blocks", shown), (f"{_BLOCKS} blocks", deep)):
             path = pathlib.Path(folder) / "page.html"
             path.write_text(render(each))
             pages[name] = measure(browser, path, options.rounds)
