@@ -17,6 +17,19 @@ from evidence import Evidence, change, is_sure, ranked, retention, score, tally
 from ivc_jax.evals.running.records import write_atomically
 from ivc_jax.reports.rendering import make_environment
 from ivc_jax.studies.figure import CAPTIONS
+from ivc_jax.studies.table import Cell
+
+RULE_BUDGETS = (50, 33, 22, 11, 5)  # percent
+
+
+def count_rules(evidence: Evidence) -> dict[tuple[str, str], dict[str, int]]:
+    """Count by row and rule how it locates beside the released rule, over the budgets asked."""
+    cells: dict[tuple[str, str], list[Cell]] = {}
+    for budget in RULE_BUDGETS:
+        for row in evidence.rows("rules", f"rules_{budget}"):
+            if row.series != "released":
+                cells.setdefault((row.label, row.series), []).append(row.cells["grounding"])
+    return {key: tally(cells[key]) for key in sorted(cells, key=lambda key: key[0])}
 
 
 def render(folder: pathlib.Path) -> str:
@@ -27,7 +40,7 @@ def render(folder: pathlib.Path) -> str:
     """
     evidence, models = Evidence(folder), Models(folder / "cells")
     claims = list_claims(evidence, models)
-    helpers = (score, change, is_sure, tally, retention, ranked, write_change)
+    helpers = (score, change, is_sure, tally, retention, ranked, write_change, count_rules)
     return (
         make_environment(__file__)
         .get_template("findings.md.jinja")
@@ -38,6 +51,7 @@ def render(folder: pathlib.Path) -> str:
             groups=group_claims(claims),
             rows=Claim.write_row,
             captions=CAPTIONS,
+            rule_budgets=RULE_BUDGETS,
             **{helper.__name__: helper for helper in helpers},
         )
     )

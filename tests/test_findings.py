@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,25 @@ def test_the_page_is_what_its_records_say(scripts):
     findings, _, _ = scripts
     page = findings.render(ROOT / "docs" / "evidence")
     assert page == (ROOT / "docs" / "findings.md").read_text()
+
+
+def test_rules_are_counted_over_all_budgets(scripts):
+    """Surely less at a half, surely more at 5 %, open between; the released rule is no rival."""
+    findings, _, _ = scripts
+    cells = {"rules_50": SURE, "rules_5": GAIN}
+
+    class Records:
+        def rows(self, run, name):
+            assert run == "rules"
+            cell = {"grounding": cells.get(name, OPEN)}
+            return [
+                types.SimpleNamespace(label="ivc", series=series, cells=cell)
+                for series in ("released", "lattice")
+            ]
+
+    assert findings.count_rules(Records()) == {
+        ("ivc", "lattice"): {"worse": 1, "better": 1, "unclear": 3}
+    }
 
 
 def test_the_readme_repeats_the_verdicts():

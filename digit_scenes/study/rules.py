@@ -29,7 +29,7 @@ class Trial:
         reported_on: names of those that did not.
         rule: its name.
         scores: share of right answers by rule, of the models that chose.
-        differences: to each of the rivals, of the others.
+        differences: to each rival by its name, of the others.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Trial:
     reported_on: tuple[str, ...]
     rule: str
     scores: dict[str, float]
-    differences: list[Difference]
+    differences: dict[str, Difference]
 
 
 def try_rules(records: Mapping[str, Sequence[Record]]) -> Iterator[Trial]:
@@ -74,16 +74,17 @@ def _try(kind: str, chosen_on: Sequence[Record], reported_on: Sequence[Record]) 
     best = max(scores, key=scores.__getitem__)  # of equals the first, and so the released one
     first = _keep(reported_on[0], best)
     from_block = 0  # and from all behind it
+    rivals = [rival for rival in RIVALS if rival != best]
     asked = [
         Comparison(
             *("rule", f"{best} - {rival}", "grounding", from_block),
             *(first, _keep(reported_on[0], rival)),
         )
-        for rival in RIVALS
-        if rival != best
+        for rival in rivals
     ]
     names = [tuple(record.meta["model"] for record in group) for group in (chosen_on, reported_on)]
-    return Trial(kind, *names, best, scores, compare(reported_on, asked))
+    differences = dict(zip(rivals, compare(reported_on, asked), strict=True))
+    return Trial(kind, *names, best, scores, differences)
 
 
 def _keep(record: Record, rule: str) -> tuple[Condition, ...]:

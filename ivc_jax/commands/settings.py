@@ -35,7 +35,8 @@ class RunConfig:
         limit: rows of each task, None for all.
         seed: of the methods that draw lots.
         out: result folder.
-        num_scenes: scenes of each seed of the bundled benchmark where it has to be drawn.
+        num_scenes: scenes of each seed of the bundled benchmark where it has to be drawn; more of
+            them if `limit` needs them.
         data_seeds: of the scenes of the bundled benchmark; 0 is its release.
         data_split: "test", or "calibration" for choosing settings (`digit_scenes.tsv`).
         share_tower: run the vision tower once for all methods; the times of a prefill leave it out,
